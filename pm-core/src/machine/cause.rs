@@ -1,0 +1,59 @@
+//! Why a worker ended.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::exit::ExitStatus;
+
+/// Why a worker ended, as far as pm knows. What pm did itself comes before what the exit status says: a worker that pm
+/// killed because a call timed out ended by [`ExitCause::TimedOut`], not by SIGKILL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ExitCause {
+    /// pm was asked to stop, drain or replace it.
+    Requested,
+    /// It ended by itself, or by somebody else's signal.
+    Exited(ExitStatus),
+    /// A call was cancelled or had timed out, and the worker did not yield within the cancel grace.
+    Stuck {
+        /// The grace that it had.
+        grace: Duration,
+    },
+    /// It did not say READY in time.
+    StartTimeout {
+        /// The time that it had.
+        limit: Duration,
+    },
+    /// It closed its link and went on living.
+    LinkLost {
+        /// What the link said.
+        reason: String,
+    },
+    /// It broke the protocol.
+    Protocol {
+        /// How.
+        violation: String,
+    },
+    /// It never became a process.
+    NotStarted {
+        /// Why not.
+        reason: String,
+    },
+    /// It was killed on purpose, to see what happens.
+    Chaos,
+}
+
+impl fmt::Display for ExitCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ExitCause::Requested => f.write_str("stopped on request"),
+            ExitCause::Exited(status) => write!(f, "{status}"),
+            ExitCause::Stuck { grace } => write!(f, "killed: it did not yield within {grace:?} of a cancel"),
+            ExitCause::StartTimeout { limit } => write!(f, "killed: it did not say READY within {limit:?}"),
+            ExitCause::LinkLost { reason } => write!(f, "killed: its link was lost ({reason})"),
+            ExitCause::Protocol { violation } => write!(f, "killed: it broke the protocol ({violation})"),
+            ExitCause::NotStarted { reason } => write!(f, "not started: {reason}"),
+            ExitCause::Chaos => f.write_str("killed by chaos"),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! What happened in a pool, for people and programs.
+
+use super::cause::ExitCause;
+use super::id::{Incarnation, WorkerId};
+
+/// Something that happened in a pool. Each is also a `tracing` event with the target `pm::pool`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A worker's process was made.
+    Spawned {
+        /// Which worker.
+        worker: WorkerId,
+        /// Which life of it.
+        incarnation: Incarnation,
+        /// Its process.
+        pid: u32,
+    },
+    /// A worker said READY.
+    Ready {
+        /// Which worker.
+        worker: WorkerId,
+        /// Which life of it.
+        incarnation: Incarnation,
+        /// Its process.
+        pid: u32,
+    },
+    /// A worker died, and pm had not asked it to.
+    Crashed {
+        /// Which worker.
+        worker: WorkerId,
+        /// Which life of it.
+        incarnation: Incarnation,
+        /// Its process; none where it never became one.
+        pid: Option<u32>,
+        /// Why.
+        cause: ExitCause,
+        /// How many calls it had not answered.
+        load: usize,
+        /// The last notice that it sent.
+        last_notice: Option<String>,
+        /// Whether another incarnation follows.
+        will_restart: bool,
+    },
+    /// Another incarnation of a worker that had crashed serves.
+    Replaced {
+        /// Which worker.
+        worker: WorkerId,
+        /// Its new life.
+        incarnation: Incarnation,
+        /// Its new process.
+        pid: u32,
+    },
+    /// A worker finishes what it has, and gets no further call.
+    Draining {
+        /// Which worker.
+        worker: WorkerId,
+        /// Which life of it.
+        incarnation: Incarnation,
+    },
+    /// A worker that was asked to go is gone.
+    Gone {
+        /// Which worker.
+        worker: WorkerId,
+        /// Its last life.
+        incarnation: Incarnation,
+    },
+    /// A worker's process was stopped from outside, by SIGSTOP for example, and may be continued.
+    Stopped {
+        /// Which worker.
+        worker: WorkerId,
+        /// Its process.
+        pid: u32,
+    },
+    /// A worker's process was killed and is still there.
+    Unkillable {
+        /// Which worker.
+        worker: WorkerId,
+        /// Its process.
+        pid: Option<u32>,
+    },
+    /// A call was aboard so many dying workers that it is not tried again.
+    Poisoned {
+        /// The summary of its input.
+        input: String,
+    },
+    /// The restart budget is spent.
+    GaveUp {
+        /// How many deaths counted.
+        crashes: usize,
+        /// Why the last worker died.
+        cause: ExitCause,
+    },
+}

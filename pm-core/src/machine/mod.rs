@@ -1,0 +1,31 @@
+//! The machines: every decision of pm, without I/O.
+//!
+//! Nothing here reads a clock, spawns, touches a descriptor or draws randomness. Time comes in as an argument, seeds come
+//! in at construction, and what should happen goes out as results and effects. So each machine can be driven through
+//! years of virtual time in a test, and a failing run is a list of inputs that replays.
+//!
+//! | machine | decides |
+//! |---|---|
+//! | [`session`] | which calls are on one link, which have started, which are late |
+//! | [`window`] | how many calls one worker should have at once |
+//! | [`retry`] | whether a failed call is tried again |
+//! | [`unit`] | the life of one process: start, ready, drain, stop |
+//! | [`pool`] | the life of a set of equal units: scaling, replacement, giving up |
+//! | [`budget`] | whether a unit that died is started again, and after which delay |
+//! | [`graph`] | orders and needs between things |
+
+pub mod budget;
+pub mod cause;
+pub mod event;
+pub mod exit;
+pub mod frame;
+pub mod graph;
+pub mod handshake;
+pub mod id;
+pub mod pool;
+pub mod retry;
+pub mod session;
+pub mod spec;
+pub mod time;
+pub mod unit;
+pub mod window;

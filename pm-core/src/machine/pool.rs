@@ -1,0 +1,526 @@
+//! The life of a set of equal workers: how many there should be, which are replaced, and when to give up.
+//!
+//! ```text
+//!            scale, demand           unspawn                    shutdown
+//!   Idle ─────────────────▶ Serving ─────────▶ Unspawned    any ─────────▶ Closing ──▶ Closed
+//!                            │   ▲ revive, scale   │                            none left
+//!               budget spent ▼   │ ◀───────────────┘ scale
+//!                            GaveUp
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::budget::{Budget, Death, Deaths, Verdict};
+use super::cause::ExitCause;
+use super::event::Event;
+use super::id::{Incarnation, WorkerId};
+use super::time::Time;
+use super::unit::{self, Times, Unit};
+
+/// What a pool is asked, and what it hears of its workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Have `workers` workers. Surplus ones drain, those first that stand first in `idlest`.
+    Scale {
+        /// How many.
+        workers: u32,
+        /// The workers, idlest first.
+        idlest: Vec<WorkerId>,
+    },
+    /// Have one more.
+    SpawnOne,
+    /// A query came to a pool that was never spawned.
+    Demand,
+    /// Drain this one, and have one less.
+    UnspawnOne(WorkerId),
+    /// Drain all, and have none until somebody scales.
+    Unspawn,
+    /// Replace all workers by new ones. The old ones drain as the new ones get ready.
+    Respawn {
+        /// How many new ones; none means as many as there are.
+        workers: Option<u32>,
+        /// How long the old ones may drain.
+        drain: Option<Duration>,
+    },
+    /// Start a worker that serves no query but those that name it.
+    Temporary,
+    /// Drain all until the deadline, for good.
+    Shutdown {
+        /// When what is left is killed.
+        deadline: Option<Time>,
+    },
+    /// Kill all, for good.
+    Kill,
+    /// Begin anew after the pool gave up.
+    Revive,
+    /// Kill this worker, for a reason that counts against nothing.
+    KillWorker(WorkerId, ExitCause),
+    /// News of a worker's unit, with what it had aboard.
+    Unit(WorkerId, unit::Input, Aboard),
+    /// A worker finished the first call of its life.
+    Progress(WorkerId, Incarnation),
+}
+
+/// What a worker had at the moment of the news.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Aboard {
+    /// Its process.
+    pub pid: Option<u32>,
+    /// Calls that it had not answered.
+    pub calls: usize,
+    /// The last notice that it sent.
+    pub last_notice: Option<String>,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// For the unit of this worker.
+    Unit(WorkerId, unit::Effect),
+    /// A worker began a new life that draws from the pool's queue, or only serves those that name it.
+    Report(Event),
+    /// The pool's phase changed.
+    Phase(Phase),
+    /// The worker is gone for good, and can be forgotten.
+    Forget(WorkerId),
+}
+
+/// What a pool looks like to a query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It was never spawned: the first query starts a worker.
+    Idle,
+    /// It serves, now or soon.
+    Serving,
+    /// All workers were sent away.
+    Unspawned,
+    /// The restart budget is spent.
+    GaveUp(ExitCause),
+    /// It is being shut down.
+    Closing,
+    /// All workers are gone, for good.
+    Closed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Duty {
+    /// Counts towards the size of the pool, and is replaced.
+    Active { generation: u32 },
+    /// Serves those that name it.
+    Temporary,
+    /// Finishes what it has.
+    Leaving,
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    unit: Unit,
+    duty: Duty,
+    finished_a_call: bool,
+}
+
+/// What the registry shows of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Workers that serve or are about to.
+    pub active: usize,
+    /// Workers that finish what they have.
+    pub releasing: usize,
+    /// Workers that died and wait for their next start.
+    pub crashed: usize,
+}
+
+/// A set of equal workers. See the [module](self).
+#[derive(Clone, Debug)]
+pub struct Pool {
+    times: Times,
+    members: BTreeMap<WorkerId, Member>,
+    next: u32,
+    phase: Phase,
+    generation: u32,
+    /// How long the workers of earlier generations may drain.
+    respawn_drain: Option<Duration>,
+    deaths: Deaths,
+    crashes: u64,
+    last_crash: Option<Time>,
+    effects: VecDeque<Effect>,
+}
+
+impl Pool {
+    /// A pool without workers. `seed` is where the jitter of its restarts comes from.
+    pub fn new(times: Times, budget: Budget, seed: u64) -> Self {
+        Pool {
+            times,
+            members: BTreeMap::new(),
+            next: 1,
+            phase: Phase::Idle,
+            generation: 0,
+            respawn_drain: None,
+            deaths: Deaths::new(budget, seed),
+            crashes: 0,
+            last_crash: None,
+            effects: VecDeque::new(),
+        }
+    }
+
+    /// What it looks like to a query.
+    pub fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// How many workers there are of each sort.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for member in self.members.values() {
+            match (member.duty, member.unit.phase()) {
+                (Duty::Leaving, _) => counts.releasing += 1,
+                (_, unit::Phase::Backoff) => counts.crashed += 1,
+                _ => counts.active += 1,
+            }
+        }
+        counts
+    }
+
+    /// How many workers crashed in the life of the pool.
+    pub fn crashes(&self) -> u64 {
+        self.crashes
+    }
+
+    /// When the last one did.
+    pub fn last_crash(&self) -> Option<Time> {
+        self.last_crash
+    }
+
+    /// Whether nothing is under way: every worker that should serve does, and none is leaving.
+    pub fn settled(&self) -> bool {
+        self.members.values().all(|member| match member.duty {
+            Duty::Active { generation } => {
+                generation == self.generation && member.unit.phase() == unit::Phase::Ready
+            }
+            Duty::Temporary => true,
+            Duty::Leaving => false,
+        })
+    }
+
+    /// How a worker is doing, if it exists.
+    pub fn worker(&self, worker: WorkerId) -> Option<unit::Phase> {
+        self.members.get(&worker).map(|member| member.unit.phase())
+    }
+
+    /// Takes an input. [`Pool::poll_effect`] then says what to do.
+    pub fn handle(&mut self, now: Time, input: Input) {
+        match input {
+            Input::Scale { workers, idlest } => self.scale(now, workers, &idlest),
+            Input::SpawnOne => {
+                if self.open_for_workers() {
+                    self.spawn(now, Duty::Active { generation: self.generation });
+                }
+            }
+            Input::Demand => {
+                if self.phase == Phase::Idle {
+                    self.scale(now, 1, &[]);
+                }
+            }
+            Input::UnspawnOne(worker) => self.release(now, worker, None),
+            Input::Unspawn => {
+                if self.open_for_workers() {
+                    self.release_all(now, None);
+                    self.enter(Phase::Unspawned);
+                }
+            }
+            Input::Respawn { workers, drain } => self.respawn(now, workers, drain),
+            Input::Temporary => {
+                if !matches!(self.phase, Phase::Closing | Phase::Closed) {
+                    self.spawn(now, Duty::Temporary);
+                }
+            }
+            Input::Shutdown { deadline } => {
+                if self.phase != Phase::Closed {
+                    self.enter(Phase::Closing);
+                    self.release_all(now, deadline);
+                }
+            }
+            Input::Kill => {
+                if self.phase != Phase::Closed {
+                    self.enter(Phase::Closing);
+                    for worker in self.ids() {
+                        self.feed(now, worker, unit::Input::Kill(ExitCause::Requested));
+                    }
+                    self.each(|member| member.duty = Duty::Leaving);
+                }
+            }
+            Input::Revive => {
+                self.deaths.reset();
+                if let Phase::GaveUp(_) = self.phase {
+                    self.enter(Phase::Serving);
+                    for worker in self.ids() {
+                        self.feed(now, worker, unit::Input::Start { after: Duration::ZERO });
+                    }
+                }
+            }
+            Input::KillWorker(worker, cause) => self.feed(now, worker, unit::Input::Kill(cause)),
+            Input::Unit(worker, input, aboard) => self.unit(now, worker, input, aboard),
+            Input::Progress(worker, incarnation) => {
+                if let Some(member) = self.members.get_mut(&worker)
+                    && member.unit.incarnation() == incarnation
+                {
+                    member.finished_a_call = true;
+                    self.deaths.progress();
+                }
+            }
+        }
+        self.settle();
+    }
+
+    /// When [`Pool::handle_timeout`] has something to do.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.members.values().filter_map(|member| member.unit.poll_timeout()).min()
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Time) {
+        for worker in self.ids() {
+            if let Some(member) = self.members.get_mut(&worker) {
+                member.unit.handle_timeout(now);
+                self.collect(now, worker, Aboard::default());
+            }
+        }
+        self.settle();
+    }
+
+    /// The next thing to do.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    fn open_for_workers(&self) -> bool {
+        matches!(self.phase, Phase::Idle | Phase::Serving | Phase::Unspawned)
+    }
+
+    fn ids(&self) -> Vec<WorkerId> {
+        self.members.keys().copied().collect()
+    }
+
+    fn each(&mut self, change: impl FnMut(&mut Member)) {
+        self.members.values_mut().for_each(change);
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        if self.phase != phase {
+            self.phase = phase.clone();
+            self.effects.push_back(Effect::Phase(phase));
+        }
+    }
+
+    fn active(&self) -> impl Iterator<Item = WorkerId> + '_ {
+        self.members
+            .iter()
+            .filter(|(_, member)| matches!(member.duty, Duty::Active { .. }))
+            .map(|(worker, _)| *worker)
+    }
+
+    fn spawn(&mut self, now: Time, duty: Duty) {
+        let worker = WorkerId(self.next);
+        self.next += 1;
+        self.members.insert(worker, Member { unit: Unit::new(self.times), duty, finished_a_call: false });
+        if let Duty::Active { .. } = duty {
+            self.enter(Phase::Serving);
+        }
+        self.feed(now, worker, unit::Input::Start { after: Duration::ZERO });
+    }
+
+    fn scale(&mut self, now: Time, workers: u32, idlest: &[WorkerId]) {
+        if !self.open_for_workers() {
+            return;
+        }
+        let active: Vec<_> = self.active().collect();
+        let wanted = workers as usize;
+        if wanted == 0 {
+            self.release_all(now, None);
+            self.enter(Phase::Unspawned);
+            return;
+        }
+        self.enter(Phase::Serving);
+        for _ in active.len()..wanted {
+            self.spawn(now, Duty::Active { generation: self.generation });
+        }
+        let known = idlest.iter().filter(|worker| active.contains(worker));
+        let rest = active.iter().rev().filter(|worker| !idlest.contains(worker));
+        let surplus: Vec<_> = known.chain(rest).copied().take(active.len().saturating_sub(wanted)).collect();
+        for worker in surplus {
+            self.release(now, worker, None);
+        }
+    }
+
+    fn respawn(&mut self, now: Time, workers: Option<u32>, drain: Option<Duration>) {
+        if !self.open_for_workers() {
+            return;
+        }
+        let count = workers.unwrap_or_else(|| self.active().count() as u32);
+        if count == 0 {
+            return;
+        }
+        self.generation += 1;
+        self.respawn_drain = drain;
+        for _ in 0..count {
+            self.spawn(now, Duty::Active { generation: self.generation });
+        }
+    }
+
+    fn release_all(&mut self, now: Time, deadline: Option<Time>) {
+        for worker in self.ids() {
+            self.release(now, worker, deadline);
+        }
+    }
+
+    fn release(&mut self, now: Time, worker: WorkerId, deadline: Option<Time>) {
+        let Some(member) = self.members.get_mut(&worker) else { return };
+        let incarnation = member.unit.incarnation();
+        let was_ready = member.unit.phase() == unit::Phase::Ready;
+        member.duty = Duty::Leaving;
+        if member.unit.phase() == unit::Phase::Down {
+            self.members.remove(&worker);
+            self.effects.push_back(Effect::Forget(worker));
+            return;
+        }
+        if was_ready {
+            self.effects.push_back(Effect::Report(Event::Draining { worker, incarnation }));
+        }
+        self.feed(now, worker, unit::Input::Drain { deadline });
+    }
+
+    fn feed(&mut self, now: Time, worker: WorkerId, input: unit::Input) {
+        self.unit(now, worker, input, Aboard::default());
+    }
+
+    fn unit(&mut self, now: Time, worker: WorkerId, input: unit::Input, aboard: Aboard) {
+        let Some(member) = self.members.get_mut(&worker) else { return };
+        let before = member.unit.phase();
+        let (is_ready, is_spawned) =
+            (matches!(input, unit::Input::Ready(_)), matches!(input, unit::Input::Spawned(_)));
+        member.unit.handle(now, input);
+        let incarnation = member.unit.incarnation();
+        let (after, duty) = (member.unit.phase(), member.duty);
+        let pid = aboard.pid.unwrap_or(0);
+        if is_spawned && before == unit::Phase::Starting {
+            self.effects.push_back(Effect::Report(Event::Spawned { worker, incarnation, pid }));
+        }
+        if is_ready && before == unit::Phase::Starting && after == unit::Phase::Ready {
+            let event = match incarnation {
+                Incarnation(1) => Event::Ready { worker, incarnation, pid },
+                _ => Event::Replaced { worker, incarnation, pid },
+            };
+            self.effects.push_back(Effect::Report(event));
+            if let Duty::Active { generation } = duty
+                && generation == self.generation
+            {
+                self.retire_earlier(now);
+            }
+        }
+        self.collect(now, worker, aboard);
+    }
+
+    /// A new worker serves: one of an earlier generation may go; all of them once every new one serves.
+    fn retire_earlier(&mut self, now: Time) {
+        let earlier: Vec<_> = self
+            .members
+            .iter()
+            .filter(|(_, member)| matches!(member.duty, Duty::Active { generation } if generation < self.generation))
+            .map(|(worker, _)| *worker)
+            .collect();
+        let all_new_serve = self.members.values().all(|member| match member.duty {
+            Duty::Active { generation } if generation == self.generation => {
+                member.unit.phase() == unit::Phase::Ready
+            }
+            _ => true,
+        });
+        let deadline = self.respawn_drain.map(|drain| now + drain);
+        for worker in earlier.into_iter().take(if all_new_serve { usize::MAX } else { 1 }) {
+            self.release(now, worker, deadline);
+        }
+    }
+
+    /// Passes on the effects of a unit, and decides what follows where it went down.
+    fn collect(&mut self, now: Time, worker: WorkerId, aboard: Aboard) {
+        while let Some(effect) = self.members.get_mut(&worker).and_then(|member| member.unit.poll_effect()) {
+            match effect {
+                unit::Effect::Down { incarnation, cause, was_ready } => {
+                    self.effects.push_back(Effect::Unit(
+                        worker,
+                        unit::Effect::Down { incarnation, cause: cause.clone(), was_ready },
+                    ));
+                    self.down(now, worker, cause, was_ready, &aboard);
+                }
+                unit::Effect::Unkillable(incarnation) => {
+                    self.effects.push_back(Effect::Report(Event::Unkillable { worker, pid: aboard.pid }));
+                    self.effects.push_back(Effect::Unit(worker, unit::Effect::Unkillable(incarnation)));
+                }
+                effect => self.effects.push_back(Effect::Unit(worker, effect)),
+            }
+        }
+    }
+
+    fn down(&mut self, now: Time, worker: WorkerId, cause: ExitCause, was_ready: bool, aboard: &Aboard) {
+        let Some(member) = self.members.get_mut(&worker) else { return };
+        let incarnation = member.unit.incarnation();
+        let ordered = matches!(cause, ExitCause::Requested | ExitCause::Stuck { .. } | ExitCause::Chaos);
+        let death = match () {
+            () if ordered => Death::Ordered,
+            () if !was_ready => Death::Starting,
+            () if aboard.calls == 0 => Death::Idle,
+            () if !member.finished_a_call => Death::FirstCall,
+            () => Death::Aboard,
+        };
+        member.finished_a_call = false;
+        let is_member = matches!(member.duty, Duty::Active { .. });
+        let is_replaced = is_member && self.phase == Phase::Serving;
+        let verdict = is_replaced.then(|| self.deaths.record(now, death));
+        if cause != ExitCause::Requested {
+            self.crashes += 1;
+            self.last_crash = Some(now);
+            self.effects.push_back(Effect::Report(Event::Crashed {
+                worker,
+                incarnation,
+                pid: aboard.pid,
+                cause: cause.clone(),
+                load: aboard.calls,
+                last_notice: aboard.last_notice.clone(),
+                will_restart: matches!(verdict, Some(Verdict::Restart(_))),
+            }));
+        }
+        match verdict {
+            Some(Verdict::Restart(after)) => self.feed(now, worker, unit::Input::Start { after }),
+            Some(Verdict::GiveUp) => {
+                let crashes = self.deaths.count();
+                self.effects.push_back(Effect::Report(Event::GaveUp { crashes, cause: cause.clone() }));
+                self.enter(Phase::GaveUp(cause));
+                self.stop_starting(now);
+            }
+            // A pool that gave up keeps its members, so that `revive` knows how many there were.
+            None if is_member && matches!(self.phase, Phase::GaveUp(_)) => {}
+            None => {
+                self.members.remove(&worker);
+                if cause == ExitCause::Requested {
+                    self.effects.push_back(Effect::Report(Event::Gone { worker, incarnation }));
+                }
+                self.effects.push_back(Effect::Forget(worker));
+            }
+        }
+    }
+
+    /// Nothing is started any more. Workers that serve finish what they have.
+    fn stop_starting(&mut self, now: Time) {
+        for worker in self.ids() {
+            if let Some(unit::Phase::Backoff | unit::Phase::Starting) = self.worker(worker) {
+                self.feed(now, worker, unit::Input::Kill(ExitCause::Requested));
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        if self.phase == Phase::Closing && self.members.is_empty() {
+            self.enter(Phase::Closed);
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! How to start one thing. A [`Spec`] is built once and is right from then on.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::unit::Times;
+
+/// What runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// This very program, which serves one of the roles that its `main` gave to `pm::roles`.
+    Role(String),
+    /// Another program: a path, or a name that is looked for along `PATH`.
+    Path(OsString),
+}
+
+/// Who makes sure that the process ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Guard {
+    /// The keeper: the whole tree ends with its unit, and with the manager, however that ends.
+    #[default]
+    Keeper,
+    /// Nobody but the manager. See [`SpecBuilder::unguarded`].
+    Unguarded,
+}
+
+/// Where the environment of the process comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Inherit {
+    /// All of the manager's environment, with the variables of the Spec on top.
+    #[default]
+    All,
+    /// The variables of the Spec alone.
+    Nothing,
+    /// Those of the manager that are named by [`SpecBuilder::allow_env`], with the variables of the Spec on top.
+    Listed,
+}
+
+/// A resource that a process may use up to a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Resource {
+    /// Bytes of address space.
+    AddressSpace,
+    /// Bytes of a core dump.
+    Core,
+    /// Seconds of processor time.
+    Cpu,
+    /// Bytes of the data segment.
+    Data,
+    /// Bytes of a file that it writes.
+    FileSize,
+    /// Open descriptors.
+    OpenFiles,
+    /// Processes of its user.
+    Processes,
+    /// Bytes of the stack.
+    Stack,
+}
+
+/// What happens to what a worker writes to its standard error (and, as a worker's prints go there, to its standard output).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stderr {
+    /// Each line goes to the manager's standard error, after the name of the pool and the number of the worker, with control
+    /// characters escaped.
+    #[default]
+    Forward,
+    /// Only the tail is kept, for the error of a call whose worker died.
+    Quiet,
+}
+
+/// How to start one thing. Made by [`Spec::program`] or [`Spec::role`].
+#[derive(Clone, PartialEq)]
+pub struct Spec {
+    program: Program,
+    args: Vec<OsString>,
+    inherit: Inherit,
+    allowed: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    cwd: Option<PathBuf>,
+    nice: Option<i32>,
+    limits: Vec<(Resource, u64)>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    guard: Guard,
+    stderr: Stderr,
+    times: Times,
+}
+
+/// A Spec in the making.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct SpecBuilder {
+    spec: Spec,
+}
+
+/// Something that no process can be started with.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum BadSpec {
+    /// The program is the empty string.
+    #[error("the program to run is empty; name one")]
+    NoProgram,
+    /// A string holds a NUL byte, which no argument or variable can.
+    #[error("{what} holds a NUL byte: {value:?}")]
+    Nul {
+        /// Which string.
+        what: &'static str,
+        /// Its value, without what follows the NUL; of a variable only the name.
+        value: String,
+    },
+    /// The name of a variable is empty or holds `=`.
+    #[error("{0:?} cannot be the name of an environment variable")]
+    EnvName(String),
+    /// A niceness that does not exist.
+    #[error("a niceness of {0}; it goes from -20 to 19")]
+    Nice(i32),
+    /// A time of zero where something needs time.
+    #[error("{what} is zero; nothing could be done in it")]
+    ZeroTime {
+        /// Which time.
+        what: &'static str,
+    },
+}
+
+impl Spec {
+    /// Runs another program: a path, or a name that is looked for along `PATH`. Never a shell.
+    pub fn program(program: impl Into<OsString>) -> SpecBuilder {
+        SpecBuilder { spec: Spec::new(Program::Path(program.into())) }
+    }
+
+    /// Runs this very program, in the role of this name.
+    pub fn role(name: impl Into<String>) -> SpecBuilder {
+        SpecBuilder { spec: Spec::new(Program::Role(name.into())) }
+    }
+
+    fn new(program: Program) -> Self {
+        Spec {
+            program,
+            args: Vec::new(),
+            inherit: Inherit::All,
+            allowed: Vec::new(),
+            env: Vec::new(),
+            cwd: None,
+            nice: None,
+            limits: Vec::new(),
+            uid: None,
+            gid: None,
+            guard: Guard::Keeper,
+            stderr: Stderr::Forward,
+            times: Times::default(),
+        }
+    }
+
+    /// What runs.
+    pub fn what(&self) -> &Program {
+        &self.program
+    }
+
+    /// Its arguments, without the program's name.
+    pub fn args(&self) -> &[OsString] {
+        &self.args
+    }
+
+    /// The whole environment of the process, given that of the manager.
+    pub fn environment(&self, manager: impl Iterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
+        let inherited = manager.filter(|(name, _)| match self.inherit {
+            Inherit::All => true,
+            Inherit::Nothing => false,
+            Inherit::Listed => self.allowed.contains(name),
+        });
+        let mut all: Vec<_> = inherited.filter(|(name, _)| !self.env.iter().any(|(own, _)| own == name)).collect();
+        all.extend(self.env.iter().cloned());
+        all
+    }
+
+    /// Its working directory; none is the manager's.
+    pub fn cwd(&self) -> Option<&PathBuf> {
+        self.cwd.as_ref()
+    }
+
+    /// Its niceness.
+    pub fn nice(&self) -> Option<i32> {
+        self.nice
+    }
+
+    /// Its limits, both soft and hard.
+    pub fn limits(&self) -> &[(Resource, u64)] {
+        &self.limits
+    }
+
+    /// Its user and group.
+    pub fn user(&self) -> (Option<u32>, Option<u32>) {
+        (self.uid, self.gid)
+    }
+
+    /// Who makes sure that it ends.
+    pub fn guard(&self) -> Guard {
+        self.guard
+    }
+
+    /// Where its prints go.
+    pub fn stderr(&self) -> Stderr {
+        self.stderr
+    }
+
+    /// The times that it has.
+    pub fn times(&self) -> Times {
+        self.times
+    }
+}
+
+/// Values of variables may be secrets: only their names are shown.
+impl fmt::Debug for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&OsStr> = self.env.iter().map(|(name, _)| name.as_os_str()).collect();
+        f.debug_struct("Spec")
+            .field("program", &self.program)
+            .field("args", &self.args)
+            .field("inherit", &self.inherit)
+            .field("env", &names)
+            .field("cwd", &self.cwd)
+            .field("nice", &self.nice)
+            .field("limits", &self.limits)
+            .field("uid", &self.uid)
+            .field("gid", &self.gid)
+            .field("guard", &self.guard)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SpecBuilder {
+    /// Adds an argument. It reaches the process unchanged, whatever it holds.
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.spec.args.push(arg.into());
+        self
+    }
+
+    /// Adds arguments.
+    pub fn args(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.spec.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets a variable, on top of what is inherited.
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        let name = name.into();
+        self.spec.env.retain(|(known, _)| *known != name);
+        self.spec.env.push((name, value.into()));
+        self
+    }
+
+    /// Inherits nothing: the environment is what [`SpecBuilder::env`] sets.
+    pub fn replace_env(mut self) -> Self {
+        self.spec.inherit = Inherit::Nothing;
+        self
+    }
+
+    /// Inherits only this variable, and others named the same way.
+    pub fn allow_env(mut self, name: impl Into<OsString>) -> Self {
+        self.spec.inherit = Inherit::Listed;
+        self.spec.allowed.push(name.into());
+        self
+    }
+
+    /// Sets the working directory. A relative one is taken from the manager's.
+    pub fn cwd(mut self, cwd: impl Into<PathBuf>) -> Self {
+        self.spec.cwd = Some(cwd.into());
+        self
+    }
+
+    /// Sets the niceness, from -20 to 19. Below the manager's own it needs privileges.
+    pub fn nice(mut self, nice: i32) -> Self {
+        self.spec.nice = Some(nice);
+        self
+    }
+
+    /// Limits a resource.
+    pub fn limit(mut self, resource: Resource, limit: u64) -> Self {
+        self.spec.limits.retain(|(known, _)| *known != resource);
+        self.spec.limits.push((resource, limit));
+        self
+    }
+
+    /// Runs as this user. Needs privileges.
+    pub fn uid(mut self, uid: u32) -> Self {
+        self.spec.uid = Some(uid);
+        self
+    }
+
+    /// Runs as this group. Needs privileges.
+    pub fn gid(mut self, gid: u32) -> Self {
+        self.spec.gid = Some(gid);
+        self
+    }
+
+    /// Starts the process without the keeper, for programs that neither call `pm::roles` nor have `pm` installed. The process
+    /// itself still ends with its manager; what it started does not, and strays that left its group outlive it.
+    pub fn unguarded(mut self) -> Self {
+        self.spec.guard = Guard::Unguarded;
+        self
+    }
+
+    /// Chooses what happens to prints. [`Stderr::Forward`] by default.
+    pub fn stderr(mut self, stderr: Stderr) -> Self {
+        self.spec.stderr = stderr;
+        self
+    }
+
+    /// How long the process may take until READY. 30 s by default.
+    pub fn start_timeout(mut self, limit: Duration) -> Self {
+        self.spec.times.start = limit;
+        self
+    }
+
+    /// How long it may take to leave once its work is done, and again from SIGTERM to SIGKILL. 2 s by default.
+    pub fn stop_grace(mut self, grace: Duration) -> Self {
+        self.spec.times.stop_grace = grace;
+        self
+    }
+
+    /// The finished Spec.
+    ///
+    /// # Errors
+    /// [`BadSpec`] names the value that no process can be started with.
+    pub fn build(self) -> Result<Spec, BadSpec> {
+        let spec = self.spec;
+        match &spec.program {
+            Program::Role(name) => no_nul("the role", OsStr::new(name))?,
+            Program::Path(path) if path.is_empty() => return Err(BadSpec::NoProgram),
+            Program::Path(path) => no_nul("the program", path)?,
+        }
+        for arg in &spec.args {
+            no_nul("an argument", arg)?;
+        }
+        for (name, value) in &spec.env {
+            let bytes = name.as_encoded_bytes();
+            if bytes.is_empty() || bytes.contains(&b'=') || bytes.contains(&0) {
+                return Err(BadSpec::EnvName(name.to_string_lossy().into_owned()));
+            }
+            if value.as_encoded_bytes().contains(&0) {
+                let value = name.to_string_lossy().into_owned();
+                return Err(BadSpec::Nul { what: "the value of a variable", value });
+            }
+        }
+        if let Some(cwd) = &spec.cwd {
+            no_nul("the working directory", cwd.as_os_str())?;
+        }
+        if let Some(nice) = spec.nice
+            && !(-20..=19).contains(&nice)
+        {
+            return Err(BadSpec::Nice(nice));
+        }
+        if spec.times.start.is_zero() {
+            return Err(BadSpec::ZeroTime { what: "the time to start" });
+        }
+        Ok(spec)
+    }
+}
+
+fn no_nul(what: &'static str, value: &OsStr) -> Result<(), BadSpec> {
+    match value.as_encoded_bytes().iter().position(|&byte| byte == 0) {
+        None => Ok(()),
+        Some(_) => {
+            let text = value.to_string_lossy();
+            let before = text.split('\0').next().unwrap_or_default().to_string();
+            Err(BadSpec::Nul { what, value: before })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_values_are_named() {
+        let check = |builder: SpecBuilder, text: &str| {
+            let message = builder.build().unwrap_err().to_string();
+            assert!(message.contains(text), "{message}");
+        };
+        check(Spec::program(""), "empty");
+        check(Spec::program("a\0b"), "the program holds a NUL byte: \"a\"");
+        check(Spec::program("x").arg("\0"), "an argument");
+        check(Spec::program("x").env("A=B", "1"), "A=B");
+        check(Spec::program("x").nice(20), "20");
+        check(Spec::program("x").start_timeout(Duration::ZERO), "time to start");
+    }
+
+    #[test]
+    fn the_environment_is_merged_replaced_or_listed() {
+        let manager = || [("PATH", "/bin"), ("SECRET", "1")].map(|(k, v)| (k.into(), v.into())).into_iter();
+        let names = |spec: SpecBuilder| {
+            let all = spec.build().unwrap().environment(manager());
+            all.into_iter().map(|(k, v)| format!("{}={}", k.display(), v.display())).collect::<Vec<_>>()
+        };
+        assert_eq!(names(Spec::program("x").env("PATH", "/opt")), ["SECRET=1", "PATH=/opt"]);
+        assert_eq!(names(Spec::program("x").env("A", "1").replace_env()), ["A=1"]);
+        assert_eq!(names(Spec::program("x").env("A", "1").allow_env("PATH")), ["PATH=/bin", "A=1"]);
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let spec = Spec::program("x").env("TOKEN", "hunter2");
+        assert!(!format!("{spec:?}").contains("hunter2"));
+        assert!(format!("{spec:?}").contains("TOKEN"));
+    }
+}

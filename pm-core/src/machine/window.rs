@@ -1,0 +1,177 @@
+//! How many calls one worker should have at once.
+//!
+//! Too few, and a fast worker waits for the manager after every answer. Too many, and calls wait behind a slow one while
+//! other workers idle. So the window holds what the worker will have done by the time the manager can react: with calls of
+//! 1 ms that is one call beyond those that run; with calls of 1 µs it is 256.
+
+use std::time::Duration;
+
+use super::time::Time;
+
+/// The largest window.
+pub const MAX_WINDOW: u32 = 256;
+
+/// A call that was unanswered this long makes those behind it worth asking back.
+pub const STALL: Duration = Duration::from_millis(1);
+
+/// The horizon is never shorter than this, however fast the link is.
+const SHORTEST_HORIZON: f64 = 100_000.0;
+
+/// The horizon is never longer than this, so that a slow call holds up few others.
+const LONGEST_HORIZON: f64 = 1_000_000.0;
+
+/// The time in which the remembered peak of the service time halves.
+const HALF_LIFE: Duration = Duration::from_millis(10);
+
+/// What a call is taken to cost before one was seen: so slow that the first calls spread over all workers.
+const UNKNOWN_SERVICE: f64 = 1_000_000.0;
+
+/// The adaptive window of one worker.
+#[derive(Clone, Debug)]
+pub struct Window {
+    concurrency: u32,
+    size: u32,
+    /// Nanoseconds per answer: a peak that decays.
+    service: f64,
+    decayed: Time,
+    /// Nanoseconds from a call to its answer on an idle worker: the smallest seen lately.
+    round_trip: f64,
+    last_answer: Time,
+}
+
+impl Window {
+    /// The window of a worker that runs `concurrency` calls at the same time.
+    pub fn new(concurrency: u32) -> Self {
+        let concurrency = concurrency.max(1);
+        Window {
+            concurrency,
+            size: (concurrency + 1).min(Self::most(concurrency)),
+            service: UNKNOWN_SERVICE,
+            decayed: Time::ZERO,
+            round_trip: LONGEST_HORIZON,
+            last_answer: Time::ZERO,
+        }
+    }
+
+    /// How many calls the worker may have unanswered.
+    pub fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// The expected time per answer.
+    pub fn service(&self) -> Duration {
+        Duration::from_nanos(self.service as u64)
+    }
+
+    /// When the worker last answered, or began after it had nothing to do.
+    pub fn last_answer(&self) -> Time {
+        self.last_answer
+    }
+
+    /// The worker got a call and had none.
+    pub fn began(&mut self, now: Time) {
+        self.last_answer = now;
+    }
+
+    /// `count` answers came, and `left` calls are unanswered still. `oldest` is when the oldest of the answered calls was sent.
+    pub fn answered(&mut self, now: Time, count: u32, left: u32, oldest: Time) {
+        if count == 0 {
+            return;
+        }
+        let per_answer = now.since(self.last_answer).as_nanos() as f64 / f64::from(count);
+        let halvings = now.since(self.decayed).as_nanos() as f64 / HALF_LIFE.as_nanos() as f64;
+        if self.service == UNKNOWN_SERVICE && self.decayed == Time::ZERO {
+            self.service = per_answer;
+        } else {
+            self.service = (self.service * (-halvings).exp2()).max(per_answer);
+        }
+        self.decayed = now;
+        self.last_answer = now;
+        if left == 0 && count == 1 {
+            let seen = now.since(oldest).as_nanos() as f64;
+            self.round_trip = seen.min(self.round_trip * 1.1);
+        }
+        let horizon = (2.0 * self.round_trip).clamp(SHORTEST_HORIZON, LONGEST_HORIZON);
+        let ideal = f64::from(self.concurrency) + horizon / self.service.max(1.0);
+        let most = Self::most(self.concurrency);
+        let least = (self.concurrency + 1).min(most);
+        // Doubling at most: one lucky drain must not pile calls behind the next slow one.
+        self.size = (ideal.min(f64::from(most)) as u32).clamp(least, most.min(self.size.saturating_mul(2)).max(least));
+    }
+
+    /// When unstarted calls are worth asking back, if nothing is answered until then.
+    pub fn stall_at(&self, unanswered: u32) -> Option<Time> {
+        (unanswered > self.concurrency).then(|| self.last_answer + STALL)
+    }
+
+    /// A worker that runs more calls at once than the largest window has a window of that size.
+    fn most(concurrency: u32) -> u32 {
+        MAX_WINDOW.max(concurrency)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A worker that takes `service` per call and is kept full: the window after a second.
+    fn steady(concurrency: u32, service: Duration) -> u32 {
+        let mut window = Window::new(concurrency);
+        let mut now = Time::from_nanos(1);
+        window.began(now);
+        while now < Time::from_nanos(1_000_000_000) {
+            let sent = now;
+            now = now + service;
+            window.answered(now, 1, 1, sent);
+        }
+        window.size()
+    }
+
+    #[test]
+    fn slow_calls_have_one_behind_them_and_fast_ones_many() {
+        assert_eq!(steady(1, Duration::from_millis(500)), 2);
+        assert_eq!(steady(1, Duration::from_millis(1)), 2);
+        assert_eq!(steady(4, Duration::from_millis(2)), 5);
+        assert_eq!(steady(1, Duration::from_micros(1)), MAX_WINDOW);
+        assert!((10..=12).contains(&steady(1, Duration::from_micros(100))));
+        assert_eq!(steady(1000, Duration::from_millis(1)), 1000);
+    }
+
+    #[test]
+    fn one_slow_call_narrows_the_window_at_once_and_it_recovers() {
+        let mut window = Window::new(1);
+        let mut now = Time::from_nanos(1);
+        let step = |window: &mut Window, now: &mut Time, service: Duration| {
+            let sent = *now;
+            *now = *now + service;
+            window.answered(*now, 1, 1, sent);
+        };
+        window.began(now);
+        for _ in 0..1000 {
+            step(&mut window, &mut now, Duration::from_micros(2));
+        }
+        assert_eq!(window.size(), MAX_WINDOW);
+        step(&mut window, &mut now, Duration::from_millis(50));
+        assert_eq!(window.size(), 2);
+        let slow = now;
+        while window.size() < 100 {
+            step(&mut window, &mut now, Duration::from_micros(2));
+        }
+        assert!(now.since(slow) < Duration::from_millis(200), "{:?}", now.since(slow));
+    }
+
+    #[test]
+    fn the_window_at_most_doubles() {
+        let mut window = Window::new(1);
+        let mut now = Time::from_nanos(1);
+        let mut before = window.size();
+        for _ in 0..20 {
+            let sent = now;
+            now = now + Duration::from_nanos(100);
+            window.answered(now, 1, 1, sent);
+            assert!(window.size() <= before * 2);
+            before = window.size();
+        }
+        assert_eq!(before, MAX_WINDOW);
+    }
+}
