@@ -1,1 +1,76 @@
+//! Links over a pair of connected Unix sockets. The worker finds its socket as descriptor 3.
+//!
+//! The pair has no name in the file system, so nothing stale can be found, and nobody else can connect.
 
+#![forbid(unsafe_code)]
+
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use pm_core::driver::framed::FramedLink;
+use pm_core::transport::{
+    Accept, Connect, Identity, LINK_FD, LINK_FD_VARIABLE, Offer, Transport, TransportError,
+};
+use pm_core::worker::inherited_link;
+use pm_core::worker::link::{FdLink, WorkerLink};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+const SCHEME: &str = "uds";
+
+/// The transport over Unix sockets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Uds;
+
+/// The manager's half of a link.
+pub type UdsLink = FramedLink<OwnedReadHalf, OwnedWriteHalf>;
+
+/// Waits for nothing: a pair is connected from the start.
+#[derive(Debug)]
+pub struct UdsAccept(OwnedFd);
+
+impl Transport for Uds {
+    type Link = UdsLink;
+    type Accept = UdsAccept;
+
+    fn scheme(&self) -> &'static str {
+        SCHEME
+    }
+
+    fn offer(&self) -> Result<(Offer, UdsAccept), TransportError> {
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(|error| refused("make a pair of sockets", error.into()))?;
+        rustix::io::ioctl_fionbio(&ours, true).map_err(|error| refused("make a socket non-blocking", error.into()))?;
+        let offer = Offer {
+            env: vec![(LINK_FD_VARIABLE.to_string(), LINK_FD.to_string().into())],
+            fds: vec![(LINK_FD, theirs)],
+        };
+        Ok((offer, UdsAccept(ours)))
+    }
+}
+
+impl Accept<UdsLink> for UdsAccept {
+    fn accept(self, _: &Identity) -> impl Future<Output = Result<UdsLink, TransportError>> + Send {
+        async move {
+            let stream = UnixStream::from_std(self.0.into()).map_err(|error| refused("watch a socket", error))?;
+            let (read, write) = stream.into_split();
+            Ok(FramedLink::new(read, write))
+        }
+    }
+}
+
+impl Connect for Uds {
+    fn scheme(&self) -> &'static str {
+        SCHEME
+    }
+
+    fn connect(&self) -> io::Result<Box<dyn WorkerLink>> {
+        Ok(Box::new(FdLink::socket(inherited_link()?)))
+    }
+}
+
+fn refused(action: &'static str, source: io::Error) -> TransportError {
+    TransportError::Io { scheme: SCHEME, action, source }
+}

@@ -43,8 +43,6 @@ pub enum Input {
         /// How long the old ones may drain.
         drain: Option<Duration>,
     },
-    /// Start a worker that serves no query but those that name it.
-    Temporary,
     /// Drain all until the deadline, for good.
     Shutdown {
         /// When what is left is killed.
@@ -78,7 +76,7 @@ pub struct Aboard {
 pub enum Effect {
     /// For the unit of this worker.
     Unit(WorkerId, unit::Effect),
-    /// A worker began a new life that draws from the pool's queue, or only serves those that name it.
+    /// Something happened.
     Report(Event),
     /// The pool's phase changed.
     Phase(Phase),
@@ -107,8 +105,6 @@ pub enum Phase {
 enum Duty {
     /// Counts towards the size of the pool, and is replaced.
     Active { generation: u32 },
-    /// Serves those that name it.
-    Temporary,
     /// Finishes what it has.
     Leaving,
 }
@@ -198,7 +194,6 @@ impl Pool {
             Duty::Active { generation } => {
                 generation == self.generation && member.unit.phase() == unit::Phase::Ready
             }
-            Duty::Temporary => true,
             Duty::Leaving => false,
         })
     }
@@ -214,7 +209,7 @@ impl Pool {
             Input::Scale { workers, idlest } => self.scale(now, workers, &idlest),
             Input::SpawnOne => {
                 if self.open_for_workers() {
-                    self.spawn(now, Duty::Active { generation: self.generation });
+                    self.spawn(now);
                 }
             }
             Input::Demand => {
@@ -230,11 +225,6 @@ impl Pool {
                 }
             }
             Input::Respawn { workers, drain } => self.respawn(now, workers, drain),
-            Input::Temporary => {
-                if !matches!(self.phase, Phase::Closing | Phase::Closed) {
-                    self.spawn(now, Duty::Temporary);
-                }
-            }
             Input::Shutdown { deadline } => {
                 if self.phase != Phase::Closed {
                     self.enter(Phase::Closing);
@@ -320,13 +310,12 @@ impl Pool {
             .map(|(worker, _)| *worker)
     }
 
-    fn spawn(&mut self, now: Time, duty: Duty) {
+    fn spawn(&mut self, now: Time) {
         let worker = WorkerId(self.next);
         self.next += 1;
+        let duty = Duty::Active { generation: self.generation };
         self.members.insert(worker, Member { unit: Unit::new(self.times), duty, finished_a_call: false });
-        if let Duty::Active { .. } = duty {
-            self.enter(Phase::Serving);
-        }
+        self.enter(Phase::Serving);
         self.feed(now, worker, unit::Input::Start { after: Duration::ZERO });
     }
 
@@ -343,7 +332,7 @@ impl Pool {
         }
         self.enter(Phase::Serving);
         for _ in active.len()..wanted {
-            self.spawn(now, Duty::Active { generation: self.generation });
+            self.spawn(now);
         }
         let known = idlest.iter().filter(|worker| active.contains(worker));
         let rest = active.iter().rev().filter(|worker| !idlest.contains(worker));
@@ -364,7 +353,7 @@ impl Pool {
         self.generation += 1;
         self.respawn_drain = drain;
         for _ in 0..count {
-            self.spawn(now, Duty::Active { generation: self.generation });
+            self.spawn(now);
         }
     }
 

@@ -14,6 +14,7 @@
 //! A slot stays counted until the worker has answered it: a worker that is told to stop a call is still busy with it.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Duration;
 
 use super::id::CallId;
@@ -67,6 +68,16 @@ pub enum Violation {
     BeyondAhead,
     /// The worker gave a call back that nobody had asked for.
     NotAsked,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Violation::NeverIssued => "an answer to a call that was never made",
+            Violation::BeyondAhead => "an answer to a call that its READY gave it no leave to start yet",
+            Violation::NotAsked => "a call given back that nobody had asked for",
+        })
+    }
 }
 
 /// What remained of a call when its link was lost.
@@ -168,6 +179,11 @@ impl Session {
         self.late
     }
 
+    /// How long the worker may take to end a cancelled call.
+    pub fn grace(&self) -> Option<Duration> {
+        self.grace
+    }
+
     /// When [`Session::expire`] has something to do, at the earliest.
     pub fn poll_timeout(&self) -> Option<Time> {
         self.earliest
@@ -200,6 +216,23 @@ impl Session {
             self.waiting.push_back(id);
         }
         Ok(id)
+    }
+
+    /// Takes a call back that was opened last and never sent.
+    pub fn retract(&mut self, id: CallId) {
+        let slot = &mut self.slots[id.slot()];
+        if slot.uses != id.uses() || slot.state == State::Free {
+            return;
+        }
+        slot.state = State::Free;
+        slot.due = None;
+        self.open -= 1;
+        if slot.started {
+            self.started -= 1;
+        } else {
+            self.waiting.pop_back();
+        }
+        self.free.push(id.slot() as u16);
     }
 
     /// Takes an answer, and says what it means.

@@ -99,6 +99,12 @@ impl Window {
         self.size = (ideal.min(f64::from(most)) as u32).clamp(least, most.min(self.size.saturating_mul(2)).max(least));
     }
 
+    /// What had not started was asked back: until the next answer the worker gets nothing beyond what it runs.
+    pub fn stalled(&mut self, now: Time) {
+        self.size = self.concurrency;
+        self.last_answer = now;
+    }
+
     /// When unstarted calls are worth asking back, if nothing is answered until then.
     pub fn stall_at(&self, unanswered: u32) -> Option<Time> {
         (unanswered > self.concurrency).then(|| self.last_answer + STALL)

@@ -1,0 +1,118 @@
+//! A link over any byte stream.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::poll_read_buf;
+
+use crate::machine::frame::{Decoder, Frame, Header, MAX_PAYLOAD};
+use crate::transport::{Link, LinkError, LinkRx, LinkTx};
+
+/// A link that has this much to send has no room. So much is two full sockets; more would only wait in the wrong place.
+const SEND_LIMIT: usize = 512 << 10;
+
+/// A send buffer that grew beyond this is given back once it is empty.
+const KEEP_CAPACITY: usize = 1 << 20;
+
+/// A link over the two halves of a byte stream.
+#[derive(Debug)]
+pub struct FramedLink<R, W> {
+    tx: FramedTx<W>,
+    rx: FramedRx<R>,
+}
+
+/// The sending half of a [`FramedLink`].
+#[derive(Debug)]
+pub struct FramedTx<W> {
+    io: W,
+    buffer: Vec<u8>,
+    /// How much of the buffer has gone.
+    sent: usize,
+    max_payload: usize,
+}
+
+/// The receiving half of a [`FramedLink`].
+#[derive(Debug)]
+pub struct FramedRx<R> {
+    io: R,
+    decoder: Decoder,
+}
+
+impl<R, W> FramedLink<R, W> {
+    /// A link that reads from one and writes to the other, with payloads of at most 64 MiB.
+    pub fn new(read: R, write: W) -> Self {
+        FramedLink {
+            tx: FramedTx { io: write, buffer: Vec::new(), sent: 0, max_payload: MAX_PAYLOAD },
+            rx: FramedRx { io: read, decoder: Decoder::new(MAX_PAYLOAD) },
+        }
+    }
+}
+
+impl<R, W> Link for FramedLink<R, W>
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    type Tx = FramedTx<W>;
+    type Rx = FramedRx<R>;
+
+    fn split(self) -> (Self::Tx, Self::Rx) {
+        (self.tx, self.rx)
+    }
+}
+
+impl<W: AsyncWrite + Unpin + Send + 'static> LinkTx for FramedTx<W> {
+    fn push(&mut self, header: Header, payload: &[u8]) -> Result<bool, LinkError> {
+        if payload.len() > self.max_payload {
+            return Err(LinkError::TooLarge { size: payload.len(), limit: self.max_payload });
+        }
+        // Frames without payload control calls that are aboard already; their number is bounded, and they must not wait.
+        if self.buffer.len() - self.sent >= SEND_LIMIT && !payload.is_empty() {
+            return Ok(false);
+        }
+        if self.sent > SEND_LIMIT {
+            self.buffer.drain(..self.sent);
+            self.sent = 0;
+        }
+        self.buffer.extend_from_slice(&header.encode(payload.len()));
+        self.buffer.extend_from_slice(payload);
+        Ok(true)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
+        while self.sent < self.buffer.len() {
+            let count = ready!(Pin::new(&mut self.io).poll_write(cx, &self.buffer[self.sent..]))?;
+            if count == 0 {
+                return Poll::Ready(Err(LinkError::Closed));
+            }
+            self.sent += count;
+        }
+        self.sent = 0;
+        self.buffer.clear();
+        if self.buffer.capacity() > KEEP_CAPACITY {
+            self.buffer = Vec::new();
+        }
+        // Sockets and pipes have nothing to flush; a stream with a buffer of its own has.
+        Pin::new(&mut self.io).poll_flush(cx).map_err(LinkError::from)
+    }
+}
+
+impl<R: AsyncRead + Unpin + Send + 'static> LinkRx for FramedRx<R> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
+        let count = ready!(poll_read_buf(Pin::new(&mut self.io), cx, self.decoder.buffer()))?;
+        if count == 0 {
+            self.decoder.finish()?;
+            return Poll::Ready(Err(LinkError::Closed));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn next(&mut self) -> Result<Option<Frame<'_>>, LinkError> {
+        Ok(self.decoder.next()?)
+    }
+
+    fn unread(&self) -> &[u8] {
+        self.decoder.unread()
+    }
+}

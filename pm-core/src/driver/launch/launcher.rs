@@ -1,0 +1,47 @@
+//! The way in: which launcher starts a command, and what both of them check first.
+
+use std::path::Path;
+
+use super::child::Child;
+use super::error::LaunchError;
+use super::{connection, unguarded};
+use crate::sys::command::{Command, MAX_DESCRIPTORS, Packed};
+
+/// Who holds a process. The [module](super) lists what each of them holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Guard {
+    /// The keeper, one process for all that this manager starts. It is started at the first launch.
+    #[default]
+    Keeper,
+    /// A thread of this process.
+    Unguarded,
+}
+
+/// Starts `command` under `guard`. When this returns, the program is executing.
+///
+/// Cancel safe: a launch that is dropped kills what it had started. It needs no runtime of a certain kind, and the child
+/// may outlive the runtime that launched it. The descriptors of `command` are closed here when it returns, unless the caller
+/// holds them as well.
+pub async fn launch(guard: Guard, command: Command) -> Result<Child, LaunchError> {
+    if command.fds.len() > MAX_DESCRIPTORS {
+        return Err(LaunchError::too_many_descriptors(command.fds.len()));
+    }
+    match guard {
+        Guard::Keeper => connection::launch(command).await,
+        Guard::Unguarded => unguarded::launch(command).await,
+    }
+}
+
+/// Lays out `command` for the kernel, with paths that do not depend on the working directory of who starts it.
+pub(super) fn pack(command: &Command, cookie: &str) -> Result<Packed, LaunchError> {
+    let bad_directory = |directory: &Path| {
+        let directory = directory.to_owned();
+        move |source| LaunchError::BadWorkingDirectory { directory, source }
+    };
+    let cwd = match &command.cwd {
+        Some(directory) => std::path::absolute(directory).map_err(bad_directory(directory))?,
+        None => std::env::current_dir().map_err(bad_directory(Path::new(".")))?,
+    };
+    let program = std::path::absolute(&command.program).map_err(bad_directory(Path::new(".")))?;
+    Packed::new(command, &program, &cwd, cookie).map_err(|refused| LaunchError::NulByte { what: refused.what })
+}

@@ -1,0 +1,26 @@
+//! The driver: what the machines decide, done with tokio.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`launch`] | starts and ends processes |
+//! | `start` | makes a worker out of a Spec and a transport |
+//! | `worker` | lives through one incarnation of a worker |
+//! | `link` | the calls on one link |
+//! | `call` | one query, from its caller to a worker and back |
+//! | `pool` | the queue, the links, and the task that keeps workers alive |
+//! | [`framed`], [`memory`] | links over byte streams, and in memory |
+//! | `inprocess` | workers that are threads |
+//! | `stderr` | what workers print |
+//! | `clock` | the clock of the machines |
+
+pub(crate) mod call;
+pub(crate) mod clock;
+pub mod framed;
+pub(crate) mod inprocess;
+pub mod launch;
+pub(crate) mod link;
+pub mod memory;
+pub(crate) mod pool;
+pub(crate) mod start;
+pub(crate) mod stderr;
+pub(crate) mod worker;

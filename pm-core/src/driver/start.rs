@@ -1,0 +1,195 @@
+//! How a worker comes to be: as a process, or as a thread of this one.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use tokio::net::unix::pipe;
+
+use super::launch::{self, Child, ChildState, Command, LaunchError};
+use crate::face::error::StartError;
+use crate::machine::exit::{ExitStatus, Signal};
+use crate::machine::id::{Incarnation, WorkerId};
+use crate::machine::spec::{self, Program, Spec};
+use crate::transport::{Accept, Identity, LINK_VARIABLE, Link, ROLE_VARIABLE, Transport};
+
+/// Starts workers of one sort.
+pub(crate) trait Starter: Send + Sync + 'static {
+    type Link: Link;
+
+    /// Starts one incarnation of a worker. Cancel safe: what was started is ended.
+    fn start(
+        &self,
+        worker: WorkerId,
+        incarnation: Incarnation,
+    ) -> impl Future<Output = Result<Started<Self::Link>, StartError>> + Send;
+
+    /// The times that a worker has.
+    fn times(&self) -> crate::machine::unit::Times;
+
+    /// What happens to its prints.
+    fn stderr(&self) -> spec::Stderr;
+
+    /// The role to ask for in HELLO.
+    fn role(&self) -> Option<String>;
+}
+
+/// A worker that was started and not yet heard of.
+pub(crate) struct Started<L> {
+    pub(crate) life: Life,
+    pub(crate) link: L,
+    /// What it prints; none where that is not captured.
+    pub(crate) stderr: Option<pipe::Receiver>,
+}
+
+/// What lives where a worker does.
+pub(crate) enum Life {
+    Process(Child),
+    Thread(super::inprocess::Thread),
+}
+
+impl Life {
+    pub(crate) fn pid(&self) -> u32 {
+        match self {
+            Life::Process(child) => child.pid(),
+            Life::Thread(_) => std::process::id(),
+        }
+    }
+
+    pub(crate) fn terminate(&self) {
+        match self {
+            // A process that has ended already needs no signal.
+            Life::Process(child) => drop(child.signal(Signal::TERM)),
+            Life::Thread(thread) => thread.abandon(),
+        }
+    }
+
+    pub(crate) fn kill(&self) {
+        match self {
+            Life::Process(child) => child.kill_tree(),
+            Life::Thread(thread) => thread.abandon(),
+        }
+    }
+
+    /// Waits for its end. Cancel safe, and gives the same again.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        match self {
+            Life::Process(child) => child.exited().await.status,
+            Life::Thread(thread) => thread.ended().await,
+        }
+    }
+
+    /// Its state as it changes; none where it has no states but running and ended.
+    pub(crate) fn states(&self) -> Option<tokio::sync::watch::Receiver<ChildState>> {
+        match self {
+            Life::Process(child) => Some(child.state()),
+            Life::Thread(_) => None,
+        }
+    }
+}
+
+/// Starts processes over a transport.
+pub(crate) struct ProcessStarter<T> {
+    pub(crate) pool: Arc<str>,
+    pub(crate) spec: Spec,
+    pub(crate) transport: T,
+}
+
+impl<T: Transport> Starter for ProcessStarter<T> {
+    type Link = T::Link;
+
+    async fn start(&self, worker: WorkerId, incarnation: Incarnation) -> Result<Started<T::Link>, StartError> {
+        let (offer, accept) = self.transport.offer()?;
+        let mut command = self.command(worker, incarnation)?;
+        command.env.retain(|(name, _)| name != LINK_VARIABLE);
+        command.env.push((LINK_VARIABLE.into(), self.transport.scheme().into()));
+        for (name, value) in offer.env {
+            command.env.retain(|(known, _)| *known != *name);
+            command.env.push((name.into(), value));
+        }
+        let (reader, writer) = std::io::pipe().map_err(|error| refused("make a pipe for its prints", error))?;
+        let writer = Arc::new(OwnedFd::from(writer));
+        // A worker's prints go to its stderr; a transport over stdio takes descriptor 1 for itself.
+        command.fds = vec![(1, writer.clone()), (2, writer)];
+        for (number, fd) in offer.fds {
+            command.fds.retain(|(known, _)| *known != number);
+            command.fds.push((number, Arc::new(fd)));
+        }
+        let guard = match self.spec.guard() {
+            spec::Guard::Keeper => launch::Guard::Keeper,
+            spec::Guard::Unguarded => launch::Guard::Unguarded,
+        };
+        let child = launch::launch(guard, command).await?;
+        let link = accept.accept(&Identity { pid: child.pid() }).await?;
+        let stderr = receiver(reader.into()).map_err(|error| refused("watch the pipe for its prints", error))?;
+        Ok(Started { life: Life::Process(child), link, stderr: Some(stderr) })
+    }
+
+    fn times(&self) -> crate::machine::unit::Times {
+        self.spec.times()
+    }
+
+    fn stderr(&self) -> spec::Stderr {
+        self.spec.stderr()
+    }
+
+    fn role(&self) -> Option<String> {
+        match self.spec.what() {
+            Program::Role(role) => Some(role.clone()),
+            Program::Path(_) => None,
+        }
+    }
+}
+
+impl<T: Transport> ProcessStarter<T> {
+    fn command(&self, worker: WorkerId, incarnation: Incarnation) -> Result<Command, LaunchError> {
+        let spec = &self.spec;
+        let mut env = spec.environment(std::env::vars_os());
+        env.retain(|(name, _)| name != ROLE_VARIABLE);
+        let (program, name) = match spec.what() {
+            Program::Role(role) => {
+                if !launch::roles_called() {
+                    return Err(LaunchError::RolesNotCalled);
+                }
+                env.push((ROLE_VARIABLE.into(), role.into()));
+                // The path may have been replaced by a newer program since; this always is the one that runs.
+                ("/proc/self/exe".into(), format!("{}:{role}", self.pool).into())
+            }
+            Program::Path(name) => {
+                let path = env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
+                (launch::resolve_program(name, path.as_deref())?, name.clone())
+            }
+        };
+        let mut command = Command::new(program, format!("{}{worker}.{incarnation}", self.pool));
+        command.argv = std::iter::once(name).chain(spec.args().iter().cloned()).collect();
+        command.env = env;
+        command.cwd = spec.cwd().cloned();
+        command.nice = spec.nice();
+        command.rlimits = spec.limits().iter().map(|&(of, limit)| (resource(of), limit, limit)).collect();
+        (command.uid, command.gid) = spec.user();
+        Ok(command)
+    }
+}
+
+fn receiver(fd: OwnedFd) -> io::Result<pipe::Receiver> {
+    rustix::io::ioctl_fionbio(fd.as_fd(), true)?;
+    pipe::Receiver::from_owned_fd(fd)
+}
+
+fn refused(action: &'static str, source: io::Error) -> StartError {
+    crate::transport::TransportError::Io { scheme: "stderr", action, source }.into()
+}
+
+fn resource(of: spec::Resource) -> launch::Resource {
+    match of {
+        spec::Resource::AddressSpace => launch::Resource::AddressSpace,
+        spec::Resource::Core => launch::Resource::Core,
+        spec::Resource::Cpu => launch::Resource::Cpu,
+        spec::Resource::Data => launch::Resource::Data,
+        spec::Resource::FileSize => launch::Resource::FileSize,
+        spec::Resource::OpenFiles => launch::Resource::OpenFiles,
+        spec::Resource::Processes => launch::Resource::Processes,
+        spec::Resource::Stack => launch::Resource::Stack,
+    }
+}

@@ -1,0 +1,326 @@
+//! The task of one incarnation of a worker: start, handshake, link, end.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::launch::ChildState;
+use super::link::{LinkDriver, LinkEnd, LinkSettings, LinkShared, Yard};
+use super::start::{Life, Started, Starter};
+use super::stderr::{self, Tail};
+use crate::face::error::StartError;
+use crate::machine::cause::ExitCause;
+use crate::machine::event::Event;
+use crate::machine::frame::{Header, Kind, MAX_PAYLOAD};
+use crate::machine::handshake::{Hello, Mismatch, Ready, VERSION};
+use crate::machine::id::{Incarnation, WorkerId};
+use crate::machine::pool::Aboard;
+use crate::machine::unit;
+use crate::transport::{Link, LinkError, LinkRx, LinkTx};
+
+/// Once a worker has ended, what it left in its link is there already.
+const REST: Duration = Duration::from_millis(100);
+
+/// The sending half of a starter's links.
+pub(crate) type TxOf<S> = <<S as Starter>::Link as Link>::Tx;
+
+/// What the pool tells the task of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Send DRAIN; the link takes no more calls.
+    Drain,
+    /// Close the link.
+    CloseLink,
+    /// Send SIGTERM.
+    Terminate,
+    /// Kill the whole tree.
+    Kill,
+}
+
+/// What the task of a worker tells the pool.
+pub(crate) enum News<Tx> {
+    /// For the machine.
+    Unit(WorkerId, unit::Input, Aboard),
+    /// The worker shook hands; here is its link.
+    Linked(Arc<LinkShared<Tx>>),
+    /// It could not be started, and this is the typed reason.
+    StartFailed(StartError),
+    /// For whom it may concern.
+    Event(Event),
+}
+
+/// What all workers of a pool have in common.
+pub(crate) struct Plan<S: Starter> {
+    pub(crate) starter: S,
+    pub(crate) pool: Arc<str>,
+    pub(crate) codec: String,
+    pub(crate) link: LinkSettings,
+    pub(crate) yard: Arc<dyn Yard>,
+    pub(crate) news: mpsc::Sender<News<TxOf<S>>>,
+}
+
+/// One incarnation of a worker.
+pub(crate) struct Task<S: Starter> {
+    pub(crate) plan: Arc<Plan<S>>,
+    pub(crate) worker: WorkerId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) tail: Tail,
+    pub(crate) orders: mpsc::Receiver<Order>,
+}
+
+impl<S: Starter> Task<S> {
+    /// Lives through the incarnation. Dropping it kills the process.
+    pub(crate) async fn run(mut self) {
+        let plan = self.plan.clone();
+        let started = tokio::select! {
+            started = plan.starter.start(self.worker, self.incarnation) => started,
+            () = self.killed() => Err(StartError::ShuttingDown),
+        };
+        let Started { mut life, link, stderr } = match started {
+            Ok(started) => started,
+            Err(error) => {
+                let reason = chain(&error);
+                self.tell(News::StartFailed(error)).await;
+                self.unit(unit::Input::NotSpawned(self.incarnation, reason), Aboard::default()).await;
+                return;
+            }
+        };
+        let pid = life.pid();
+        self.unit(unit::Input::Spawned(self.incarnation), Aboard { pid: Some(pid), ..Aboard::default() }).await;
+        let (ended, has_ended) = oneshot::channel::<()>();
+        let (plan, tail) = (self.plan.clone(), self.tail.clone());
+        let prefix = format!("[{}{} {pid}] ", plan.pool, self.worker);
+        let printed = async move {
+            if let Some(pipe) = stderr {
+                stderr::follow(pipe, tail, plan.starter.stderr(), prefix, async { drop(has_ended.await) }).await;
+            }
+        };
+        let live = async {
+            let aboard = self.live(&mut life, link).await;
+            drop(ended);
+            aboard
+        };
+        let (aboard, ()) = tokio::join!(live, printed);
+        let status = life.ended().await;
+        self.unit(unit::Input::Exited(self.incarnation, status), Aboard { pid: Some(pid), ..aboard }).await;
+    }
+
+    /// From the first frame to the end of the process.
+    async fn live(&mut self, life: &mut Life, link: S::Link) -> Aboard {
+        let pid = life.pid();
+        let (mut tx, mut rx) = link.split();
+        let hello = Hello {
+            version: VERSION,
+            codec: self.plan.codec.clone(),
+            role: self.plan.starter.role(),
+            max_frame: (MAX_PAYLOAD + 12) as u32,
+        };
+        let shaken = {
+            let mut shake = pin!(shake_hands(&mut tx, &mut rx, &hello));
+            loop {
+                tokio::select! {
+                    biased;
+                    shaken = &mut shake => break Some(shaken),
+                    // What it had said by then is still to be read: a program that prints and exits gets a telling error.
+                    _ = life.ended() => break tokio::time::timeout(REST, &mut shake).await.ok(),
+                    order = self.orders.recv() => match order {
+                        Some(Order::Drain) => {}
+                        Some(Order::Terminate) => life.terminate(),
+                        Some(Order::CloseLink) => break None,
+                        Some(Order::Kill) | None => life.kill(),
+                    },
+                }
+            }
+        };
+        let ready = match shaken {
+            Some(Ok(ready)) => ready,
+            Some(Err(Unready::Mismatch(mismatch))) => {
+                // What it printed tells more than what it failed to say.
+                tokio::task::yield_now().await;
+                let violation = mismatch.to_string();
+                let error = StartError::Handshake { mismatch, stderr: self.tail.text() };
+                self.tell(News::StartFailed(error)).await;
+                self.fail(ExitCause::Protocol { violation }).await;
+                self.until_ended(life).await;
+                return Aboard::default();
+            }
+            Some(Err(Unready::Lost(reason))) => {
+                self.unit(unit::Input::LinkLost(self.incarnation, reason), Aboard::default()).await;
+                self.until_ended(life).await;
+                return Aboard::default();
+            }
+            None => {
+                self.until_ended(life).await;
+                return Aboard::default();
+            }
+        };
+        let shared =
+            Arc::new(LinkShared::new(self.worker, self.incarnation, pid, tx, &ready, self.plan.link));
+        self.tell(News::Linked(shared.clone())).await;
+        let aboard = Aboard { pid: Some(pid), ..Aboard::default() };
+        self.unit(unit::Input::Ready(self.incarnation), aboard).await;
+        let driver = LinkDriver::new(shared.clone(), self.plan.yard.clone(), rx);
+        self.serve(life, &shared, driver).await;
+        Aboard { pid: Some(pid), calls: shared.load() as usize, last_notice: shared.last_notice() }
+    }
+
+    /// Drives the link until the process has ended.
+    async fn serve(
+        &mut self,
+        life: &mut Life,
+        shared: &Arc<LinkShared<TxOf<S>>>,
+        driver: LinkDriver<TxOf<S>, <S::Link as Link>::Rx>,
+    ) {
+        let mut driver = Some(driver);
+        let mut states = life.states();
+        let mut told_drained = false;
+        loop {
+            let is_drained = !told_drained && shared.is_drained();
+            if is_drained {
+                told_drained = true;
+                self.unit(unit::Input::Drained(self.incarnation), Aboard::default()).await;
+            }
+            let link = poll_fn(|cx| match &mut driver {
+                Some(driver) => match driver.poll(cx) {
+                    Poll::Ready(end) => Poll::Ready(Some(end)),
+                    // A drained link is news as well.
+                    Poll::Pending if !told_drained && shared.is_drained() => Poll::Ready(None),
+                    Poll::Pending => Poll::Pending,
+                },
+                None => Poll::Pending,
+            });
+            let changed = async {
+                match &mut states {
+                    Some(states) => states.changed().await.map(|()| states.borrow_and_update().clone()).ok(),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                end = link => match end {
+                    None => {}
+                    Some(end) => {
+                        driver = None;
+                        let input = match end {
+                            LinkEnd::Lost(reason) => unit::Input::LinkLost(self.incarnation, reason),
+                            LinkEnd::Violation(violation) => {
+                                unit::Input::Fail(self.incarnation, ExitCause::Protocol { violation })
+                            }
+                            LinkEnd::Stuck(grace) => unit::Input::Fail(self.incarnation, ExitCause::Stuck { grace }),
+                        };
+                        self.unit(input, Aboard::default()).await;
+                    }
+                },
+                _ = life.ended() => break,
+                state = changed => match state {
+                    Some(ChildState::Stopped(_)) => {
+                        self.tell(News::Event(Event::Stopped { worker: self.worker, pid: shared.pid })).await;
+                    }
+                    Some(_) => {}
+                    None => states = None,
+                },
+                order = self.orders.recv() => match order {
+                    Some(Order::Drain) => shared.drain(),
+                    Some(Order::CloseLink) => {
+                        driver = None;
+                        shared.close();
+                    }
+                    Some(Order::Terminate) => life.terminate(),
+                    Some(Order::Kill) | None => life.kill(),
+                },
+            }
+        }
+        if let Some(driver) = &mut driver {
+            // What it answered before it ended counts.
+            let _ = tokio::time::timeout(REST, poll_fn(|cx| driver.poll_rest(cx))).await;
+        }
+    }
+
+    /// Waits for the end of a worker whose link is of no use any more.
+    async fn until_ended(&mut self, life: &mut Life) {
+        loop {
+            tokio::select! {
+                _ = life.ended() => return,
+                order = self.orders.recv() => match order {
+                    Some(Order::Drain | Order::CloseLink) => {}
+                    Some(Order::Terminate) => life.terminate(),
+                    Some(Order::Kill) | None => life.kill(),
+                },
+            }
+        }
+    }
+
+    /// Waits for an order that ends a start.
+    async fn killed(&mut self) {
+        while let Some(order) = self.orders.recv().await {
+            if order != Order::Drain {
+                return;
+            }
+        }
+    }
+
+    async fn fail(&self, cause: ExitCause) {
+        self.unit(unit::Input::Fail(self.incarnation, cause), Aboard::default()).await;
+    }
+
+    async fn unit(&self, input: unit::Input, aboard: Aboard) {
+        self.tell(News::Unit(self.worker, input, aboard)).await;
+    }
+
+    /// A pool that is gone needs no news.
+    async fn tell(&self, news: News<TxOf<S>>) {
+        let _ = self.plan.news.send(news).await;
+    }
+}
+
+enum Unready {
+    Mismatch(Mismatch),
+    Lost(String),
+}
+
+async fn shake_hands<Tx: LinkTx, Rx: LinkRx>(tx: &mut Tx, rx: &mut Rx, hello: &Hello) -> Result<Ready, Unready> {
+    let lost = |error: LinkError| Unready::Lost(error.to_string());
+    tx.push(Header::new(Kind::Hello), &hello.encode()).map_err(lost)?;
+    // A worker that is gone cannot be written to; what it said before says more.
+    let _ = poll_fn(|cx| tx.poll_flush(cx)).await;
+    loop {
+        match rx.next() {
+            Ok(Some(frame)) if frame.header.kind == Kind::Ready as u8 => {
+                let ready = Ready::decode(frame.payload).map_err(Unready::Mismatch)?;
+                hello.check(&ready).map_err(Unready::Mismatch)?;
+                return Ok(ready);
+            }
+            // Workers in slow languages may have something to say while they load.
+            Ok(Some(frame)) if frame.header.kind == Kind::Notice as u8 => {}
+            Ok(Some(frame)) => {
+                let what = format!("a frame of kind {} came before READY", frame.header.kind);
+                return Err(Unready::Mismatch(Mismatch::not_ready(what, frame.payload)));
+            }
+            Ok(None) => match poll_fn(|cx| rx.poll_fill(cx)).await {
+                Ok(()) => {}
+                Err(LinkError::BadFrame(what)) => {
+                    return Err(Unready::Mismatch(Mismatch::not_ready(what, rx.unread())));
+                }
+                Err(error) => return Err(lost(error)),
+            },
+            Err(what) => return Err(Unready::Mismatch(Mismatch::not_ready(what, rx.unread()))),
+        }
+    }
+}
+
+/// An error with all that caused it.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,314 @@
+//! What can go wrong with a query, and with the start of a pool.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::driver::launch::LaunchError;
+use crate::machine::cause::ExitCause;
+use crate::machine::handshake::Mismatch;
+use crate::machine::id::WorkerId;
+use crate::machine::spec::BadSpec;
+use crate::transport::TransportError;
+
+/// A query has no result, and this is why. Every query resolves exactly once.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum QueryError {
+    /// The handler returned an error or panicked, or could not read its input. The worker lives on.
+    #[error("{0}")]
+    Handler(Box<HandlerError>),
+    /// It took too long.
+    #[error("the query took too long: more than {limit:?}{}{}", on(*.worker), attempts(*.tries))]
+    TimedOut {
+        /// The time that it had.
+        limit: Duration,
+        /// The worker that had it; none where it never left the queue.
+        worker: Option<WorkerId>,
+        /// How often it was tried.
+        tries: u32,
+    },
+    /// The worker died while it had the query.
+    #[error("{0}")]
+    WorkerLost(Box<WorkerLost>),
+    /// The query was aboard so many dying workers that it is not tried again.
+    #[error("poisoned: {} workers died with this query aboard; the last: {}", .0.tries, .0)]
+    Poisoned(Box<WorkerLost>),
+    /// Workers kept dying, and the pool gave up. `revive()` begins anew.
+    #[error("the pool {pool:?} gave up; its last worker: {cause}{}", tail(.stderr))]
+    GaveUp {
+        /// The name of the pool.
+        pool: Arc<str>,
+        /// Why the last worker ended.
+        cause: ExitCause,
+        /// The tail of its standard error.
+        stderr: String,
+    },
+    /// The pool is being shut down, or is gone.
+    #[error("the pool {pool:?} is shutting down")]
+    ShuttingDown {
+        /// The name of the pool.
+        pool: Arc<str>,
+    },
+    /// The pool was told to have no workers, or the worker that was named is gone.
+    #[error("the pool {pool:?} has no such worker; `scale` gives it some")]
+    NoWorkers {
+        /// The name of the pool.
+        pool: Arc<str>,
+    },
+    /// The input could not be encoded.
+    #[error("the input cannot be encoded as {codec}: {message}")]
+    Encode {
+        /// The codec.
+        codec: &'static str,
+        /// What it said.
+        message: String,
+    },
+    /// The worker's answer could not be decoded.
+    #[error("the answer cannot be decoded as {codec}: {message}")]
+    Decode {
+        /// The codec.
+        codec: &'static str,
+        /// What it said.
+        message: String,
+    },
+    /// The input is too large for a frame.
+    #[error("the input has {size} bytes; a frame takes at most {limit}")]
+    TooLarge {
+        /// Bytes of the encoded input.
+        size: usize,
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// What sort of error a [`QueryError`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum QueryErrorKind {
+    /// [`QueryError::Handler`].
+    Handler,
+    /// [`QueryError::TimedOut`].
+    TimedOut,
+    /// [`QueryError::WorkerLost`].
+    WorkerLost,
+    /// [`QueryError::Poisoned`].
+    Poisoned,
+    /// [`QueryError::GaveUp`].
+    GaveUp,
+    /// [`QueryError::ShuttingDown`].
+    ShuttingDown,
+    /// [`QueryError::NoWorkers`].
+    NoWorkers,
+    /// [`QueryError::Encode`], [`QueryError::TooLarge`].
+    BadInput,
+    /// [`QueryError::Decode`].
+    BadAnswer,
+}
+
+impl QueryError {
+    /// What sort of error this is.
+    pub fn kind(&self) -> QueryErrorKind {
+        match self {
+            QueryError::Handler(_) => QueryErrorKind::Handler,
+            QueryError::TimedOut { .. } => QueryErrorKind::TimedOut,
+            QueryError::WorkerLost(_) => QueryErrorKind::WorkerLost,
+            QueryError::Poisoned(_) => QueryErrorKind::Poisoned,
+            QueryError::GaveUp { .. } => QueryErrorKind::GaveUp,
+            QueryError::ShuttingDown { .. } => QueryErrorKind::ShuttingDown,
+            QueryError::NoWorkers { .. } => QueryErrorKind::NoWorkers,
+            QueryError::Encode { .. } | QueryError::TooLarge { .. } => QueryErrorKind::BadInput,
+            QueryError::Decode { .. } => QueryErrorKind::BadAnswer,
+        }
+    }
+
+    /// Whether the same query may well succeed if it is made again.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self.kind(), QueryErrorKind::WorkerLost | QueryErrorKind::TimedOut)
+    }
+
+    /// Whether the handler may have run, wholly or in part.
+    pub fn maybe_executed(&self) -> bool {
+        match self {
+            QueryError::Handler(error) => error.kind != HandlerErrorKind::Decode,
+            QueryError::TimedOut { worker, .. } => worker.is_some(),
+            QueryError::WorkerLost(_) | QueryError::Poisoned(_) | QueryError::Decode { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// How often the query was tried.
+    pub fn tries(&self) -> u32 {
+        match self {
+            QueryError::Handler(error) => error.tries,
+            QueryError::TimedOut { tries, .. } => *tries,
+            QueryError::WorkerLost(lost) | QueryError::Poisoned(lost) => lost.tries,
+            _ => 0,
+        }
+    }
+}
+
+/// How a handler failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum HandlerErrorKind {
+    /// It returned or threw an error.
+    #[default]
+    Error,
+    /// It panicked.
+    Panic,
+    /// It never ran: its input could not be decoded.
+    Decode,
+}
+
+/// The error of a handler, as it came from the worker.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandlerError {
+    /// How it failed.
+    #[serde(default)]
+    pub kind: HandlerErrorKind,
+    /// The name of the error's type, in the worker's language.
+    #[serde(rename = "type", default)]
+    pub type_name: String,
+    /// Its message.
+    #[serde(default)]
+    pub message: String,
+    /// Where it came from: a stack trace, the location of a panic, or the chain of sources. May be empty.
+    #[serde(default)]
+    pub trace: String,
+    /// How often the query was tried.
+    #[serde(skip)]
+    pub tries: u32,
+}
+
+impl fmt::Display for HandlerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            HandlerErrorKind::Error if self.type_name.is_empty() => f.write_str(&self.message)?,
+            HandlerErrorKind::Error => write!(f, "{}: {}", self.type_name, self.message)?,
+            HandlerErrorKind::Panic => write!(f, "the handler panicked: {}", self.message)?,
+            HandlerErrorKind::Decode => write!(f, "the worker cannot decode the input: {}", self.message)?,
+        }
+        f.write_str(&attempts(self.tries))
+    }
+}
+
+impl std::error::Error for HandlerError {}
+
+/// A worker died with a query aboard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerLost {
+    /// Which worker.
+    pub worker: WorkerId,
+    /// Its process.
+    pub pid: u32,
+    /// Why it ended.
+    pub cause: ExitCause,
+    /// The tail of its standard error.
+    pub stderr: String,
+    /// The last notice that it sent.
+    pub last_notice: Option<String>,
+    /// What the query was about.
+    pub input: String,
+    /// How often the query was tried.
+    pub tries: u32,
+}
+
+impl fmt::Display for WorkerLost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "worker {} (pid {}) was lost: {}; its input: {}", self.worker, self.pid, self.cause, self.input)?;
+        if let Some(notice) = &self.last_notice {
+            write!(f, "; its last notice: {notice}")?;
+        }
+        f.write_str(&tail(&self.stderr))?;
+        f.write_str(&attempts(self.tries))
+    }
+}
+
+/// A query that could not be taken now. It gives the input back.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TryQueryError<I> {
+    /// Every worker has what it should have, and the queue is full.
+    #[error("every worker is busy and the queue is full")]
+    Full(I),
+    /// The query was taken, and failed.
+    #[error(transparent)]
+    Failed(#[from] QueryError),
+}
+
+/// A pool could not be started.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The process could not be made.
+    #[error(transparent)]
+    Launch(Arc<LaunchError>),
+    /// The link could not be made.
+    #[error(transparent)]
+    Transport(Arc<TransportError>),
+    /// The worker is no worker, or does not fit.
+    #[error("bad handshake: {mismatch}{}", tail(.stderr))]
+    Handshake {
+        /// What does not fit.
+        mismatch: Mismatch,
+        /// The tail of its standard error.
+        stderr: String,
+    },
+    /// The worker ended before it was ready.
+    #[error(
+        "the worker ended before it said READY: {cause}{}. A program that does not speak the protocol is run by \
+         `pm pool -- PROGRAM {{}}` or `pm pool --as filter -- PROGRAM`",
+        tail(.stderr)
+    )]
+    Died {
+        /// Why.
+        cause: ExitCause,
+        /// The tail of its standard error.
+        stderr: String,
+    },
+    /// The Spec is wrong.
+    #[error(transparent)]
+    Spec(#[from] BadSpec),
+    /// A setting makes no sense.
+    #[error("{setting} is {value}: {why}")]
+    Setting {
+        /// Which setting.
+        setting: &'static str,
+        /// Its value.
+        value: String,
+        /// What would make sense.
+        why: &'static str,
+    },
+    /// The pool was shut down before it had started.
+    #[error("the pool was shut down before it had started")]
+    ShuttingDown,
+}
+
+impl From<LaunchError> for StartError {
+    fn from(error: LaunchError) -> Self {
+        StartError::Launch(Arc::new(error))
+    }
+}
+
+impl From<TransportError> for StartError {
+    fn from(error: TransportError) -> Self {
+        StartError::Transport(Arc::new(error))
+    }
+}
+
+fn on(worker: Option<WorkerId>) -> String {
+    worker.map_or_else(|| " (it was never sent to a worker)".to_string(), |worker| format!(" (worker {worker})"))
+}
+
+fn attempts(tries: u32) -> String {
+    if tries > 1 { format!(" (after {tries} tries)") } else { String::new() }
+}
+
+fn tail(stderr: &str) -> String {
+    if stderr.is_empty() { String::new() } else { format!("; its last output: {}", stderr.trim_end()) }
+}

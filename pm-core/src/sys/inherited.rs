@@ -1,0 +1,29 @@
+//! What a process was given by the one that started it.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+/// Takes over a descriptor that this process was started with, and keeps it from children.
+///
+/// # Errors
+/// `EBADF` where there is no such descriptor, and `InvalidInput` for 0, 1 and 2, which belong to the standard library.
+pub(crate) fn take_descriptor(number: RawFd) -> io::Result<OwnedFd> {
+    if number <= 2 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: F_SETFD has no memory effect; a number that is no descriptor gives EBADF.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: The descriptor is open, and by the contract of the environment variable that named it, it is this process's
+    // link and nobody else's; it is taken once, before anything else of the program runs.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Takes variables out of the environment, so that no child of this process sees them.
+pub(crate) fn forget_variables(names: &[&str]) {
+    for name in names {
+        // SAFETY: A worker does this at the top of main, while it has one thread, as `roles_over` asks for.
+        unsafe { std::env::remove_var(name) };
+    }
+}

@@ -1,0 +1,23 @@
+//! Starting, watching and ending processes, down to the system calls. All `unsafe` of pm-core stands here.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`command`] | one process to start, as plain data |
+//! | `spawn` | the clone and what the child does until it executes its program |
+//! | `wait` | what became of children |
+//! | `tree` | who descends from whom, and killing all that do |
+//! | [`keeper`] | the process that starts, reaps and outlives everything of one manager |
+//! | `strays` | what the keeper knows of processes that left their parents |
+//! | `keeper_wire` | what manager and keeper say to each other |
+//! | `inherited` | what a worker was given by its manager |
+//! | `seqpacket` | messages with descriptors over a socket |
+
+pub mod command;
+pub(crate) mod inherited;
+pub mod keeper;
+pub(crate) mod keeper_wire;
+pub(crate) mod seqpacket;
+pub(crate) mod spawn;
+pub(crate) mod strays;
+pub(crate) mod tree;
+pub(crate) mod wait;

@@ -1,0 +1,215 @@
+//! What a transport is: a way to make a [`Link`] between the manager and one worker.
+//!
+//! A transport is data and two functions. [`Transport::offer`] makes the manager's half and says what the worker's process
+//! must be given: variables of the environment and descriptors. A launcher carries the offer out. Then [`Accept::accept`]
+//! waits until the worker has taken its half. The worker's half is a [`Connect`], which finds the link from the environment.
+//!
+//! Anything with `AsyncRead` and `AsyncWrite` becomes a link by [`FramedLink`](crate::driver::framed::FramedLink), so a
+//! transport over a byte stream is a page of code; `examples/custom_transport.rs` is one over TCP. Each proves itself with
+//! [`testing::conformance`](crate::testing::conformance).
+
+use std::ffi::OsString;
+use std::fmt::Debug;
+use std::future::Future;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::task::{Context, Poll};
+
+use thiserror::Error;
+
+use crate::machine::frame::{BadFrame, Frame, Header};
+use crate::worker::link::WorkerLink;
+
+/// The variable that names the transport of a worker's link.
+pub const LINK_VARIABLE: &str = "PM_LINK";
+
+/// The variable that holds the number of the descriptor of a worker's link.
+pub const LINK_FD_VARIABLE: &str = "PM_LINK_FD";
+
+/// The variable that names the role that a worker should serve.
+pub const ROLE_VARIABLE: &str = "PM_ROLE";
+
+/// The descriptor under which a worker finds its link, where the link is one descriptor.
+pub const LINK_FD: RawFd = 3;
+
+/// A way to make links.
+///
+/// # Contract
+/// - [`offer`](Transport::offer) is called once for each start of a worker, before its process exists. It must not block.
+/// - Two offers share nothing: a worker that misbehaves on its link cannot be noticed on another.
+/// - An offer that is dropped, carried out or not, leaves nothing behind.
+pub trait Transport: Debug + Send + Sync + 'static {
+    /// The manager's half of a link.
+    type Link: Link;
+    /// Waits for the worker.
+    type Accept: Accept<Self::Link>;
+
+    /// The name of the transport, as it stands in `PM_LINK`: lower case, without blanks.
+    fn scheme(&self) -> &'static str;
+
+    /// Makes a link for one worker.
+    ///
+    /// # Errors
+    /// [`TransportError`] where the operating system refuses what the link needs.
+    fn offer(&self) -> Result<(Offer, Self::Accept), TransportError>;
+}
+
+/// What a worker's process must be given so that it finds its half of the link. It is data, so that any launcher can carry it out.
+#[derive(Debug, Default)]
+pub struct Offer {
+    /// Variables of its environment. `PM_LINK` is set from the scheme.
+    pub env: Vec<(String, OsString)>,
+    /// Descriptors, by their number in the worker.
+    pub fds: Vec<(RawFd, OwnedFd)>,
+}
+
+/// Who the worker is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The process that was started. A transport on which strangers could connect refuses every other one.
+    pub pid: u32,
+}
+
+/// Waits until a worker has taken its half of a link.
+pub trait Accept<L>: Send + 'static {
+    /// The manager's half, once the worker has its own.
+    ///
+    /// # Cancel safety
+    /// The future may be dropped at any point; what was offered is then taken back.
+    ///
+    /// # Errors
+    /// [`TransportError`], after which the worker cannot be reached.
+    fn accept(self, peer: &Identity) -> impl Future<Output = Result<L, TransportError>> + Send;
+}
+
+/// An ordered, reliable, bounded, two-way channel of frames to one incarnation of a worker.
+pub trait Link: Send + 'static {
+    /// The sending half.
+    type Tx: LinkTx;
+    /// The receiving half.
+    type Rx: LinkRx;
+
+    /// The halves, which are used from different tasks.
+    fn split(self) -> (Self::Tx, Self::Rx);
+}
+
+/// The sending half of a link.
+///
+/// # Contract
+/// - [`push`](LinkTx::push) copies the frame or takes nothing of it. It does not block and makes no progress by itself.
+/// - Frames arrive whole, once, and in the order of their pushes.
+/// - After an error both methods go on failing.
+pub trait LinkTx: Send + 'static {
+    /// Takes a frame into the link, or gives false where the link has no room now. A link that is empty has room for any
+    /// frame within the limits.
+    ///
+    /// # Errors
+    /// [`LinkError`] where the link has ended.
+    fn push(&mut self, header: Header, payload: &[u8]) -> Result<bool, LinkError>;
+
+    /// Moves what was pushed towards the peer. Ready once all of it is on its way.
+    ///
+    /// It may be polled with a waker that does nothing, to try at once; the one who wants to be woken polls again.
+    ///
+    /// # Errors
+    /// [`LinkError`] where the link has ended.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>>;
+}
+
+/// The receiving half of a link.
+///
+/// # Contract
+/// - [`poll_fill`](LinkRx::poll_fill) is ready when frames, or parts of one, have come since it was last ready. It takes in a
+///   bounded amount at a time.
+/// - After it was ready, [`next`](LinkRx::next) is called until it gives none.
+/// - Everything that the peer sent before it ended is given out before [`LinkError::Closed`].
+pub trait LinkRx: Send + 'static {
+    /// Takes in what has come.
+    ///
+    /// # Errors
+    /// [`LinkError`]; every frame that came before it has been given out.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>>;
+
+    /// The next whole frame, if one has come.
+    ///
+    /// # Errors
+    /// [`LinkError::BadFrame`] for bytes that are no frame.
+    fn next(&mut self) -> Result<Option<Frame<'_>>, LinkError>;
+
+    /// The first bytes that could not be read as frames, for the error of a worker that printed on its link.
+    fn unread(&self) -> &[u8] {
+        &[]
+    }
+}
+
+/// The worker's half of a transport.
+pub trait Connect: Send + Sync {
+    /// The scheme of the transport that this is the other half of.
+    fn scheme(&self) -> &'static str;
+
+    /// Finds the link that this process was given. Called once, before anything else of the process runs.
+    ///
+    /// # Errors
+    /// What the operating system says where there is no such link.
+    fn connect(&self) -> io::Result<Box<dyn WorkerLink>>;
+}
+
+/// A link could not be made.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// The operating system refused something.
+    #[error("{scheme}: cannot {action}: {source}")]
+    Io {
+        /// The transport.
+        scheme: &'static str,
+        /// What was refused.
+        action: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// Somebody else connected.
+    #[error("{scheme}: process {found} connected where process {expected} was expected")]
+    Stranger {
+        /// The transport.
+        scheme: &'static str,
+        /// Who was expected.
+        expected: u32,
+        /// Who came.
+        found: u32,
+    },
+    /// This system lacks something that the transport needs.
+    #[error("{scheme}: {what} is not available here; choose another transport")]
+    Unsupported {
+        /// The transport.
+        scheme: &'static str,
+        /// What is missing.
+        what: &'static str,
+    },
+}
+
+/// A link has ended.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The peer ended it, between two frames.
+    #[error("the worker closed its link")]
+    Closed,
+    /// The peer sent bytes that are no frame, or ended inside one.
+    #[error(transparent)]
+    BadFrame(#[from] BadFrame),
+    /// A frame is too large for this link.
+    #[error("a payload of {size} bytes; this link takes at most {limit}")]
+    TooLarge {
+        /// Bytes of the payload.
+        size: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// Shared state of the link makes no sense.
+    #[error("the link is corrupt: {0}")]
+    Corrupt(&'static str),
+    /// The operating system says so.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}

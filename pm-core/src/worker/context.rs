@@ -1,0 +1,128 @@
+//! What a handler can ask and say while it runs.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::desk::Desk;
+use crate::face::error::{HandlerError, HandlerErrorKind};
+use crate::machine::frame::MAX_NOTICE;
+
+/// One call in the hands of a handler.
+#[derive(Clone)]
+pub(crate) struct Current {
+    pub(crate) desk: Arc<Desk>,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) cancel: Arc<CancelFlag>,
+}
+
+/// Whether a call was cancelled, and what is to be done then.
+#[derive(Default)]
+pub(crate) struct CancelFlag {
+    cancelled: AtomicBool,
+    hooks: Mutex<Vec<Hook>>,
+}
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+thread_local! {
+    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+    static PANIC: RefCell<Option<(String, String)>> = const { RefCell::new(None) };
+}
+
+/// The desk of the worker that this process is.
+static PROCESS: OnceLock<Arc<Desk>> = OnceLock::new();
+
+/// Sends a line to the manager: to its notice callback, its log, and the error of the call should this worker die. From any thread of
+/// a worker. Cut at 64 KiB; without effect where this is no worker.
+pub fn notice(text: impl AsRef<str>) {
+    let text = text.as_ref();
+    let mut end = text.len().min(MAX_NOTICE);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let desk = CURRENT.with_borrow(|current| current.as_ref().map(|current| current.desk.clone()));
+    if let Some(desk) = desk.or_else(|| PROCESS.get().cloned()) {
+        desk.notice(&text[..end]);
+    }
+}
+
+/// Whether the caller of the call that this thread runs has gone, or its time is over. A blocking handler that looks at it now and then can
+/// stop early; one that does not is killed after the cancel grace.
+pub fn cancelled() -> bool {
+    CURRENT.with_borrow(|current| current.as_ref().is_some_and(|current| current.cancel.is_cancelled()))
+}
+
+/// The time that the call that this thread runs has left; none where it has no limit.
+pub fn time_left() -> Option<Duration> {
+    let deadline = CURRENT.with_borrow(|current| current.as_ref()?.deadline);
+    deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+}
+
+/// Runs `hook` on another thread when the call that this thread runs is cancelled; at once, where it is already. For handlers that wait for
+/// something that can be ended from outside, such as a child process. Forgotten when the call ends.
+pub fn on_cancel(hook: impl FnOnce() + Send + 'static) {
+    let cancel = CURRENT.with_borrow(|current| current.as_ref().map(|current| current.cancel.clone()));
+    if let Some(cancel) = cancel {
+        cancel.add(Box::new(hook));
+    }
+}
+
+impl CancelFlag {
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Gives the hooks, to be run where no lock is held.
+    pub(crate) fn cancel(&self) -> Vec<Box<dyn FnOnce() + Send>> {
+        let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        self.cancelled.store(true, Ordering::Relaxed);
+        std::mem::take(&mut hooks)
+    }
+
+    pub(crate) fn add(&self, hook: Hook) {
+        let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_cancelled() {
+            drop(hooks);
+            hook();
+        } else {
+            hooks.push(hook);
+        }
+    }
+}
+
+/// This process is a worker with this desk.
+pub(super) fn set_process(desk: &Arc<Desk>) {
+    let _ = PROCESS.set(desk.clone());
+}
+
+/// Runs a handler as the current call of this thread. A panic becomes an error with its message and location.
+pub(super) fn run<T>(current: Current, handler: impl FnOnce() -> Result<T, HandlerError>) -> Result<T, HandlerError> {
+    note_panics();
+    let before = CURRENT.replace(Some(current));
+    let result = catch_unwind(AssertUnwindSafe(handler));
+    CURRENT.replace(before);
+    result.unwrap_or_else(|_| Err(panic_error()))
+}
+
+/// The error of the panic that this thread caught last.
+pub(super) fn panic_error() -> HandlerError {
+    let (message, trace) = PANIC.take().unwrap_or_default();
+    HandlerError { kind: HandlerErrorKind::Panic, type_name: "panic".to_string(), message, trace, tries: 0 }
+}
+
+/// The hook still prints as it did; it also remembers message and place for the caller.
+fn note_panics() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let print = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let message = info.payload_as_str().unwrap_or("a panic without text").to_string();
+            let place = info.location().map(|place| format!("at {place}")).unwrap_or_default();
+            PANIC.set(Some((message, place)));
+            print(info);
+        }));
+    });
+}

@@ -1,0 +1,334 @@
+//! The desk of a worker: the calls that came and have not been answered, and the frames about them.
+//!
+//! Whoever is free reads the link: the thread that runs handlers while it has nothing to run, its attendant while it has. So a call
+//! that has not started can be given back, a PING is answered and a cancel is heard, however long a handler computes.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::context::CancelFlag;
+use super::link::WorkerLink;
+use crate::face::error::HandlerError;
+use crate::machine::frame::{Decoder, Frame, Header, Kind, MAX_PAYLOAD, flag};
+use crate::machine::handshake::{Hello, Ready, VERSION};
+
+/// Calls that wait here at most. A manager's window is far below it; one that sends more is not read until there is room.
+const MAX_WAITING: usize = 4096;
+
+/// The exit code where the manager broke the protocol: `EX_SOFTWARE` of sysexits.
+const VIOLATION: i32 = 70;
+
+/// What a worker does when its link ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AtEnd {
+    /// The process exits: with code 0, or with 70 where the manager broke the protocol.
+    Exit,
+    /// The thread returns.
+    Return,
+}
+
+/// The worker has nothing more to do.
+#[derive(Debug)]
+pub(super) struct Ended;
+
+/// One call that came.
+#[derive(Debug, Default)]
+pub(super) struct Job {
+    pub(super) id: u64,
+    pub(super) deadline: Option<Instant>,
+    pub(super) input: Vec<u8>,
+}
+
+/// See the [module](self).
+pub(crate) struct Desk {
+    link: Box<dyn WorkerLink>,
+    at_end: AtEnd,
+    state: Mutex<State>,
+}
+
+struct State {
+    decoder: Decoder,
+    waiting: VecDeque<Job>,
+    running: Vec<(u64, Arc<CancelFlag>)>,
+    draining: bool,
+    ended: bool,
+    out: Vec<u8>,
+}
+
+impl Desk {
+    pub(super) fn open(link: Box<dyn WorkerLink>, at_end: AtEnd) -> Arc<Self> {
+        Arc::new(Desk {
+            link,
+            at_end,
+            state: Mutex::new(State {
+                decoder: Decoder::new(MAX_PAYLOAD),
+                waiting: VecDeque::new(),
+                running: Vec::new(),
+                draining: false,
+                ended: false,
+                out: Vec::new(),
+            }),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for HELLO.
+    pub(super) fn hello(&self) -> Result<Hello, String> {
+        let mut state = self.state();
+        loop {
+            if let Some(frame) = state.decoder.next().map_err(|error| error.to_string())? {
+                if frame.header.kind != Kind::Hello as u8 {
+                    return Err(format!("the manager began with a frame of kind {}", frame.header.kind));
+                }
+                return Hello::decode(frame.payload);
+            }
+            if self.link.recv(state.decoder.buffer()).map_err(|error| error.to_string())? == 0 {
+                // The manager is gone before it said a word: there is nothing to do and nobody to tell.
+                match self.at_end {
+                    AtEnd::Exit => std::process::exit(0),
+                    AtEnd::Return => return Err("the manager is gone".to_string()),
+                }
+            }
+        }
+    }
+
+    /// Answers it.
+    pub(super) fn ready(&self, ready: &Ready) -> Result<(), String> {
+        debug_assert_eq!(ready.version, VERSION);
+        self.send(Header::new(Kind::Ready), &ready.encode()).map_err(|Ended| "the manager is gone".to_string())
+    }
+
+    /// Sends a notice. A manager that is gone needs none.
+    pub(super) fn notice(&self, text: &str) {
+        let _ = self.send(Header::new(Kind::Notice), text.as_bytes());
+    }
+
+    fn send(&self, header: Header, payload: &[u8]) -> Result<(), Ended> {
+        let mut state = self.state();
+        self.send_locked(&mut state, header, payload)
+    }
+
+    fn send_locked(&self, state: &mut State, header: Header, payload: &[u8]) -> Result<(), Ended> {
+        state.out.clear();
+        state.out.extend_from_slice(&header.encode(payload.len()));
+        state.out.extend_from_slice(payload);
+        let sent = self.link.send(&state.out);
+        if state.out.capacity() > 1 << 20 {
+            state.out = Vec::new();
+        }
+        sent.map_err(|_| self.end(state, 0))
+    }
+
+    /// Waits for the next call and puts it into `job`, whose buffer is used again. The caller has it running then.
+    pub(super) fn next(&self, job: &mut Job, cancel: &Arc<CancelFlag>) -> Result<(), Ended> {
+        let mut state = self.state();
+        loop {
+            if self.take(&mut state, job, cancel)? {
+                return Ok(());
+            }
+            self.receive(&mut state)?;
+        }
+    }
+
+    /// The next call that is there already.
+    fn take(&self, state: &mut State, job: &mut Job, cancel: &Arc<CancelFlag>) -> Result<bool, Ended> {
+        if let Some(next) = state.waiting.pop_front() {
+            *job = next;
+            state.running.push((job.id, cancel.clone()));
+            return Ok(true);
+        }
+        if state.ended {
+            return Err(Ended);
+        }
+        loop {
+            let State { decoder, .. } = state;
+            match decoder.next() {
+                Ok(Some(Frame { header, payload })) if header.kind == Kind::Req as u8 => {
+                    job.id = header.id;
+                    job.deadline = header.remaining.duration().map(|left| Instant::now() + left);
+                    job.input.clear();
+                    job.input.extend_from_slice(payload);
+                    state.running.push((job.id, cancel.clone()));
+                    return Ok(true);
+                }
+                Ok(Some(frame)) => {
+                    let frame = Owned::of(frame);
+                    self.handle(state, frame)?;
+                }
+                Ok(None) if state.draining => {
+                    let _ = self.send_locked(state, Header::new(Kind::Bye), &[]);
+                    return Err(self.end(state, 0));
+                }
+                Ok(None) => return Ok(false),
+                Err(error) => return Err(self.violation(state, &error.to_string())),
+            }
+        }
+    }
+
+    /// Takes in what came, or waits for it.
+    fn receive(&self, state: &mut State) -> Result<(), Ended> {
+        match self.link.recv(state.decoder.buffer()) {
+            Ok(0) | Err(_) => Err(self.end(state, 0)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Looks after the link while handlers run, for at most `patience`: takes in what comes, in place of the thread that is busy.
+    /// True where something came.
+    pub(super) fn attend(&self, patience: Duration, still_busy: impl FnOnce() -> bool) -> Result<bool, Ended> {
+        match self.link.wait(patience) {
+            Ok(false) => return Ok(false),
+            Ok(true) => {}
+            Err(_) => return Err(Ended),
+        }
+        let mut state = self.state();
+        if !still_busy() || state.waiting.len() >= MAX_WAITING {
+            return Ok(false);
+        }
+        self.receive(&mut state)?;
+        self.sort(&mut state)?;
+        Ok(true)
+    }
+
+    /// Waits for frames, and sorts them: for a reader that does nothing else.
+    pub(super) fn read(&self) -> Result<(), Ended> {
+        while !self.link.wait(Duration::from_secs(3600)).map_err(|_| Ended)? {}
+        let mut state = self.state();
+        self.receive(&mut state)?;
+        self.sort(&mut state)
+    }
+
+    /// Puts calls among those that wait, and does what the other frames say.
+    fn sort(&self, state: &mut State) -> Result<(), Ended> {
+        loop {
+            match state.decoder.next() {
+                Ok(Some(frame)) => {
+                    let frame = Owned::of(frame);
+                    self.handle(state, frame)?;
+                }
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(self.violation(state, &error.to_string())),
+            }
+        }
+    }
+
+    /// Takes a call that waits, if there is one. True where none follows any more.
+    pub(super) fn poll_next(&self, job: &mut Job, cancel: &Arc<CancelFlag>) -> Result<Option<()>, Ended> {
+        let mut state = self.state();
+        if let Some(next) = state.waiting.pop_front() {
+            *job = next;
+            state.running.push((job.id, cancel.clone()));
+            return Ok(Some(()));
+        }
+        if state.draining && state.running.is_empty() {
+            let _ = self.send_locked(&mut state, Header::new(Kind::Bye), &[]);
+            return Err(self.end(&mut state, 0));
+        }
+        if state.ended { Err(Ended) } else { Ok(None) }
+    }
+
+    fn handle(&self, state: &mut State, frame: Owned) -> Result<(), Ended> {
+        let Owned { header, payload } = frame;
+        match Kind::from_wire(header.kind) {
+            Some(Kind::Req) => {
+                let deadline = header.remaining.duration().map(|left| Instant::now() + left);
+                state.waiting.push_back(Job { id: header.id, deadline, input: payload });
+            }
+            Some(kind @ (Kind::Recall | Kind::Cancel)) => {
+                let place = state.waiting.iter().position(|job| job.id == header.id);
+                if let Some(place) = place {
+                    state.waiting.remove(place);
+                    let flags = if kind == Kind::Recall { flag::NOT_STARTED } else { flag::CANCELLED };
+                    let header = Header { flags, ..Header::call(Kind::Err, header.id) };
+                    return self.send_locked(state, header, &[]);
+                }
+                if kind == Kind::Cancel
+                    && let Some((_, cancel)) = state.running.iter().find(|(id, _)| *id == header.id)
+                {
+                    for hook in cancel.cancel() {
+                        hook();
+                    }
+                }
+            }
+            Some(Kind::Ping) => return self.send_locked(state, Header::new(Kind::Pong), &payload),
+            Some(Kind::Pong) => {}
+            Some(Kind::Drain) => state.draining = true,
+            Some(kind) => return Err(self.violation(state, &format!("a frame of kind {kind:?}"))),
+            None if header.flags & flag::CRITICAL != 0 => {
+                return Err(self.violation(state, &format!("a critical frame of the unknown kind {}", header.kind)));
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Answers a call. A call that was cancelled and dropped before its end is answered as such.
+    pub(super) fn answer(&self, id: u64, answer: &Result<Vec<u8>, HandlerError>) -> Result<(), Ended> {
+        match answer {
+            Ok(output) => self.respond(id, output),
+            Err(error) => self.fail(id, error),
+        }
+    }
+
+    /// Answers a call with its output.
+    pub(super) fn respond(&self, id: u64, output: &[u8]) -> Result<(), Ended> {
+        if output.len() > MAX_PAYLOAD {
+            let message = format!("the output has {} bytes; a frame takes at most {MAX_PAYLOAD}", output.len());
+            return self.fail(id, &HandlerError { message, ..HandlerError::default() });
+        }
+        let mut state = self.state();
+        state.running.retain(|(running, _)| *running != id);
+        self.send_locked(&mut state, Header::call(Kind::Resp, id), output)
+    }
+
+    /// Answers a call with its error.
+    pub(super) fn fail(&self, id: u64, error: &HandlerError) -> Result<(), Ended> {
+        let payload = serde_json::to_vec(error).unwrap_or_default();
+        let mut state = self.state();
+        state.running.retain(|(running, _)| *running != id);
+        self.send_locked(&mut state, Header::call(Kind::Err, id), &payload)
+    }
+
+    /// Answers a call that stopped because it was cancelled.
+    pub(super) fn stopped(&self, id: u64) -> Result<(), Ended> {
+        let mut state = self.state();
+        state.running.retain(|(running, _)| *running != id);
+        self.send_locked(&mut state, Header { flags: flag::CANCELLED, ..Header::call(Kind::Err, id) }, &[])
+    }
+
+    fn violation(&self, state: &mut State, what: &str) -> Ended {
+        eprintln!("pm worker: the manager broke the protocol: {what}");
+        self.end(state, VIOLATION)
+    }
+
+    /// The link has ended. Calls that run are cancelled, where the process does not exit with them.
+    fn end(&self, state: &mut State, code: i32) -> Ended {
+        if self.at_end == AtEnd::Exit {
+            std::process::exit(code);
+        }
+        state.ended = true;
+        state.waiting.clear();
+        for (_, cancel) in &state.running {
+            for hook in cancel.cancel() {
+                hook();
+            }
+        }
+        Ended
+    }
+}
+
+/// A frame out of the buffer. Rare frames are copied, so that what they lead to may use the buffer.
+struct Owned {
+    header: Header,
+    payload: Vec<u8>,
+}
+
+impl Owned {
+    fn of(frame: Frame<'_>) -> Self {
+        Owned { header: frame.header, payload: frame.payload.to_vec() }
+    }
+}

@@ -1,0 +1,89 @@
+//! The worker's half of a link, as the worker's runtime uses it.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+/// Bytes that are asked for at a time.
+const READ_CHUNK: usize = 64 << 10;
+
+/// A blocking byte stream to the manager.
+///
+/// Two threads of a worker use it: the one that runs the handler, and its attendant, which looks after the link while a handler
+/// computes. They never receive at the same time.
+pub trait WorkerLink: Send + Sync {
+    /// Appends bytes that came; waits for the first. 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn recv(&self, buffer: &mut Vec<u8>) -> io::Result<usize>;
+
+    /// Waits until [`recv`](WorkerLink::recv) would not wait, for at most this long. False where the time is over.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn wait(&self, timeout: Duration) -> io::Result<bool>;
+
+    /// Sends all of these bytes; waits where the manager is slow.
+    ///
+    /// # Errors
+    /// What the operating system says; the manager is gone.
+    fn send(&self, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// A link over one or two blocking descriptors: a socket, or a pair of pipes.
+#[derive(Debug)]
+pub struct FdLink {
+    read: OwnedFd,
+    write: Option<OwnedFd>,
+}
+
+impl FdLink {
+    /// Over a connected stream socket.
+    pub fn socket(socket: OwnedFd) -> Self {
+        FdLink { read: socket, write: None }
+    }
+
+    /// Over two pipes.
+    pub fn pipes(read: OwnedFd, write: OwnedFd) -> Self {
+        FdLink { read, write: Some(write) }
+    }
+}
+
+impl WorkerLink for FdLink {
+    fn recv(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        buffer.reserve(READ_CHUNK.saturating_sub(buffer.capacity() - buffer.len()).min(READ_CHUNK / 2));
+        loop {
+            match rustix::io::read(&self.read, rustix::buffer::spare_capacity(buffer)) {
+                Ok(count) => return Ok(count),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&self.read, PollFlags::IN)], Some(&timeout)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let write = self.write.as_ref().unwrap_or(&self.read);
+        while !bytes.is_empty() {
+            match rustix::io::write(write, bytes) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => bytes = &bytes[count..],
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}

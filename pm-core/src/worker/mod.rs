@@ -1,0 +1,130 @@
+//! The worker's side: what runs in the process that serves.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`link`] | the byte stream to the manager |
+//! | [`role`] | a name, two types and a handler, joined once |
+//! | `desk` | the calls that came and have not been answered |
+//! | `serve` | the loop that runs a blocking handler, and its attendant |
+//! | `serve_async` | the same for handlers that are futures |
+//! | [`context`] | what a handler can ask and say while it runs |
+//!
+//! A program becomes a worker in [`roles_over`] (which the facade calls as `pm::roles`), when the environment says so.
+
+pub mod context;
+mod desk;
+pub mod link;
+pub mod role;
+mod serve;
+mod serve_async;
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use self::link::WorkerLink;
+use self::role::Role;
+use crate::driver::launch;
+use crate::machine::handshake::{Hello, Ready, VERSION};
+use crate::sys::inherited;
+use crate::transport::{Connect, LINK_FD_VARIABLE, LINK_VARIABLE, ROLE_VARIABLE};
+
+pub(crate) use self::serve::serve_in_thread;
+
+/// The descriptor that the environment names as this worker's link, for a [`Connect`]. It is taken out of the reach of children.
+///
+/// # Errors
+/// `NotFound` where no variable names one, `InvalidData` where it is no number, and what the kernel says of a descriptor that is not open.
+pub fn inherited_link() -> io::Result<OwnedFd> {
+    let value = std::env::var(LINK_FD_VARIABLE).map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?;
+    let number = value.parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    inherited::take_descriptor(number)
+}
+
+/// The exit code of a worker that cannot serve: `EX_SOFTWARE` of sysexits.
+const CANNOT_SERVE: i32 = 70;
+
+/// Becomes a worker, or the keeper, where the environment says so, and never returns then. Returns otherwise.
+///
+/// Call it first in `main`, before any thread, runtime or logger: a worker needs none of them, and the environment can be
+/// changed safely only while there is one thread.
+///
+/// # Panics
+/// Never. A worker that cannot serve says why on its standard error and ends with exit code 70.
+pub fn roles_over(roles: &[&'static dyn Role], transports: &[&dyn Connect]) {
+    launch::run_if_keeper();
+    let Some(scheme) = std::env::var_os(LINK_VARIABLE) else { return };
+    let Some(name) = std::env::var_os(ROLE_VARIABLE) else { return };
+    let result = become_worker(roles, transports, &scheme, &name);
+    match result {
+        Ok(never) => match never {},
+        Err(why) => {
+            eprintln!("pm worker {name:?}: {why}");
+            std::process::exit(CANNOT_SERVE);
+        }
+    }
+}
+
+/// Serves one role over the link that the environment names, in a program that is nothing but a worker. Returns an error
+/// text where it cannot, and never returns otherwise.
+///
+/// # Errors
+/// There is no link (the program was started by hand), or it cannot be opened.
+pub fn serve_over(role: &'static dyn Role, transports: &[&dyn Connect]) -> Result<std::convert::Infallible, String> {
+    let scheme = std::env::var_os(LINK_VARIABLE)
+        .ok_or_else(|| format!("{LINK_VARIABLE} is not set: this program is a worker, and is started by a manager"))?;
+    let link = connect(transports, &scheme)?;
+    serve(link, &|_| Some(role))
+}
+
+fn become_worker(
+    roles: &[&'static dyn Role],
+    transports: &[&dyn Connect],
+    scheme: &OsString,
+    name: &OsString,
+) -> Result<std::convert::Infallible, String> {
+    let link = connect(transports, scheme)?;
+    let find = |asked: Option<&str>| {
+        let asked = asked.map(OsString::from).unwrap_or_else(|| name.clone());
+        roles.iter().copied().find(|role| OsString::from(role.name()) == asked)
+    };
+    serve(link, &find)
+}
+
+fn connect(transports: &[&dyn Connect], scheme: &OsString) -> Result<Box<dyn WorkerLink>, String> {
+    let transport = transports.iter().find(|transport| *scheme == *transport.scheme()).ok_or_else(|| {
+        let known: Vec<_> = transports.iter().map(|transport| transport.scheme()).collect();
+        format!("the manager uses the transport {scheme:?}; this program was built with {known:?}")
+    })?;
+    let link = transport.connect().map_err(|error| format!("the link ({scheme:?}) cannot be opened: {error}"))?;
+    // No child of this process shall believe that it is a worker.
+    inherited::forget_variables(&[LINK_VARIABLE, LINK_FD_VARIABLE, ROLE_VARIABLE]);
+    Ok(link)
+}
+
+fn serve(
+    link: Box<dyn WorkerLink>,
+    find: &dyn Fn(Option<&str>) -> Option<&'static dyn Role>,
+) -> Result<std::convert::Infallible, String> {
+    let desk = desk::Desk::open(link, desk::AtEnd::Exit);
+    let hello = desk.hello()?;
+    let role = find(hello.role.as_deref()).ok_or_else(|| format!("this program has no role {:?}", hello.role))?;
+    match accept(&desk, role, &hello)? {
+        role::Service::Blocking(handler) => serve::run(desk, handler),
+        role::Service::Async { concurrency, handler } => serve_async::run(desk, concurrency, handler),
+    }
+}
+
+/// Answers HELLO. A codec that the role does not speak is the manager's to report: READY names what it would speak.
+fn accept(desk: &desk::Desk, role: &'static dyn Role, hello: &Hello) -> Result<role::Service, String> {
+    let service = role.service(&hello.codec);
+    let codec = if service.is_some() { hello.codec.clone() } else { role.codecs().join(" or ") };
+    let concurrency = match &service {
+        Some(role::Service::Async { concurrency, .. }) => *concurrency,
+        _ => 1,
+    };
+    let ready =
+        Ready { version: VERSION, codec, role: Some(role.name().to_string()), concurrency, ahead: concurrency };
+    desk.ready(&ready)?;
+    service.ok_or_else(|| format!("the manager uses the codec {:?}; this role speaks {}", hello.codec, ready.codec))
+}

@@ -1,0 +1,278 @@
+//! Roles: a name, the types of a query and the handler that serves it, joined once.
+
+use std::any::type_name;
+use std::fmt::{Debug, Display};
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::codec::{Codec, Json, Postcard};
+use crate::face::error::{HandlerError, HandlerErrorKind};
+
+/// The default number of calls that an async role runs at the same time.
+pub const ASYNC_CONCURRENCY: u32 = 64;
+
+/// A handler without its types: encoded input in, encoded output out.
+pub type BlockingHandler = Box<dyn Fn(&[u8], &mut Vec<u8>) -> Result<(), HandlerError> + Send + Sync>;
+
+/// The same for a future.
+pub type AsyncHandler = Box<dyn Fn(Vec<u8>) -> BoxFuture<Result<Vec<u8>, HandlerError>> + Send + Sync>;
+
+/// A future on the heap.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// How a role serves one codec.
+pub enum Service {
+    /// On one thread, one call after another.
+    Blocking(BlockingHandler),
+    /// As futures, many at the same time.
+    Async {
+        /// How many.
+        concurrency: u32,
+        /// The handler.
+        handler: AsyncHandler,
+    },
+}
+
+/// Something that this program can do as a worker.
+pub trait Role: Sync {
+    /// The name by which the manager asks for it.
+    fn name(&self) -> &'static str;
+
+    /// The codecs that it speaks.
+    fn codecs(&self) -> &[&'static str];
+
+    /// Its handler for a codec; none where it does not speak it.
+    fn service(&'static self, codec: &str) -> Option<Service>;
+}
+
+/// What a handler may return for an output `O`: `O` itself, or a `Result<O, E>` whose error reaches the caller as a
+/// [`HandlerError`] with its type, message and `Debug` form.
+pub trait Answer<O> {
+    /// The output, or the error of the handler.
+    ///
+    /// # Errors
+    /// The handler's own.
+    fn into_answer(self) -> Result<O, HandlerError>;
+}
+
+impl<O> Answer<O> for O {
+    fn into_answer(self) -> Result<O, HandlerError> {
+        Ok(self)
+    }
+}
+
+impl<O, E: Display + Debug> Answer<O> for Result<O, E> {
+    fn into_answer(self) -> Result<O, HandlerError> {
+        self.map_err(|error| HandlerError {
+            kind: HandlerErrorKind::Error,
+            type_name: type_name::<E>().to_string(),
+            message: error.to_string(),
+            trace: format!("{error:?}"),
+            tries: 0,
+        })
+    }
+}
+
+/// A query that this program can serve: name, types and handler.
+///
+/// The handler returns the output, or a `Result` of it: with `Query<I, O>` an error becomes a
+/// [`HandlerError`] with its message; with `Query<I, Result<O, E>>` the error travels as the value that it is.
+///
+/// ```
+/// use pm_core::Query;
+///
+/// static PARSE: Query<String, i64> = Query::new("parse", &|text: String| text.parse::<i64>());
+/// assert_eq!(PARSE.name(), "parse");
+/// ```
+///
+/// `T` is the transport that its pools use unless they say otherwise; the facade's `pm::Query` has chosen one.
+pub struct Query<I: 'static, O: 'static, T = ()> {
+    name: &'static str,
+    handler: Handler<I, O>,
+    transport: PhantomData<fn() -> T>,
+}
+
+enum Handler<I: 'static, O: 'static> {
+    Blocking(&'static dyn Handle<I, O>),
+    Async(&'static dyn HandleAsync<I, O>, u32),
+}
+
+/// A blocking handler whose return type was brought to one form. Implemented for every fitting function.
+pub trait Handle<I, O>: Sync {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// The handler's own.
+    fn handle(&self, input: I) -> Result<O, HandlerError>;
+}
+
+impl<H, I, O, R> Handle<I, O> for H
+where
+    H: Fn(I) -> R + Sync,
+    R: Answer<O>,
+{
+    fn handle(&self, input: I) -> Result<O, HandlerError> {
+        self(input).into_answer()
+    }
+}
+
+/// The same for a handler that returns a future. Implemented for every fitting function.
+pub trait HandleAsync<I, O>: Sync {
+    /// Begins it.
+    fn handle(&self, input: I) -> BoxFuture<Result<O, HandlerError>>;
+}
+
+impl<H, I, O, F, R> HandleAsync<I, O> for H
+where
+    H: Fn(I) -> F + Sync,
+    F: Future<Output = R> + Send + 'static,
+    R: Answer<O>,
+{
+    fn handle(&self, input: I) -> BoxFuture<Result<O, HandlerError>> {
+        let future = self(input);
+        Box::pin(async move { future.await.into_answer() })
+    }
+}
+
+impl<I, O, T> Query<I, O, T> {
+    /// A query that a blocking function serves, one call after another.
+    pub const fn new<H: Handle<I, O>>(name: &'static str, handler: &'static H) -> Self {
+        Query { name, handler: Handler::Blocking(handler), transport: PhantomData }
+    }
+
+    /// A query that an async function serves, up to [`ASYNC_CONCURRENCY`] calls at the same time, on one thread. A call that is
+    /// cancelled is dropped at its next await.
+    pub const fn new_async<H: HandleAsync<I, O>>(name: &'static str, handler: &'static H) -> Self {
+        Query { name, handler: Handler::Async(handler, ASYNC_CONCURRENCY), transport: PhantomData }
+    }
+
+    /// How many calls an async query runs at the same time in one worker. At least 1.
+    pub const fn concurrency(self, calls: u32) -> Self {
+        let handler = match self.handler {
+            Handler::Async(handler, _) => Handler::Async(handler, if calls == 0 { 1 } else { calls }),
+            blocking => blocking,
+        };
+        Query { name: self.name, handler, transport: PhantomData }
+    }
+
+    /// The name.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
+impl<I, O, T> Query<I, O, T>
+where
+    I: DeserializeOwned + Send + 'static,
+    O: Serialize + Send + 'static,
+{
+    fn serve_with<C>(&'static self, codec: C) -> Service
+    where
+        C: Codec<I> + Codec<O>,
+    {
+        match self.handler {
+            Handler::Blocking(handler) => Service::Blocking(Box::new(move |input, output| {
+                let input = Codec::<I>::decode(&codec, input).map_err(undecodable)?;
+                let answer = handler.handle(input)?;
+                Codec::<O>::encode(&codec, &answer, output).map_err(unencodable)
+            })),
+            Handler::Async(handler, concurrency) => Service::Async {
+                concurrency,
+                handler: Box::new(move |input| {
+                    let codec = codec.clone();
+                    let begun = Codec::<I>::decode(&codec, &input).map_err(undecodable).map(|input| handler.handle(input));
+                    Box::pin(async move {
+                        let answer = begun?.await?;
+                        let mut output = Vec::new();
+                        Codec::<O>::encode(&codec, &answer, &mut output).map_err(unencodable)?;
+                        Ok(output)
+                    })
+                }),
+            },
+        }
+    }
+}
+
+impl<I, O, T: 'static> Role for Query<I, O, T>
+where
+    I: Serialize + DeserializeOwned + Send + 'static,
+    O: Serialize + DeserializeOwned + Send + 'static,
+{
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn codecs(&self) -> &[&'static str] {
+        &[
+            "postcard",
+            "json",
+            #[cfg(feature = "bincode")]
+            "bincode",
+        ]
+    }
+
+    fn service(&'static self, codec: &str) -> Option<Service> {
+        match codec {
+            "postcard" => Some(self.serve_with(Postcard)),
+            "json" => Some(self.serve_with(Json)),
+            #[cfg(feature = "bincode")]
+            "bincode" => Some(self.serve_with(crate::codec::Bincode)),
+            _ => None,
+        }
+    }
+}
+
+/// A query over bytes, whose handler reads and writes its payloads itself: a bridge to other programs, or a codec of its own.
+pub struct ByteQuery {
+    name: &'static str,
+    codec: [&'static str; 1],
+    handler: &'static (dyn Fn(&[u8], &mut Vec<u8>) -> Result<(), HandlerError> + Sync),
+}
+
+impl ByteQuery {
+    /// A query whose payloads are in the codec of this name.
+    pub const fn new<H>(name: &'static str, codec: &'static str, handler: &'static H) -> Self
+    where
+        H: Fn(&[u8], &mut Vec<u8>) -> Result<(), HandlerError> + Sync,
+    {
+        ByteQuery { name, codec: [codec], handler }
+    }
+}
+
+impl Role for ByteQuery {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn codecs(&self) -> &[&'static str] {
+        &self.codec
+    }
+
+    fn service(&'static self, codec: &str) -> Option<Service> {
+        (codec == self.codec[0]).then(|| Service::Blocking(Box::new(self.handler)))
+    }
+}
+
+fn undecodable(error: crate::codec::CodecError) -> HandlerError {
+    HandlerError {
+        kind: HandlerErrorKind::Decode,
+        type_name: String::new(),
+        message: error.to_string(),
+        trace: String::new(),
+        tries: 0,
+    }
+}
+
+fn unencodable(error: crate::codec::CodecError) -> HandlerError {
+    HandlerError {
+        kind: HandlerErrorKind::Error,
+        type_name: type_name::<crate::codec::CodecError>().to_string(),
+        message: format!("the output cannot be encoded: {error}"),
+        trace: String::new(),
+        tries: 0,
+    }
+}

@@ -1,0 +1,110 @@
+//! Serving with handlers that are futures: many calls at the same time, on one thread.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::thread;
+
+use tokio::sync::Notify;
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::context::{self, CancelFlag, Current};
+use super::desk::{Desk, Ended, Job};
+use super::role::{AsyncHandler, BoxFuture};
+use crate::face::error::HandlerError;
+
+/// Serves until the manager lets this process go, which then ends.
+pub(super) fn run(desk: Arc<Desk>, concurrency: u32, handler: AsyncHandler) -> Result<Infallible, String> {
+    context::set_process(&desk);
+    serve(&desk, concurrency, &handler)?;
+    std::process::exit(0)
+}
+
+/// Serves until the link ends.
+pub(super) fn serve(desk: &Arc<Desk>, concurrency: u32, handler: &AsyncHandler) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("the runtime of the handlers cannot be started: {error}"))?;
+    let arrived = Arc::new(Notify::new());
+    let reader = {
+        let (desk, arrived) = (desk.clone(), arrived.clone());
+        thread::Builder::new().name("pm-reader".into()).stack_size(128 << 10).spawn(move || {
+            while desk.read().is_ok() {
+                arrived.notify_one();
+            }
+            arrived.notify_one();
+        })
+    };
+    reader.map_err(|error| format!("the reader cannot be started: {error}"))?;
+    let _ = runtime.block_on(serve_calls(desk, concurrency as usize, handler, &arrived));
+    Ok(())
+}
+
+async fn serve_calls(
+    desk: &Arc<Desk>,
+    concurrency: usize,
+    handler: &AsyncHandler,
+    arrived: &Notify,
+) -> Result<Infallible, Ended> {
+    let mut running: JoinSet<(u64, Result<Vec<u8>, HandlerError>)> = JoinSet::new();
+    let mut ids: Vec<(tokio::task::Id, u64)> = Vec::new();
+    loop {
+        while running.len() < concurrency {
+            let cancel = Arc::new(CancelFlag::default());
+            let mut job = Job::default();
+            if desk.poll_next(&mut job, &cancel)?.is_none() {
+                break;
+            }
+            let Job { id, deadline, input } = job;
+            let current = Current { desk: desk.clone(), deadline, cancel: cancel.clone() };
+            let future = match context::run(current.clone(), || Ok(handler(input))) {
+                Ok(future) => future,
+                Err(error) => {
+                    desk.fail(id, &error)?;
+                    continue;
+                }
+            };
+            let task: AbortHandle = running.spawn(async move { (id, InContext { current, future }.await) });
+            ids.push((task.id(), id));
+            cancel.add(Box::new(move || task.abort()));
+        }
+        tokio::select! {
+            Some(ended) = running.join_next_with_id() => match ended {
+                Ok((task, (id, answer))) => {
+                    ids.retain(|(known, _)| *known != task);
+                    desk.answer(id, &answer)?;
+                }
+                Err(error) => {
+                    let task = error.id();
+                    if let Some(place) = ids.iter().position(|(known, _)| *known == task) {
+                        let (_, id) = ids.swap_remove(place);
+                        desk.stopped(id)?;
+                    }
+                }
+            },
+            () = arrived.notified() => {}
+        }
+    }
+}
+
+/// A handler's future, which has its call as the current one whenever it runs.
+struct InContext {
+    current: Current,
+    future: BoxFuture<Result<Vec<u8>, HandlerError>>,
+}
+
+impl Future for InContext {
+    type Output = Result<Vec<u8>, HandlerError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let current = self.current.clone();
+        let future = self.future.as_mut();
+        match context::run(current, || Ok(future.poll(cx))) {
+            Ok(poll) => poll,
+            Err(panicked) => Poll::Ready(Err(panicked)),
+        }
+    }
+}

@@ -1,0 +1,208 @@
+'use strict';
+/* The worker kit of pm for Node.js 16 and later: one file, no dependencies. A whole worker is
+
+    require('./pm_worker.js').serve(team => ({ legal: team.length <= 6 }));
+
+and `node pm_worker.js FILE:FUNC` serves an export of a file (.js, .cjs or .mjs) that knows nothing of pm. Any other
+program requires this file first: in a process that pm started, it takes the link away from descriptors 0 and 1, so that
+console.log goes to stderr, stdin is empty, and no child inherits the link. A handler returns a result or the promise of
+one, and each answer is written before a call starts that would exceed `concurrency`. What it throws answers its call
+and the worker lives on; process.exit, and an exception that no call threw, end it as they end any program.
+docs/PROTOCOL.md says what passes over the link. */
+const fs = require('fs'), net = require('net'), path = require('path'), url = require('url'), util = require('util');
+
+const [HELLO, READY, PING, PONG, DRAIN, BYE, NOTICE] = [1, 2, 3, 4, 5, 6, 7];
+const [REQ, RESP, ERR, CANCEL, RECALL] = [16, 17, 18, 19, 20];
+const [NOT_STARTED, CANCELLED, CRITICAL] = [0x01, 0x02, 0x80];
+const MAX_FRAME = (64 << 20) + 12; // until HELLO names another
+const MAX_TEXT = 64 << 10; // bytes of a notice, characters of each text in an error
+const MAX_WAITING = 1024; // calls that wait in this process: with more, nothing is read
+const LOOK = 1; // milliseconds that calls run back to back before the link is looked at: a RECALL may have come
+
+const attempt = (work, otherwise) => { try { return work(); } catch (error) { return otherwise(error); } };
+const quit = (code, text) => { console.error('pm_worker:', text); process.exit(code); };
+const scratch = Buffer.allocUnsafeSlow(64 << 10);
+
+/** The frame around a string or bytes. It lasts until the next one is encoded. */
+function encodeFrame(kind, id = 0, payload = '', flags = 0, remaining = 0) {
+  const text = typeof payload === 'string', most = 16 + payload.length * (text ? 3 : 1);
+  const frame = most <= scratch.length ? scratch : Buffer.allocUnsafe(16 + Buffer.byteLength(payload));
+  const length = text ? frame.write(payload, 16) : (frame.set(payload, 16), payload.length);
+  frame.writeUInt32BE(12 + length, 0);
+  frame.writeUInt32BE(kind * 2 ** 24 + flags * 2 ** 16 + remaining, 4);
+  frame.writeUInt32BE(Math.floor(id / 2 ** 32), 8);
+  frame.writeUInt32BE(id % 2 ** 32, 12);
+  return frame.subarray(0, 16 + length);
+}
+
+/** The frame at `at`, its payload a view of `buffer`; null while it is incomplete. */
+function decodeFrame(buffer, at = 0, maxFrame = MAX_FRAME) {
+  const rest = buffer.length < at + 4 ? 12 : buffer.readUInt32BE(at), end = at + 4 + rest;
+  if (rest < 12 || rest > maxFrame) quit(70, `violation: a frame claims ${rest} bytes; 12 to ${maxFrame} are allowed`);
+  if (buffer.length < end) return null;
+  const id = buffer.readUInt32BE(at + 8) * 2 ** 32 + buffer.readUInt32BE(at + 12);
+  const remaining = buffer.readUInt16BE(at + 6), payload = buffer.subarray(at + 16, end);
+  return { kind: buffer[at + 4], flags: buffer[at + 5], remaining, id, payload, end };
+}
+
+/** The milliseconds that the header's `remaining` stands for; 0 means that there is no deadline. */
+const decodeRemaining = field => (field & 0x7ff) * 2 ** (field >> 11);
+
+const strict = new util.TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+const fromJson = bytes => JSON.parse(strict.decode(bytes));
+function toJson(value) {
+  const text = JSON.stringify(value === undefined ? null : value);
+  if (text === undefined) throw new TypeError(`a ${typeof value} is not JSON`);
+  if (text.includes('\\ud') && /(^|[^\\])(\\\\)*\\ud/.test(text)) throw new TypeError('a lone surrogate is not UTF-8');
+  return text;
+}
+const codecs = { json: [fromJson, toJson], bytes: [bytes => bytes, value => Buffer.from(value)] };
+
+/** What a handler gets beside the value. `signal` is an AbortSignal, raised when nobody waits for the call any more;
+    `deadline` is the performance.now() at which that happens at the latest, or 0. */
+class Call {
+  constructor(id, payload, deadline) { Object.assign(this, { id, payload, deadline }); }
+  notice(text) { notice(text); }
+  get controller() { return (this.lazy ??= new AbortController()); }
+  get signal() { return this.controller.signal; }
+}
+
+// The one conversation of this process, and the calls that wait and that run in it, the oldest first.
+let serving, input, output, maxFrame = MAX_FRAME, ready = false, draining = false, resting = false, look = 0;
+let parts = [], lack = 4; // of the frame that is not whole yet: its bytes, and how many more it takes at least
+const waiting = new Map(), running = new Map();
+
+function receive(chunk) {
+  parts.push(chunk);
+  lack -= chunk.length;
+  if (lack > 0) return;
+  const buffer = parts.length > 1 ? Buffer.concat(parts) : chunk;
+  let at = 0;
+  for (let frame; (frame = decodeFrame(buffer, at, maxFrame)); at = frame.end) take(frame);
+  const left = buffer.length - at;
+  parts = left ? [buffer.subarray(at)] : [];
+  lack = (left < 4 ? 4 : 4 + buffer.readUInt32BE(at)) - left;
+  look = performance.now() + LOOK;
+  run();
+}
+
+function take({ kind, flags, remaining, id, payload }) {
+  if ((kind === HELLO) === ready) quit(70, `violation: a frame of kind ${kind} ${ready ? 'after' : 'before'} HELLO`);
+  if (kind === REQ) waiting.set(id, new Call(id, payload, remaining && performance.now() + decodeRemaining(remaining)));
+  else if (kind === CANCEL || kind === RECALL) {
+    if (waiting.delete(id)) send(ERR, id, '', kind === CANCEL ? CANCELLED : NOT_STARTED);
+    else if (kind === CANCEL) running.get(id)?.controller.abort();
+  } else if (kind === PING) send(PONG, id, payload);
+  else if (kind === DRAIN) draining = true;
+  else if (kind === HELLO) shakeHands(payload);
+  else if (flags & CRITICAL && kind !== PONG) quit(70, `violation: the unknown kind ${kind} is critical`);
+}
+
+function shakeHands(payload) {
+  const hello = attempt(() => Object(fromJson(payload)), error => quit(70, `violation: not a HELLO: ${error.message}`));
+  const { handler, codec, concurrency } = serving, roles = typeof handler === 'function' ? null : Object.keys(handler);
+  const role = serving.role ?? hello.role ?? PM_ROLE ?? (roles?.length === 1 ? roles[0] : null);
+  if (roles && !roles.includes(role)) quit(64, `there is no role '${role}' here, only ${roles.join(', ')}`);
+  if (roles) serving.handler = handler[role];
+  maxFrame = hello.max_frame ?? maxFrame;
+  send(READY, 0, JSON.stringify({ version: 1, codec, role, concurrency, ahead: concurrency }));
+  ready = true;
+}
+
+/** Starts what may start. Calls that take long let the event loop read in between: it does so between two immediates. */
+function run() {
+  const rested = () => { resting = false; look = performance.now() + LOOK; run(); };
+  for (const [id, call] of waiting) {
+    if (resting || running.size >= serving.concurrency || output.writableLength) break;
+    if ((resting = performance.now() > look && setImmediate(setImmediate, rested))) break;
+    waiting.delete(id);
+    start(call);
+  }
+  input[waiting.size >= MAX_WAITING || output.writableLength ? 'pause' : 'resume']();
+  if (!draining || waiting.size || running.size) return;
+  draining = false;
+  output.write(Buffer.from(encodeFrame(BYE)), () => process.exit(0)); // after all that the link did not take yet
+}
+
+/** Has answered when it returns, unless the handler returns a promise. */
+async function start(call) {
+  let kind = 'decode';
+  try {
+    const value = serving.decode(call.payload);
+    kind = 'error';
+    let result = serving.handler(value, call);
+    if (typeof result?.then === 'function') {
+      running.set(call.id, call);
+      result = await result;
+    }
+    const payload = serving.encode(result), rest = 12 + Buffer.byteLength(payload);
+    if (rest > maxFrame) throw new RangeError(`the result's frame has ${rest} bytes; max_frame is ${maxFrame}`);
+    send(RESP, call.id, payload);
+  } catch (error) {
+    const text = () => attempt(() => describe(error, kind), () => describe('what was thrown cannot be shown', kind));
+    send(ERR, call.id, ...(call.lazy?.signal.aborted ? ['', CANCELLED] : [text()]));
+  }
+  if (running.delete(call.id)) run();
+}
+
+function describe(error, kind) {
+  const most = Math.min(MAX_TEXT, Math.floor(maxFrame / 20)); // there are three texts, and six bytes make a character
+  const cut = text => Buffer.from(String(text).slice(0, most)).toString(); // without a half of a surrogate pair
+  const { name = typeof error, message = util.inspect(error), stack = '' } = Object(error); // anything can be thrown
+  return JSON.stringify({ kind, type: cut(name), message: cut(message), trace: cut(stack) });
+}
+
+function send(kind, id, payload, flags) {
+  const frame = encodeFrame(kind, id, payload, flags), gone = error => (error.code === 'EAGAIN' ? 0 : process.exit(0));
+  const sent = output.writableLength ? 0 : attempt(() => fs.writeSync(link[1], frame), gone);
+  if (sent < frame.length) output.write(Buffer.from(frame.subarray(sent)), run);
+}
+
+/** Answers calls with `handler`, a function (value, call) or an object of such functions by role, until the manager
+    drains this worker or is gone; then ends the process with code 0. The codec 'bytes' passes Buffers in place of JSON.
+    `role` is what a single function is called, or the one to take from the object whatever the manager asks for. */
+function serve(handler, { role = null, codec = 'json', concurrency = 1 } = {}) {
+  if (!link) quit(64, 'no manager started this worker: PM_LINK does not say where the link is');
+  serving = { handler, role, codec, concurrency, decode: codecs[codec][0], encode: codecs[codec][1] };
+  input = new net.Socket({ fd: link[0], allowHalfOpen: true }).on('data', receive);
+  output = link[0] === link[1] ? input : new net.Socket({ fd: link[1], readable: false });
+  for (const socket of [input, output]) socket.on('error', () => process.exit(0)); // the manager is gone
+  input.on('end', () => draining || process.exit(0));
+}
+
+/** Writes to the manager's log; before the handshake of `serve`, and outside of pm, to stderr. */
+function notice(text) {
+  if (!ready) return console.error(text);
+  const bytes = Buffer.allocUnsafe(MAX_TEXT), { written } = new TextEncoder().encodeInto(`${text}`, bytes);
+  if (!output.writableNeedDrain) send(NOTICE, 0, bytes.subarray(0, written)); // else it is dropped
+}
+
+async function main(argument = '') {
+  const [, file, name] = /^(.+):(.*)$/s.exec(argument) ?? [, '', ''];
+  if (!fs.existsSync(file)) quit(64, `usage: pm_worker.js FILE:FUNC; there is no file '${file}'`);
+  const loaded = await import(url.pathToFileURL(path.resolve(file)).href);
+  const handler = loaded[name] ?? loaded.default?.[name];
+  if (!handler) quit(64, `${file} exports no '${name}'`);
+  serve(handler);
+}
+
+/** Makes the link private and returns its descriptors [to read, to write], or null outside of pm. Node.js has no dup, so
+    it opens the pipes anew; it set close-on-exec on the descriptors below 16 when it started. */
+function takeLink({ PM_LINK, PM_LINK_FD }) {
+  for (const name of ['PM_LINK', 'PM_LINK_FD', 'PM_ROLE']) delete process.env[name];
+  if (!PM_LINK) return null;
+  const fd = Number(PM_LINK_FD), { O_RDONLY, O_WRONLY, O_APPEND, O_NONBLOCK } = fs.constants;
+  if (PM_LINK !== 'stdio') return fd > 2 && fd < 16 ? [fd, fd] : quit(64, `PM_LINK_FD is no descriptor from 3 to 15: ${fd}`);
+  const open = (fd, flags) => fs.openSync(`/proc/self/fd/${fd}`, flags);
+  const link = attempt(() => [open(0, O_RDONLY | O_NONBLOCK), open(1, O_WRONLY | O_NONBLOCK)], error =>
+    quit(64, `the stdio link is not two pipes of this user's, and cannot be made private: ${error.message}`));
+  for (const fd of [0, 1]) fs.closeSync(fd);
+  fs.openSync('/dev/null'); // as 0, for an open takes the lowest free number; the next one takes 1
+  attempt(() => open(2, O_WRONLY | O_APPEND), () => fs.openSync('/dev/null', 'w')); // a socket cannot be opened anew
+  Object.defineProperty(process, 'stdout', { configurable: true, get: () => process.stderr });
+  return link;
+}
+
+const { PM_ROLE } = process.env, link = takeLink(process.env);
+module.exports = { serve, notice, encodeFrame, decodeFrame, decodeRemaining };
+if (require.main === module || module.id === '[eval]') main(process.argv[require.main ? 2 : 1]);
