@@ -199,9 +199,8 @@ fn errors_leak_no_descriptor() -> Outcome {
     run(async move {
         let child = start(Guard::Keeper, end.into(sh("echo up >&9; exec sleep 1000"))).await?;
         let keeper = parent(child.pid())?;
-        let count = || -> Result<usize, String> {
-            Ok(fs::read_dir(format!("/proc/{keeper}/fd")).map_err(text)?.count())
-        };
+        let count =
+            || -> Result<usize, String> { Ok(fs::read_dir(format!("/proc/{keeper}/fd")).map_err(text)?.count()) };
         let before = count()?;
         for round in 0..20 {
             let (_ours, theirs) = UnixStream::pair().map_err(text)?;
@@ -247,7 +246,10 @@ fn unprivileged() -> Outcome {
         let limit = Command { rlimits: vec![(Resource::OpenFiles, 1 << 20, 1 << 20)], ..sh("exit 0") };
         for guard in BOTH {
             let refused = launch(guard, user.clone()).await;
-            ensure(matches!(&refused, Err(LaunchError::UserRefused { user, .. }) if user == "uid 0"), format_args!("{refused:?}"))?;
+            ensure(
+                matches!(&refused, Err(LaunchError::UserRefused { user, .. }) if user == "uid 0"),
+                format_args!("{refused:?}"),
+            )?;
             for command in [&nice, &limit] {
                 let refused = launch(guard, command.clone()).await;
                 ensure(matches!(refused, Err(LaunchError::LimitRefused { .. })), format_args!("{refused:?}"))?;
@@ -552,7 +554,8 @@ fn cancelled_launch_leaves_nothing() -> Outcome {
 fn runtime_shut_down_with_live_children() -> Outcome {
     for guard in BOTH {
         let (mut life, end) = Life::new()?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().map_err(text)?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().map_err(text)?;
         runtime.spawn(async move {
             // Under the keeper also what left its parents.
             let stray = if guard == Guard::Keeper { "(setsid sleep 1000 &)" } else { ":" };
@@ -693,7 +696,8 @@ fn print_descriptors() -> ! {
     let mut found = Vec::new();
     let entries = fs::read_dir("/proc/self/fd").expect("the directory is there");
     for entry in entries.map_while(Result::ok) {
-        let (Ok(number), Ok(target)) = (entry.file_name().to_string_lossy().parse::<i32>(), fs::read_link(entry.path()))
+        let (Ok(number), Ok(target)) =
+            (entry.file_name().to_string_lossy().parse::<i32>(), fs::read_link(entry.path()))
         else {
             continue;
         };
@@ -747,9 +751,10 @@ fn limits_and_signals() -> Outcome {
     for guard in BOTH {
         run(async move {
             let mut command = Command::new("/bin/grep", "t");
-            command.argv = ["grep", "-hE", "^(Sig(Blk|Ign)|Max (open files|core))", "/proc/self/status", "/proc/self/limits"]
-                .map(OsString::from)
-                .into();
+            command.argv =
+                ["grep", "-hE", "^(Sig(Blk|Ign)|Max (open files|core))", "/proc/self/status", "/proc/self/limits"]
+                    .map(OsString::from)
+                    .into();
             command.rlimits = vec![(Resource::OpenFiles, 30, 40), (Resource::Core, 0, u64::MAX)];
             let said = output(guard, command).await?;
             let mut words = said.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
@@ -822,7 +827,8 @@ fn large_environment() -> Outcome {
 
 fn many_at_a_time() -> Outcome {
     for guard in BOTH {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().map_err(text)?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().map_err(text)?;
         runtime.block_on(async {
             let tasks: Vec<_> = (0..100)
                 .map(|index| {
@@ -871,7 +877,9 @@ impl Life {
         let mut rest = Vec::new();
         // A process that dies with unread lines in its socket resets the connection, which is an end as well.
         match self.lines.read_to_end(&mut rest) {
-            Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => Err(format!("somebody lives: {error}")),
+            Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => {
+                Err(format!("somebody lives: {error}"))
+            }
             _ => Ok(()),
         }
     }

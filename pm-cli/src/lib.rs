@@ -1,1 +1,51 @@
+//! The commands of `pm`. The binary is a thin shell around [`run`].
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`cli`] | the command line as it was written |
+//! | [`plan`] | the same, checked and resolved: what can be carried out |
+//! | [`pool`] | `pm pool`: carries the plan out |
+//! | [`roles`] | what `pm` serves as its own worker: `@echo`, `@sha256`, `@wc`, programs with `{}`, filters |
 
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub mod cli;
+pub mod error;
+pub mod plan;
+pub mod pool;
+pub mod roles;
+pub mod units;
+
+/// Reads the command line, does what it says, and gives the exit code.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match cli::Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        // Help goes to standard output with code 0, what is wrong to standard error with code 2.
+        Err(error) => error.exit(),
+    };
+    let done = match cli.command {
+        cli::Command::Pool(args) => plan::Plan::new(*args).and_then(pool::run),
+        cli::Command::Keeper => Err(keeper()),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("pm: error: {}", error::chain(&error));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Becomes the keeper: this program again, under the name by which [`pm::roles`] knows it. Returns only where that fails.
+fn keeper() -> error::CliError {
+    use std::os::unix::process::CommandExt;
+
+    use pm::core::driver::launch::{KEEPER_ROLE, ROLE_VARIABLE};
+
+    error::CliError::Keeper(std::process::Command::new("/proc/self/exe").arg0(KEEPER_ROLE).env(ROLE_VARIABLE, KEEPER_ROLE).exec())
+}

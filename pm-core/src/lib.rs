@@ -21,6 +21,8 @@ pub mod driver;
 pub mod face;
 #[cfg(feature = "driver")]
 mod sys;
+#[cfg(any(feature = "testing", all(test, feature = "driver")))]
+pub mod testing;
 #[cfg(feature = "driver")]
 pub mod transport;
 #[cfg(feature = "driver")]

@@ -29,6 +29,10 @@ pub const LINK_FD_VARIABLE: &str = "PM_LINK_FD";
 /// The variable that names the role that a worker should serve.
 pub const ROLE_VARIABLE: &str = "PM_ROLE";
 
+/// The variable that holds the number of the descriptor of a worker's outbox: a memfd that a worker may use for answers that it has
+/// not written yet. The Rust worker does; others may leave it alone.
+pub const OUTBOX_FD_VARIABLE: &str = "PM_OUTBOX_FD";
+
 /// The descriptor under which a worker finds its link, where the link is one descriptor.
 pub const LINK_FD: RawFd = 3;
 

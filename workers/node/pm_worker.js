@@ -7,9 +7,9 @@ and `node pm_worker.js FILE:FUNC` serves an export of a file (.js, .cjs or .mjs)
 program requires this file first: in a process that pm started, it takes the link away from descriptors 0 and 1, so that
 console.log goes to stderr, stdin is empty, and no child inherits the link. A handler returns a result or the promise of
 one, and each answer is written before a call starts that would exceed `concurrency`. What it throws answers its call
-and the worker lives on; process.exit, and an exception that no call threw, end it as they end any program.
+and the worker lives on; process.exit, and an exception outside of the calls, end it as they end any program.
 docs/PROTOCOL.md says what passes over the link. */
-const fs = require('fs'), net = require('net'), path = require('path'), url = require('url'), util = require('util');
+const fs = require('fs'), net = require('net'), url = require('url'), util = require('util');
 
 const [HELLO, READY, PING, PONG, DRAIN, BYE, NOTICE] = [1, 2, 3, 4, 5, 6, 7];
 const [REQ, RESP, ERR, CANCEL, RECALL] = [16, 17, 18, 19, 20];
@@ -58,13 +58,11 @@ function toJson(value) {
 }
 const codecs = { json: [fromJson, toJson], bytes: [bytes => bytes, value => Buffer.from(value)] };
 
-/** What a handler gets beside the value. `signal` is an AbortSignal, raised when nobody waits for the call any more;
-    `deadline` is the performance.now() at which that happens at the latest, or 0. */
+/** What a handler gets beside the value. `deadline` is a time of performance.now(), or 0 where there is none. */
 class Call {
-  constructor(id, payload, deadline) { Object.assign(this, { id, payload, deadline }); }
-  notice(text) { notice(text); }
+  constructor(id, payload, deadline) { Object.assign(this, { id, payload, deadline, notice }); }
+  get signal() { return this.controller.signal; } // an AbortSignal, raised when nobody waits for the call any more
   get controller() { return (this.lazy ??= new AbortController()); }
-  get signal() { return this.controller.signal; }
 }
 
 // The one conversation of this process, and the calls that wait and that run in it, the oldest first.
@@ -76,8 +74,7 @@ function receive(chunk) {
   parts.push(chunk);
   lack -= chunk.length;
   if (lack > 0) return;
-  const buffer = parts.length > 1 ? Buffer.concat(parts) : chunk;
-  let at = 0;
+  let at = 0, buffer = parts.length > 1 ? Buffer.concat(parts) : chunk;
   for (let frame; (frame = decodeFrame(buffer, at, maxFrame)); at = frame.end) take(frame);
   const left = buffer.length - at;
   parts = left ? [buffer.subarray(at)] : [];
@@ -109,7 +106,7 @@ function shakeHands(payload) {
   ready = true;
 }
 
-/** Starts what may start. Calls that take long let the event loop read in between: it does so between two immediates. */
+/** Starts what may start. Slow calls give the event loop a chance to read, which it takes between two immediates. */
 function run() {
   const rested = () => { resting = false; look = performance.now() + LOOK; run(); };
   for (const [id, call] of waiting) {
@@ -124,17 +121,13 @@ function run() {
   output.write(Buffer.from(encodeFrame(BYE)), () => process.exit(0)); // after all that the link did not take yet
 }
 
-/** Has answered when it returns, unless the handler returns a promise. */
-async function start(call) {
+async function start(call) { // has answered when it returns, unless the handler returned a promise
   let kind = 'decode';
   try {
     const value = serving.decode(call.payload);
     kind = 'error';
     let result = serving.handler(value, call);
-    if (typeof result?.then === 'function') {
-      running.set(call.id, call);
-      result = await result;
-    }
+    if (typeof result?.then === 'function') { running.set(call.id, call); result = await result; }
     const payload = serving.encode(result), rest = 12 + Buffer.byteLength(payload);
     if (rest > maxFrame) throw new RangeError(`the result's frame has ${rest} bytes; max_frame is ${maxFrame}`);
     send(RESP, call.id, payload);
@@ -148,7 +141,7 @@ async function start(call) {
 function describe(error, kind) {
   const most = Math.min(MAX_TEXT, Math.floor(maxFrame / 20)); // there are three texts, and six bytes make a character
   const cut = text => Buffer.from(String(text).slice(0, most)).toString(); // without a half of a surrogate pair
-  const { name = typeof error, message = util.inspect(error), stack = '' } = Object(error); // anything can be thrown
+  const { name = typeof error, message = util.format(error), stack = '' } = Object(error); // anything can be thrown
   return JSON.stringify({ kind, type: cut(name), message: cut(message), trace: cut(stack) });
 }
 
@@ -158,9 +151,8 @@ function send(kind, id, payload, flags) {
   if (sent < frame.length) output.write(Buffer.from(frame.subarray(sent)), run);
 }
 
-/** Answers calls with `handler`, a function (value, call) or an object of such functions by role, until the manager
-    drains this worker or is gone; then ends the process with code 0. The codec 'bytes' passes Buffers in place of JSON.
-    `role` is what a single function is called, or the one to take from the object whatever the manager asks for. */
+/** Answers calls with `handler`, a function (value, call) or an object of them by role, until the manager drains this
+    worker or is gone; then exits with code 0. The codec 'bytes' passes Buffers; `role` overrules the manager's. */
 function serve(handler, { role = null, codec = 'json', concurrency = 1 } = {}) {
   if (!link) quit(64, 'no manager started this worker: PM_LINK does not say where the link is');
   serving = { handler, role, codec, concurrency, decode: codecs[codec][0], encode: codecs[codec][1] };
@@ -180,19 +172,18 @@ function notice(text) {
 async function main(argument = '') {
   const [, file, name] = /^(.+):(.*)$/s.exec(argument) ?? [, '', ''];
   if (!fs.existsSync(file)) quit(64, `usage: pm_worker.js FILE:FUNC; there is no file '${file}'`);
-  const loaded = await import(url.pathToFileURL(path.resolve(file)).href);
-  const handler = loaded[name] ?? loaded.default?.[name];
+  const { default: whole, [name]: handler = whole?.[name] } = await import(url.pathToFileURL(file).href);
   if (!handler) quit(64, `${file} exports no '${name}'`);
   serve(handler);
 }
 
-/** Makes the link private and returns its descriptors [to read, to write], or null outside of pm. Node.js has no dup, so
-    it opens the pipes anew; it set close-on-exec on the descriptors below 16 when it started. */
+/** Makes the link private and returns its descriptors [to read, to write], or null outside of pm. Node.js has no dup,
+    so pipes are opened anew; and it has set close-on-exec on each descriptor below 16 when it started. */
 function takeLink({ PM_LINK, PM_LINK_FD }) {
   for (const name of ['PM_LINK', 'PM_LINK_FD', 'PM_ROLE']) delete process.env[name];
   if (!PM_LINK) return null;
   const fd = Number(PM_LINK_FD), { O_RDONLY, O_WRONLY, O_APPEND, O_NONBLOCK } = fs.constants;
-  if (PM_LINK !== 'stdio') return fd > 2 && fd < 16 ? [fd, fd] : quit(64, `PM_LINK_FD is no descriptor from 3 to 15: ${fd}`);
+  if (PM_LINK !== 'stdio') return fd > 2 && fd < 16 ? [fd, fd] : quit(64, `PM_LINK_FD is not from 3 to 15: ${fd}`);
   const open = (fd, flags) => fs.openSync(`/proc/self/fd/${fd}`, flags);
   const link = attempt(() => [open(0, O_RDONLY | O_NONBLOCK), open(1, O_WRONLY | O_NONBLOCK)], error =>
     quit(64, `the stdio link is not two pipes of this user's, and cannot be made private: ${error.message}`));

@@ -53,24 +53,24 @@ class _Worker:
 
     def __init__(self, handler, role, codec):
         self.handler, self.role, self.codec, (self.decode, self.encode) = handler, role, codec, CODECS[codec]
-        self.partial, self.waiting, self.expires = bytearray(), collections.OrderedDict(), None
-        self.max_frame, self.ready, self.draining = MAX_FRAME, False, False
+        self.readers, self.partial, self.waiting = [_reader], bytearray(), collections.OrderedDict()
+        self.max_frame, self.ready, self.draining, self.expires = MAX_FRAME, False, False, None
 
     def run(self):
-        poll, look = select.poll(), 0
-        poll.register(_reader, select.POLLIN)
+        look = 0
         while self.waiting or not self.draining:
-            if self.waiting and (time.monotonic() < look or len(self.waiting) >= MAX_WAITING or not poll.poll(0)):
+            if self.waiting and time.monotonic() < look:
                 self.start(*self.waiting.popitem(last=False)[1])
+            elif self.waiting and (len(self.waiting) >= MAX_WAITING or not select.select(self.readers, [], [], 0)[0]):
+                look = time.monotonic() + LOOK
             else:
                 self.receive()
-                look = time.monotonic() + LOOK
         self.send(BYE)
 
     def receive(self):
         chunk, at = os.read(_reader, 65536), 0
         if not chunk:
-            sys.exit(0)  # the manager is gone, or wants no answer
+            self.readers = [] if self.draining else sys.exit(0)  # for the manager is gone, or wants no answer
         self.partial += chunk
         while frame := decode_frame(self.partial, at, self.max_frame):
             at += 4 + frame[0]
@@ -132,15 +132,15 @@ class _Worker:
 
 
 def serve(handler, *, role=None, codec="json"):
-    """Answers calls with `handler`, a function of one value or a dict from roles to such functions, until the manager
-    drains this worker or is gone; then ends the process with code 0. The codec "bytes" passes bytes in place of JSON.
-    `role` is what a single function is called, or the key to take from the dict whatever the manager asks for."""
+    """Answers calls with `handler`, a function of one value or a dict of them by role, until the manager drains this
+    worker or is gone; then exits with code 0. The codec "bytes" passes bytes; `role` overrules the manager's."""
     global _worker
     if _reader is None:
         _end(64, "no manager started this worker: PM_LINK does not say where the link is")
     _worker = _Worker(handler, role, codec)
     with contextlib.suppress(OSError):  # of the link: the manager is gone
         _worker.run()
+    _writer.raw.close()
     sys.exit(0)
 
 
@@ -148,8 +148,7 @@ def notice(text):
     """Writes to the manager's log; before the handshake of `serve`, and outside of pm, to stderr."""
     if not _worker or not _worker.ready:
         return print(text, file=sys.stderr)
-    whole = text.encode("utf-8", "replace")[:MAX_TEXT].decode("utf-8", "ignore")  # no half of a character
-    _worker.send(NOTICE, payload=whole.encode())
+    _worker.send(NOTICE, payload=text.encode("utf-8", "replace")[:MAX_TEXT].decode("utf-8", "ignore").encode())
 
 
 def deadline():

@@ -1,5 +1,6 @@
 //! A link over any byte stream.
 
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -30,6 +31,8 @@ pub struct FramedTx<W> {
     /// How much of the buffer has gone.
     sent: usize,
     max_payload: usize,
+    /// What ended it: a frame that can never leave must not be taken.
+    failed: Option<io::ErrorKind>,
 }
 
 /// The receiving half of a [`FramedLink`].
@@ -43,7 +46,7 @@ impl<R, W> FramedLink<R, W> {
     /// A link that reads from one and writes to the other, with payloads of at most 64 MiB.
     pub fn new(read: R, write: W) -> Self {
         FramedLink {
-            tx: FramedTx { io: write, buffer: Vec::new(), sent: 0, max_payload: MAX_PAYLOAD },
+            tx: FramedTx { io: write, buffer: Vec::new(), sent: 0, max_payload: MAX_PAYLOAD, failed: None },
             rx: FramedRx { io: read, decoder: Decoder::new(MAX_PAYLOAD) },
         }
     }
@@ -64,6 +67,9 @@ where
 
 impl<W: AsyncWrite + Unpin + Send + 'static> LinkTx for FramedTx<W> {
     fn push(&mut self, header: Header, payload: &[u8]) -> Result<bool, LinkError> {
+        if let Some(failed) = self.failed {
+            return Err(io::Error::from(failed).into());
+        }
         if payload.len() > self.max_payload {
             return Err(LinkError::TooLarge { size: payload.len(), limit: self.max_payload });
         }
@@ -81,20 +87,33 @@ impl<W: AsyncWrite + Unpin + Send + 'static> LinkTx for FramedTx<W> {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
-        while self.sent < self.buffer.len() {
-            let count = ready!(Pin::new(&mut self.io).poll_write(cx, &self.buffer[self.sent..]))?;
-            if count == 0 {
-                return Poll::Ready(Err(LinkError::Closed));
-            }
-            self.sent += count;
+        if let Some(failed) = self.failed {
+            return Poll::Ready(Err(io::Error::from(failed).into()));
+        }
+        let written = ready!(self.poll_write_all(cx));
+        if let Err(error) = &written {
+            self.failed = Some(error.kind());
+        }
+        if written.is_err() || self.buffer.capacity() > KEEP_CAPACITY {
+            self.buffer = Vec::new();
         }
         self.sent = 0;
         self.buffer.clear();
-        if self.buffer.capacity() > KEEP_CAPACITY {
-            self.buffer = Vec::new();
+        Poll::Ready(written.map_err(LinkError::from))
+    }
+}
+
+impl<W: AsyncWrite + Unpin> FramedTx<W> {
+    fn poll_write_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.buffer.len() {
+            let count = ready!(Pin::new(&mut self.io).poll_write(cx, &self.buffer[self.sent..]))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sent += count;
         }
         // Sockets and pipes have nothing to flush; a stream with a buffer of its own has.
-        Pin::new(&mut self.io).poll_flush(cx).map_err(LinkError::from)
+        Pin::new(&mut self.io).poll_flush(cx)
     }
 }
 

@@ -43,7 +43,7 @@ impl Starter for ThreadStarter {
                 report.send_if_modified(|known| known.is_none() && { *known = Some(status); true });
             })
             .map_err(|source| TransportError::Io { scheme: "memory", action: "start a thread", source })?;
-        Ok(Started { life: Life::Thread(Thread { ended, abandoned }), link, stderr: None })
+        Ok(Started { life: Life::Thread(Thread { ended, abandoned }), link, outbox: None, stderr: None })
     }
 
     fn times(&self) -> Times {

@@ -19,7 +19,7 @@ use super::call::{Call, Outcome};
 use super::clock;
 use crate::face::error::{HandlerError, QueryError, WorkerLost};
 use crate::machine::cause::ExitCause;
-use crate::machine::frame::{Frame, Header, Kind, MAX_NOTICE, MAX_PING, Remaining, flag};
+use crate::machine::frame::{Decoder, Frame, Header, Kind, MAX_NOTICE, MAX_PING, Remaining, flag};
 use crate::machine::handshake::Ready;
 use crate::machine::id::{CallId, Incarnation, WorkerId};
 use crate::machine::retry::{Failure, Verdict as RetryVerdict};
@@ -45,7 +45,7 @@ pub(crate) struct LinkSettings {
     pub(crate) capacity: usize,
 }
 
-/// What a link asks of its pool. None of it is called under a lock of the link.
+/// What a link asks of its pool. None of it is called under a lock of the link, but for `has_others` and `has_idle`, which take none.
 pub(crate) trait Yard: Send + Sync {
     /// A worker sent a notice.
     fn notice(&self, worker: WorkerId, text: &str);
@@ -61,8 +61,10 @@ pub(crate) trait Yard: Send + Sync {
     fn dispatch(&self);
     /// The worker finished its first call.
     fn first_answer(&self, worker: WorkerId, incarnation: Incarnation);
-    /// Whether another worker could take calls that this one is slow to start.
+    /// Whether there are other workers.
     fn has_others(&self) -> bool;
+    /// Whether another worker has nothing to do: it could take calls that this one is slow to start.
+    fn has_idle(&self, but: WorkerId) -> bool;
 }
 
 /// What [`LinkShared::submit`] did with a call.
@@ -115,6 +117,8 @@ struct Core<Tx> {
     calls: Vec<Option<Aboard>>,
     /// Calls are open or frames unsent, and the task must be told of what comes.
     due: Option<Time>,
+    /// How many answers came together last.
+    last_batch: u32,
     draining: bool,
     bye: bool,
     answered_any: bool,
@@ -167,6 +171,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 tx: Some(tx),
                 calls: (0..capacity).map(|_| None).collect(),
                 due: None,
+                last_batch: 0,
                 draining: false,
                 bye: false,
                 answered_any: false,
@@ -241,7 +246,9 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let mut kick = true;
         if before == 0 {
             core.window.began(now);
-            // Nothing is under way, so waiting for others to join would only cost time.
+        }
+        if before == 0 && core.last_batch <= 1 {
+            // Nothing is under way, and calls come one at a time: waiting for others to join would only cost time.
             kick = !matches!(core.poll_flush(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())));
         }
         kick |= core.is_due_sooner();
@@ -507,6 +514,54 @@ impl After {
     }
 }
 
+/// Delivers the frames that have come, all under one lock, and wakes their callers after it.
+fn deliver_from<Tx: LinkTx, Rx: LinkRx>(
+    rx: &mut Rx,
+    shared: &LinkShared<Tx>,
+    yard: &dyn Yard,
+    after: &mut After,
+) -> Result<(), String> {
+    let now = clock::now();
+    let mut drained = Drained::default();
+    let mut guard = shared.core();
+    let core = &mut *guard;
+    let result = loop {
+        match rx.next() {
+            Ok(None) => break Ok(()),
+            Ok(Some(frame)) => {
+                if let Err(violation) = core.receive(now, frame, after, &mut drained) {
+                    break Err(violation);
+                }
+            }
+            Err(error) => break Err(error.to_string()),
+        }
+    };
+    if drained.count > 0 {
+        core.last_batch = drained.count;
+        let left = core.session.unanswered() as u32;
+        core.window.answered(now, drained.count, left, drained.oldest.unwrap_or(now));
+        after.first_answer = !std::mem::replace(&mut core.answered_any, true);
+    }
+    shared.publish(core);
+    drop(guard);
+    after.run(shared, yard, now);
+    yard.dispatch();
+    result
+}
+
+/// The frames of a worker that is dead.
+struct Leftovers(Decoder);
+
+impl LinkRx for Leftovers {
+    fn poll_fill(&mut self, _: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
+        Poll::Ready(Err(LinkError::Closed))
+    }
+
+    fn next(&mut self) -> Result<Option<Frame<'_>>, LinkError> {
+        Ok(self.0.next()?)
+    }
+}
+
 /// The part of a worker's task that looks after its link.
 pub(crate) struct LinkDriver<Tx, Rx> {
     shared: Arc<LinkShared<Tx>>,
@@ -584,32 +639,16 @@ impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
         }
     }
 
+    /// Delivers the answers that a dead worker left in its outbox. Those that had come over the link as well are late.
+    pub(crate) fn recover(&mut self, frames: &[u8]) {
+        let mut decoder = Decoder::new(frames.len());
+        decoder.buffer().extend_from_slice(frames);
+        // It is dead; whatever else it left there does not matter any more.
+        let _ = deliver_from(&mut Leftovers(decoder), &self.shared, &*self.yard, &mut self.after);
+    }
+
     fn deliver(&mut self) -> Result<(), String> {
-        let now = clock::now();
-        let mut drained = Drained::default();
-        let mut guard = self.shared.core();
-        let core = &mut *guard;
-        let result = loop {
-            match self.rx.next() {
-                Ok(None) => break Ok(()),
-                Ok(Some(frame)) => {
-                    if let Err(violation) = core.receive(now, frame, &mut self.after, &mut drained) {
-                        break Err(violation);
-                    }
-                }
-                Err(error) => break Err(error.to_string()),
-            }
-        };
-        if drained.count > 0 {
-            let left = core.session.unanswered() as u32;
-            core.window.answered(now, drained.count, left, drained.oldest.unwrap_or(now));
-            self.after.first_answer = !std::mem::replace(&mut core.answered_any, true);
-        }
-        self.shared.publish(core);
-        drop(guard);
-        self.after.run(&self.shared, &*self.yard, now);
-        self.yard.dispatch();
-        result
+        deliver_from(&mut self.rx, &self.shared, &*self.yard, &mut self.after)
     }
 
     /// Writes what callers have pushed. On a kick it first lets everybody run who is ready to, so that they go in one write.
@@ -678,7 +717,9 @@ impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
             let stalled = others
                 && core.session.unanswered() > core.session.started()
                 && core.window.stall_at(core.session.unanswered() as u32).is_some_and(|at| at <= now);
-            if stalled {
+            if stalled && !self.yard.has_idle(self.shared.worker) {
+                core.window.still_quiet(now);
+            } else if stalled {
                 self.expired.clear();
                 core.session.recall(&mut self.expired);
                 for &id in &self.expired {

@@ -32,12 +32,9 @@ pub struct Memory;
 
 /// Waits for nothing: both halves exist from the start.
 #[derive(Debug)]
-pub struct MemoryAccept {
-    link: MemoryLink,
-    /// The worker's half is forgotten with this, where nobody took it.
-    _offered: Offered,
-}
+pub struct MemoryAccept(MemoryLink);
 
+/// The worker's half is forgotten with this, where nobody took it.
 #[derive(Debug)]
 struct Offered(u64);
 
@@ -50,8 +47,12 @@ impl Drop for Offered {
 
 /// A pair of halves.
 pub(crate) fn pair() -> (MemoryLink, MemoryWorker) {
+    pair_of(None)
+}
+
+fn pair_of(offered: Option<Offered>) -> (MemoryLink, MemoryWorker) {
     let (to_worker, to_manager) = (Arc::new(Pipe::default()), Arc::new(Pipe::default()));
-    let link = FramedLink::new(ReadEnd(to_manager.clone()), WriteEnd(to_worker.clone()));
+    let link = FramedLink::new(ReadEnd(to_manager.clone(), offered), WriteEnd(to_worker.clone()));
     (link, MemoryWorker { read: to_worker, write: to_manager })
 }
 
@@ -66,17 +67,16 @@ impl Transport for Memory {
     fn offer(&self) -> Result<(Offer, MemoryAccept), TransportError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let (link, worker) = pair();
+        let (link, worker) = pair_of(Some(Offered(number)));
         offers().insert(number, worker);
         let offer = Offer { env: vec![(VARIABLE.to_string(), number.to_string().into())], fds: Vec::new() };
-        Ok((offer, MemoryAccept { link, _offered: Offered(number) }))
+        Ok((offer, MemoryAccept(link)))
     }
 }
 
 impl Accept<MemoryLink> for MemoryAccept {
     fn accept(self, _: &Identity) -> impl Future<Output = Result<MemoryLink, TransportError>> + Send {
-        // The offer stands until it is taken, so it must outlive this future: whoever starts the worker takes it first.
-        std::future::ready(Ok(self.link))
+        std::future::ready(Ok(self.0))
     }
 }
 
@@ -111,9 +111,9 @@ pub struct MemoryWorker {
     write: Arc<Pipe>,
 }
 
-/// The manager's reading end.
+/// The manager's reading end. The offer of the worker's half stands as long as it.
 #[derive(Debug)]
-pub struct ReadEnd(Arc<Pipe>);
+pub struct ReadEnd(Arc<Pipe>, #[expect(dead_code, reason = "it is there for its drop")] Option<Offered>);
 
 /// The manager's writing end.
 #[derive(Debug)]
@@ -229,7 +229,10 @@ impl WorkerLink for MemoryWorker {
             state = self.read.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         let count = state.bytes.len();
-        buffer.extend(state.bytes.drain(..));
+        let (first, second) = state.bytes.as_slices();
+        buffer.extend_from_slice(first);
+        buffer.extend_from_slice(second);
+        state.bytes.clear();
         self.read.moved(state);
         Ok(count)
     }

@@ -519,6 +519,10 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
     fn has_others(&self) -> bool {
         self.links.load().len() > 1
     }
+
+    fn has_idle(&self, but: WorkerId) -> bool {
+        self.links.load().iter().any(|link| link.worker != but && link.load() == 0)
+    }
 }
 
 impl Shared {

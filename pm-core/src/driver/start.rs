@@ -12,7 +12,10 @@ use crate::face::error::StartError;
 use crate::machine::exit::{ExitStatus, Signal};
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::spec::{self, Program, Spec};
-use crate::transport::{Accept, Identity, LINK_VARIABLE, Link, ROLE_VARIABLE, Transport};
+use crate::sys::outbox;
+use crate::transport::{
+    Accept, Identity, LINK_FD, LINK_VARIABLE, Link, OUTBOX_FD_VARIABLE, ROLE_VARIABLE, Transport,
+};
 
 /// Starts workers of one sort.
 pub(crate) trait Starter: Send + Sync + 'static {
@@ -39,6 +42,8 @@ pub(crate) trait Starter: Send + Sync + 'static {
 pub(crate) struct Started<L> {
     pub(crate) life: Life,
     pub(crate) link: L,
+    /// Where its unwritten answers are, once it is dead.
+    pub(crate) outbox: Option<OwnedFd>,
     /// What it prints; none where that is not captured.
     pub(crate) stderr: Option<pipe::Receiver>,
 }
@@ -116,6 +121,7 @@ impl<T: Transport> Starter for ProcessStarter<T> {
             command.fds.retain(|(known, _)| *known != number);
             command.fds.push((number, Arc::new(fd)));
         }
+        let outbox = self.outbox(&mut command);
         let guard = match self.spec.guard() {
             spec::Guard::Keeper => launch::Guard::Keeper,
             spec::Guard::Unguarded => launch::Guard::Unguarded,
@@ -123,7 +129,7 @@ impl<T: Transport> Starter for ProcessStarter<T> {
         let child = launch::launch(guard, command).await?;
         let link = accept.accept(&Identity { pid: child.pid() }).await?;
         let stderr = receiver(reader.into()).map_err(|error| refused("watch the pipe for its prints", error))?;
-        Ok(Started { life: Life::Process(child), link, stderr: Some(stderr) })
+        Ok(Started { life: Life::Process(child), link, outbox, stderr: Some(stderr) })
     }
 
     fn times(&self) -> crate::machine::unit::Times {
@@ -143,10 +149,21 @@ impl<T: Transport> Starter for ProcessStarter<T> {
 }
 
 impl<T: Transport> ProcessStarter<T> {
+    /// Gives a worker of this program an outbox. Where there can be none, it writes each answer at once.
+    fn outbox(&self, command: &mut Command) -> Option<OwnedFd> {
+        let Program::Role(_) = self.spec.what() else { return None };
+        let ours = outbox::create().ok()?;
+        let theirs = ours.try_clone().ok()?;
+        let number = command.fds.iter().map(|(number, _)| number + 1).max().unwrap_or(0).max(LINK_FD + 1);
+        command.fds.push((number, Arc::new(theirs)));
+        command.env.push((OUTBOX_FD_VARIABLE.into(), number.to_string().into()));
+        Some(ours)
+    }
+
     fn command(&self, worker: WorkerId, incarnation: Incarnation) -> Result<Command, LaunchError> {
         let spec = &self.spec;
         let mut env = spec.environment(std::env::vars_os());
-        env.retain(|(name, _)| name != ROLE_VARIABLE);
+        env.retain(|(name, _)| name != ROLE_VARIABLE && name != OUTBOX_FD_VARIABLE);
         let (program, name) = match spec.what() {
             Program::Role(role) => {
                 if !launch::roles_called() {

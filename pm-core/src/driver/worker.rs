@@ -1,6 +1,7 @@
 //! The task of one incarnation of a worker: start, handshake, link, end.
 
 use std::future::poll_fn;
+use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -20,6 +21,7 @@ use crate::machine::handshake::{Hello, Mismatch, Ready, VERSION};
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::pool::Aboard;
 use crate::machine::unit;
+use crate::sys::outbox;
 use crate::transport::{Link, LinkError, LinkRx, LinkTx};
 
 /// Once a worker has ended, what it left in its link is there already.
@@ -80,7 +82,7 @@ impl<S: Starter> Task<S> {
             started = plan.starter.start(self.worker, self.incarnation) => started,
             () = self.killed() => Err(StartError::ShuttingDown),
         };
-        let Started { mut life, link, stderr } = match started {
+        let Started { mut life, link, outbox, stderr } = match started {
             Ok(started) => started,
             Err(error) => {
                 let reason = chain(&error);
@@ -100,7 +102,7 @@ impl<S: Starter> Task<S> {
             }
         };
         let live = async {
-            let aboard = self.live(&mut life, link).await;
+            let aboard = self.live(&mut life, link, outbox).await;
             drop(ended);
             aboard
         };
@@ -110,7 +112,7 @@ impl<S: Starter> Task<S> {
     }
 
     /// From the first frame to the end of the process.
-    async fn live(&mut self, life: &mut Life, link: S::Link) -> Aboard {
+    async fn live(&mut self, life: &mut Life, link: S::Link, outbox: Option<OwnedFd>) -> Aboard {
         let pid = life.pid();
         let (mut tx, mut rx) = link.split();
         let hello = Hello {
@@ -164,7 +166,7 @@ impl<S: Starter> Task<S> {
         let aboard = Aboard { pid: Some(pid), ..Aboard::default() };
         self.unit(unit::Input::Ready(self.incarnation), aboard).await;
         let driver = LinkDriver::new(shared.clone(), self.plan.yard.clone(), rx);
-        self.serve(life, &shared, driver).await;
+        self.serve(life, &shared, driver, outbox).await;
         Aboard { pid: Some(pid), calls: shared.load() as usize, last_notice: shared.last_notice() }
     }
 
@@ -174,8 +176,10 @@ impl<S: Starter> Task<S> {
         life: &mut Life,
         shared: &Arc<LinkShared<TxOf<S>>>,
         driver: LinkDriver<TxOf<S>, <S::Link as Link>::Rx>,
+        outbox: Option<OwnedFd>,
     ) {
-        let mut driver = Some(driver);
+        let mut driver = driver;
+        let mut open = true;
         let mut states = life.states();
         let mut told_drained = false;
         loop {
@@ -184,14 +188,14 @@ impl<S: Starter> Task<S> {
                 told_drained = true;
                 self.unit(unit::Input::Drained(self.incarnation), Aboard::default()).await;
             }
-            let link = poll_fn(|cx| match &mut driver {
-                Some(driver) => match driver.poll(cx) {
+            let link = poll_fn(|cx| match open {
+                true => match driver.poll(cx) {
                     Poll::Ready(end) => Poll::Ready(Some(end)),
                     // A drained link is news as well.
                     Poll::Pending if !told_drained && shared.is_drained() => Poll::Ready(None),
                     Poll::Pending => Poll::Pending,
                 },
-                None => Poll::Pending,
+                false => Poll::Pending,
             });
             let changed = async {
                 match &mut states {
@@ -203,7 +207,7 @@ impl<S: Starter> Task<S> {
                 end = link => match end {
                     None => {}
                     Some(end) => {
-                        driver = None;
+                        open = false;
                         let input = match end {
                             LinkEnd::Lost(reason) => unit::Input::LinkLost(self.incarnation, reason),
                             LinkEnd::Violation(violation) => {
@@ -225,7 +229,7 @@ impl<S: Starter> Task<S> {
                 order = self.orders.recv() => match order {
                     Some(Order::Drain) => shared.drain(),
                     Some(Order::CloseLink) => {
-                        driver = None;
+                        open = false;
                         shared.close();
                     }
                     Some(Order::Terminate) => life.terminate(),
@@ -233,9 +237,12 @@ impl<S: Starter> Task<S> {
                 },
             }
         }
-        if let Some(driver) = &mut driver {
-            // What it answered before it ended counts.
+        // What it answered before it ended counts, whether it lies in the link or in the outbox.
+        if open {
             let _ = tokio::time::timeout(REST, poll_fn(|cx| driver.poll_rest(cx))).await;
+        }
+        if let Some(outbox) = outbox {
+            driver.recover(&outbox::left_in(&outbox));
         }
     }
 

@@ -31,12 +31,16 @@ const UNKNOWN_SERVICE: f64 = 1_000_000.0;
 pub struct Window {
     concurrency: u32,
     size: u32,
-    /// Nanoseconds per answer: a peak that decays.
+    /// Nanoseconds per answer: a peak that decays, or less.
     service: f64,
     decayed: Time,
     /// Nanoseconds from a call to its answer on an idle worker: the smallest seen lately.
     round_trip: f64,
     last_answer: Time,
+    /// Since when nothing was answered, or looked at for a stall.
+    quiet_since: Time,
+    /// Whether any answer came yet.
+    seen: bool,
 }
 
 impl Window {
@@ -50,6 +54,8 @@ impl Window {
             decayed: Time::ZERO,
             round_trip: LONGEST_HORIZON,
             last_answer: Time::ZERO,
+            quiet_since: Time::ZERO,
+            seen: false,
         }
     }
 
@@ -63,36 +69,44 @@ impl Window {
         Duration::from_nanos(self.service as u64)
     }
 
-    /// When the worker last answered, or began after it had nothing to do.
-    pub fn last_answer(&self) -> Time {
-        self.last_answer
-    }
-
     /// The worker got a call and had none.
     pub fn began(&mut self, now: Time) {
         self.last_answer = now;
+        self.quiet_since = now;
     }
 
     /// `count` answers came, and `left` calls are unanswered still. `oldest` is when the oldest of the answered calls was sent.
+    ///
+    /// Where calls are left, the worker was busy all the time, and the time per answer is what a call costs: a peak is
+    /// remembered. Where none is left, the worker has run dry, the time holds an unknown part of waiting, and a call costs at
+    /// most that: so a window that is too small shows itself and grows, however noisy the machine is.
     pub fn answered(&mut self, now: Time, count: u32, left: u32, oldest: Time) {
         if count == 0 {
             return;
         }
         let per_answer = now.since(self.last_answer).as_nanos() as f64 / f64::from(count);
         let halvings = now.since(self.decayed).as_nanos() as f64 / HALF_LIFE.as_nanos() as f64;
-        if self.service == UNKNOWN_SERVICE && self.decayed == Time::ZERO {
-            self.service = per_answer;
-        } else {
-            self.service = (self.service * (-halvings).exp2()).max(per_answer);
-        }
+        let remembered = self.service * (-halvings).exp2();
+        self.service = match left {
+            _ if !self.seen => per_answer,
+            0 => remembered.min(per_answer),
+            _ => remembered.max(per_answer),
+        };
+        self.seen = true;
         self.decayed = now;
         self.last_answer = now;
+        self.quiet_since = now;
         if left == 0 && count == 1 {
             let seen = now.since(oldest).as_nanos() as f64;
             self.round_trip = seen.min(self.round_trip * 1.1);
         }
-        let horizon = (2.0 * self.round_trip).clamp(SHORTEST_HORIZON, LONGEST_HORIZON);
-        let ideal = f64::from(self.concurrency) + horizon / self.service.max(1.0);
+        // A worker that has run dry waits for its manager: the window grows as long as what is in it takes no longer than the
+        // longest horizon. One that is busy needs no more than bridges a round trip.
+        let (horizon, service) = match left {
+            0 => (LONGEST_HORIZON, per_answer),
+            _ => ((2.0 * self.round_trip).clamp(SHORTEST_HORIZON, LONGEST_HORIZON), self.service),
+        };
+        let ideal = f64::from(self.concurrency) + horizon / service.max(1.0);
         let most = Self::most(self.concurrency);
         let least = (self.concurrency + 1).min(most);
         // Doubling at most: one lucky drain must not pile calls behind the next slow one.
@@ -102,12 +116,17 @@ impl Window {
     /// What had not started was asked back: until the next answer the worker gets nothing beyond what it runs.
     pub fn stalled(&mut self, now: Time) {
         self.size = self.concurrency;
-        self.last_answer = now;
+        self.quiet_since = now;
+    }
+
+    /// Nobody could take the calls that wait here; it is time to look again in a while.
+    pub fn still_quiet(&mut self, now: Time) {
+        self.quiet_since = now;
     }
 
     /// When unstarted calls are worth asking back, if nothing is answered until then.
     pub fn stall_at(&self, unanswered: u32) -> Option<Time> {
-        (unanswered > self.concurrency).then(|| self.last_answer + STALL)
+        (unanswered > self.concurrency).then(|| self.quiet_since + STALL)
     }
 
     /// A worker that runs more calls at once than the largest window has a window of that size.

@@ -122,6 +122,7 @@ impl Resource {
         }
     }
 
+    #[cfg_attr(target_env = "gnu", expect(clippy::unnecessary_cast, reason = "musl has them as c_int"))]
     const fn number(self) -> u32 {
         let number = match self {
             Resource::AddressSpace => libc::RLIMIT_AS,

@@ -148,9 +148,7 @@ impl Keeper {
                 more_children: false,
                 look_again: None,
             }),
-            Err((step, error)) => {
-                Err(NotReady { control, step, errno: error.raw_os_error().unwrap_or(0) })
-            }
+            Err((step, error)) => Err(NotReady { control, step, errno: error.raw_os_error().unwrap_or(0) }),
         }
     }
 
@@ -203,7 +201,8 @@ impl Keeper {
         } else {
             self.look_again.map(|then| then.saturating_duration_since(Instant::now()))
         };
-        let timeout = timeout.map(|time| Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos() as i64 });
+        let timeout =
+            timeout.map(|time| Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos() as i64 });
         let mut interest = PollFlags::empty();
         if self.waiting_bytes < OUTBOX {
             interest |= PollFlags::IN;
@@ -364,7 +363,9 @@ impl Keeper {
         let known = self.orphans.forget(pid);
         let owner = known.or_else(|| self.ending_group(group?.as_raw_nonzero().get()));
         let killed = matches!(wait::reap(pid), Ok((ExitStatus::Signal { signal: libc::SIGKILL, .. }, _)));
-        if let Some(unit) = owner.filter(|_| killed).and_then(|id| self.units.get_mut(&id)).filter(|unit| unit.ended.is_some()) {
+        if let Some(unit) =
+            owner.filter(|_| killed).and_then(|id| self.units.get_mut(&id)).filter(|unit| unit.ended.is_some())
+        {
             unit.add_victim(pid);
         }
     }

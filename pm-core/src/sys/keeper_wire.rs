@@ -31,9 +31,17 @@ pub(crate) const NAMED_STRAYS: usize = 32;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request<'a> {
     /// The first message, with the manager's pidfd. `prefix` begins the cookies of this manager.
-    Hello { version: u16, #[serde(borrow)] prefix: Text<'a> },
+    Hello {
+        version: u16,
+        #[serde(borrow)]
+        prefix: Text<'a>,
+    },
     /// Start a process. Answered by [`Reply::Started`] or [`Reply::Failed`].
-    Launch { id: u64, #[serde(borrow)] launch: Launch<'a> },
+    Launch {
+        id: u64,
+        #[serde(borrow)]
+        launch: Launch<'a>,
+    },
     /// The same, with the [`Launch`] in a memfd, the last descriptor of the message.
     LaunchFrom { id: u64, length: u64 },
     /// Send a signal to the unit's process group, if its leader has not been reaped.
@@ -46,15 +54,39 @@ pub(crate) enum Request<'a> {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Reply {
     /// The keeper is what it should be, and serves.
-    Ready { version: u16 },
+    Ready {
+        version: u16,
+    },
     /// The keeper could not become what it should be, and ends.
-    Broken { step: Setup, errno: i32 },
-    Started { id: u64, pid: u32 },
-    Failed { id: u64, stage: Stage, errno: i32 },
-    Stopped { id: u64, signal: i32 },
-    Continued { id: u64 },
+    Broken {
+        step: Setup,
+        errno: i32,
+    },
+    Started {
+        id: u64,
+        pid: u32,
+    },
+    Failed {
+        id: u64,
+        stage: Stage,
+        errno: i32,
+    },
+    Stopped {
+        id: u64,
+        signal: i32,
+    },
+    Continued {
+        id: u64,
+    },
     /// The unit's leader has ended and no process of the unit is left, but for `survivors`.
-    Exited { id: u64, status: Status, counted: Counted, strays: Vec<u32>, stray_count: u32, survivors: Vec<u32> },
+    Exited {
+        id: u64,
+        status: Status,
+        counted: Counted,
+        strays: Vec<u32>,
+        stray_count: u32,
+        survivors: Vec<u32>,
+    },
 }
 
 /// What a keeper does before it serves.

@@ -10,12 +10,14 @@
 //! | `strays` | what the keeper knows of processes that left their parents |
 //! | `keeper_wire` | what manager and keeper say to each other |
 //! | `inherited` | what a worker was given by its manager |
+//! | `outbox` | answers that survive the worker that gave them |
 //! | `seqpacket` | messages with descriptors over a socket |
 
 pub mod command;
 pub(crate) mod inherited;
 pub mod keeper;
 pub(crate) mod keeper_wire;
+pub(crate) mod outbox;
 pub(crate) mod seqpacket;
 pub(crate) mod spawn;
 pub(crate) mod strays;

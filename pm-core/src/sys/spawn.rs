@@ -140,8 +140,11 @@ struct Placing {
 
 impl Placing {
     fn new(launch: &Launch<'_>, sources: &[BorrowedFd<'_>], null: RawFd) -> Self {
-        let mut moves: Vec<_> =
-            sources.iter().zip(&launch.targets).map(|(source, target)| (Cell::new(source.as_raw_fd()), *target)).collect();
+        let mut moves: Vec<_> = sources
+            .iter()
+            .zip(&launch.targets)
+            .map(|(source, target)| (Cell::new(source.as_raw_fd()), *target))
+            .collect();
         for standard in 0..3 {
             if !launch.targets.contains(&standard) {
                 moves.push((Cell::new(null), standard));
@@ -281,8 +284,11 @@ fn errno() -> i32 {
 
 /// Pointers to the NUL-terminated strings in `block`, and a null pointer.
 fn pointers(block: &[u8]) -> Vec<*const c_char> {
-    let mut pointers: Vec<*const c_char> =
-        block.split_inclusive(|byte| *byte == 0).filter(|text| text.ends_with(&[0])).map(|text| text.as_ptr().cast()).collect();
+    let mut pointers: Vec<*const c_char> = block
+        .split_inclusive(|byte| *byte == 0)
+        .filter(|text| text.ends_with(&[0]))
+        .map(|text| text.as_ptr().cast())
+        .collect();
     pointers.push(ptr::null());
     pointers
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use super::tree::{self, Environment};
 
 /// A process without an environment either executes a program right now or wants none. After this time it wants none.
-/// An execve needs less than a millisecond between the two.
-const BLANK_LIMIT: Duration = Duration::from_millis(10);
+/// An execve needs less than a millisecond between the two, but other processes may come first.
+const BLANK_LIMIT: Duration = Duration::from_millis(100);
 
 /// Whose child an orphan was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,10 @@ enum Known {
     BlankSince(Instant),
     /// A descendant of a unit that was killed with it. It need not be a child of the keeper yet, and never becomes one if its
     /// parent was quick enough to reap it: then another process can get the pid, with another start.
-    Claimed { unit: u64, start: u64 },
+    Claimed {
+        unit: u64,
+        start: u64,
+    },
 }
 
 impl Orphans {

@@ -126,18 +126,36 @@ pub(crate) enum Environment {
     Cookie(Vec<u8>),
     /// Nothing about a unit, or it is not ours to read.
     Foreign,
-    /// It reads as empty: the process has none, executes a program at this moment, or has begun to end.
+    /// It reads as empty or as cut off: the process has none, executes a program at this moment, or has begun to end.
     Blank,
 }
 
-/// What the environment of `pid` says. Read once: between two looks the process may have executed a program.
+/// What the environment of `pid` says.
 pub(crate) fn environment(pid: i32) -> Environment {
-    match fs::read(format!("/proc/{pid}/environ")) {
-        Ok(text) if text.is_empty() => Environment::Blank,
-        Ok(text) => cookie_in(&text).map_or(Environment::Foreign, |cookie| Environment::Cookie(cookie.to_vec())),
-        // It ended meanwhile.
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Environment::Blank,
-        Err(_) => Environment::Foreign,
+    let Ok(mut file) = File::open(format!("/proc/{pid}/environ")) else { return Environment::Foreign };
+    // One call reads all of a usual environment. Between two calls the process may execute a program, and then the second
+    // says that the end is reached.
+    let mut text = vec![0; 128 * 1024];
+    let mut length = 0;
+    let mut calls = 0;
+    loop {
+        match file.read(&mut text[length..]) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            // It ended meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => break,
+            Err(_) => return Environment::Foreign,
+        }
+        calls += 1;
+        if length == text.len() {
+            text.resize(length * 2, 0);
+        }
+    }
+    text.truncate(length);
+    match cookie_in(&text) {
+        Some(cookie) => Environment::Cookie(cookie.to_vec()),
+        None if calls == 1 && text.ends_with(&[0]) => Environment::Foreign,
+        None => Environment::Blank,
     }
 }
 
@@ -225,8 +243,11 @@ fn numbers(text: &[u8]) -> impl Iterator<Item = i32> + '_ {
     text.split(|byte| !byte.is_ascii_digit()).filter_map(|word| std::str::from_utf8(word).ok()?.parse().ok())
 }
 
+/// Only what ends with a NUL byte: without one, it may have been cut off.
 fn cookie_in(environ: &[u8]) -> Option<&[u8]> {
-    environ.split(|byte| *byte == 0).find_map(|line| line.strip_prefix(UNIT_VARIABLE.as_bytes())?.strip_prefix(b"="))
+    environ
+        .split_inclusive(|byte| *byte == 0)
+        .find_map(|line| line.strip_prefix(UNIT_VARIABLE.as_bytes())?.strip_prefix(b"=")?.strip_suffix(&[0]))
 }
 
 /// The program's name stands in parentheses and may hold anything, parentheses and spaces included, so the fields are
@@ -259,6 +280,7 @@ mod tests {
     #[test]
     fn a_cookie_is_a_whole_variable() {
         assert_eq!(cookie_in(b"A=1\0PM_UNIT=x.1\0B=2\0"), Some(&b"x.1"[..]));
+        assert_eq!(cookie_in(b"A=1\0PM_UNIT=x.1"), None);
         assert_eq!(cookie_in(b"A=PM_UNIT=x\0XPM_UNIT=y\0PM_UNITS=z\0"), None);
     }
 

@@ -12,9 +12,13 @@ use super::link::WorkerLink;
 use crate::face::error::HandlerError;
 use crate::machine::frame::{Decoder, Frame, Header, Kind, MAX_PAYLOAD, flag};
 use crate::machine::handshake::{Hello, Ready, VERSION};
+use crate::sys::outbox::Outbox;
 
 /// Calls that wait here at most. A manager's window is far below it; one that sends more is not read until there is room.
 const MAX_WAITING: usize = 4096;
+
+/// How old an answer may get in the outbox while calls go on. Long enough for some ten quick calls, and below what anybody feels.
+const GATHER: Duration = Duration::from_micros(50);
 
 /// The exit code where the manager broke the protocol: `EX_SOFTWARE` of sysexits.
 const VIOLATION: i32 = 70;
@@ -54,10 +58,13 @@ struct State {
     draining: bool,
     ended: bool,
     out: Vec<u8>,
+    /// Answers that are not on the link yet, and the oldest of them.
+    outbox: Option<Outbox>,
+    oldest: Option<Instant>,
 }
 
 impl Desk {
-    pub(super) fn open(link: Box<dyn WorkerLink>, at_end: AtEnd) -> Arc<Self> {
+    pub(super) fn open(link: Box<dyn WorkerLink>, outbox: Option<Outbox>, at_end: AtEnd) -> Arc<Self> {
         Arc::new(Desk {
             link,
             at_end,
@@ -68,6 +75,8 @@ impl Desk {
                 draining: false,
                 ended: false,
                 out: Vec::new(),
+                outbox,
+                oldest: None,
             }),
         })
     }
@@ -112,7 +121,44 @@ impl Desk {
         self.send_locked(&mut state, header, payload)
     }
 
+    /// Answers a call: into the outbox, where there is one, and to the link at once otherwise.
+    fn post(&self, state: &mut State, header: Header, payload: &[u8]) -> Result<(), Ended> {
+        let header_bytes = header.encode(payload.len());
+        if let Some(outbox) = &mut state.outbox {
+            if outbox.add(&header_bytes, payload) {
+                state.oldest.get_or_insert_with(Instant::now);
+                return Ok(());
+            }
+            self.flush(state)?;
+            if state.outbox.as_mut().is_some_and(|outbox| outbox.add(&header_bytes, payload)) {
+                state.oldest = Some(Instant::now());
+                return Ok(());
+            }
+        }
+        self.send_locked(state, header, payload)
+    }
+
+    /// Puts the answers on the link that have gathered.
+    pub(super) fn send_answers(&self) -> Result<(), Ended> {
+        self.flush(&mut self.state())
+    }
+
+    /// Puts what is in the outbox on the link.
+    fn flush(&self, state: &mut State) -> Result<(), Ended> {
+        state.oldest = None;
+        if let Some(outbox) = &mut state.outbox
+            && !outbox.frames().is_empty()
+        {
+            let sent = self.link.send(outbox.frames());
+            outbox.clear();
+            sent.map_err(|_| self.end(state, 0))?;
+        }
+        Ok(())
+    }
+
+    /// Sends a frame, after all that waits in the outbox.
     fn send_locked(&self, state: &mut State, header: Header, payload: &[u8]) -> Result<(), Ended> {
+        self.flush(state)?;
         state.out.clear();
         state.out.extend_from_slice(&header.encode(payload.len()));
         state.out.extend_from_slice(payload);
@@ -128,8 +174,13 @@ impl Desk {
         let mut state = self.state();
         loop {
             if self.take(&mut state, job, cancel)? {
+                // Answers may gather for as long as calls are quick. The attendant sends what a slow call holds up.
+                if state.oldest.is_some_and(|oldest| oldest.elapsed() > GATHER) {
+                    self.flush(&mut state)?;
+                }
                 return Ok(());
             }
+            self.flush(&mut state)?;
             self.receive(&mut state)?;
         }
     }
@@ -179,7 +230,12 @@ impl Desk {
 
     /// Looks after the link while handlers run, for at most `patience`: takes in what comes, in place of the thread that is busy.
     /// True where something came.
-    pub(super) fn attend(&self, patience: Duration, still_busy: impl FnOnce() -> bool) -> Result<bool, Ended> {
+    pub(super) fn attend(&self, patience: Duration, still_busy: impl Fn() -> bool) -> Result<bool, Ended> {
+        let mut state = self.state();
+        if still_busy() {
+            self.flush(&mut state)?;
+        }
+        drop(state);
         match self.link.wait(patience) {
             Ok(false) => return Ok(false),
             Ok(true) => {}
@@ -282,7 +338,7 @@ impl Desk {
         }
         let mut state = self.state();
         state.running.retain(|(running, _)| *running != id);
-        self.send_locked(&mut state, Header::call(Kind::Resp, id), output)
+        self.post(&mut state, Header::call(Kind::Resp, id), output)
     }
 
     /// Answers a call with its error.
@@ -290,7 +346,7 @@ impl Desk {
         let payload = serde_json::to_vec(error).unwrap_or_default();
         let mut state = self.state();
         state.running.retain(|(running, _)| *running != id);
-        self.send_locked(&mut state, Header::call(Kind::Err, id), &payload)
+        self.post(&mut state, Header::call(Kind::Err, id), &payload)
     }
 
     /// Answers a call that stopped because it was cancelled.

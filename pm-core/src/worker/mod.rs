@@ -27,7 +27,8 @@ use self::role::Role;
 use crate::driver::launch;
 use crate::machine::handshake::{Hello, Ready, VERSION};
 use crate::sys::inherited;
-use crate::transport::{Connect, LINK_FD_VARIABLE, LINK_VARIABLE, ROLE_VARIABLE};
+use crate::sys::outbox::Outbox;
+use crate::transport::{Connect, LINK_FD_VARIABLE, LINK_VARIABLE, OUTBOX_FD_VARIABLE, ROLE_VARIABLE};
 
 pub(crate) use self::serve::serve_in_thread;
 
@@ -36,7 +37,11 @@ pub(crate) use self::serve::serve_in_thread;
 /// # Errors
 /// `NotFound` where no variable names one, `InvalidData` where it is no number, and what the kernel says of a descriptor that is not open.
 pub fn inherited_link() -> io::Result<OwnedFd> {
-    let value = std::env::var(LINK_FD_VARIABLE).map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?;
+    inherited_descriptor(LINK_FD_VARIABLE)
+}
+
+fn inherited_descriptor(variable: &str) -> io::Result<OwnedFd> {
+    let value = std::env::var(variable).map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?;
     let number = value.parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     inherited::take_descriptor(number)
 }
@@ -73,8 +78,8 @@ pub fn roles_over(roles: &[&'static dyn Role], transports: &[&dyn Connect]) {
 pub fn serve_over(role: &'static dyn Role, transports: &[&dyn Connect]) -> Result<std::convert::Infallible, String> {
     let scheme = std::env::var_os(LINK_VARIABLE)
         .ok_or_else(|| format!("{LINK_VARIABLE} is not set: this program is a worker, and is started by a manager"))?;
-    let link = connect(transports, &scheme)?;
-    serve(link, &|_| Some(role))
+    let (link, outbox) = connect(transports, &scheme)?;
+    serve(link, outbox, &|_| Some(role))
 }
 
 fn become_worker(
@@ -83,30 +88,36 @@ fn become_worker(
     scheme: &OsString,
     name: &OsString,
 ) -> Result<std::convert::Infallible, String> {
-    let link = connect(transports, scheme)?;
+    let (link, outbox) = connect(transports, scheme)?;
     let find = |asked: Option<&str>| {
         let asked = asked.map(OsString::from).unwrap_or_else(|| name.clone());
         roles.iter().copied().find(|role| OsString::from(role.name()) == asked)
     };
-    serve(link, &find)
+    serve(link, outbox, &find)
 }
 
-fn connect(transports: &[&dyn Connect], scheme: &OsString) -> Result<Box<dyn WorkerLink>, String> {
+fn connect(
+    transports: &[&dyn Connect],
+    scheme: &OsString,
+) -> Result<(Box<dyn WorkerLink>, Option<Outbox>), String> {
     let transport = transports.iter().find(|transport| *scheme == *transport.scheme()).ok_or_else(|| {
         let known: Vec<_> = transports.iter().map(|transport| transport.scheme()).collect();
         format!("the manager uses the transport {scheme:?}; this program was built with {known:?}")
     })?;
     let link = transport.connect().map_err(|error| format!("the link ({scheme:?}) cannot be opened: {error}"))?;
+    // An outbox that cannot be used is done without.
+    let outbox = inherited_descriptor(OUTBOX_FD_VARIABLE).and_then(|fd| Outbox::map(&fd)).ok();
     // No child of this process shall believe that it is a worker.
-    inherited::forget_variables(&[LINK_VARIABLE, LINK_FD_VARIABLE, ROLE_VARIABLE]);
-    Ok(link)
+    inherited::forget_variables(&[LINK_VARIABLE, LINK_FD_VARIABLE, OUTBOX_FD_VARIABLE, ROLE_VARIABLE]);
+    Ok((link, outbox))
 }
 
 fn serve(
     link: Box<dyn WorkerLink>,
+    outbox: Option<Outbox>,
     find: &dyn Fn(Option<&str>) -> Option<&'static dyn Role>,
 ) -> Result<std::convert::Infallible, String> {
-    let desk = desk::Desk::open(link, desk::AtEnd::Exit);
+    let desk = desk::Desk::open(link, outbox, desk::AtEnd::Exit);
     let hello = desk.hello()?;
     let role = find(hello.role.as_deref()).ok_or_else(|| format!("this program has no role {:?}", hello.role))?;
     match accept(&desk, role, &hello)? {

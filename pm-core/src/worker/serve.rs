@@ -35,7 +35,7 @@ pub(super) fn run(desk: Arc<Desk>, handler: BlockingHandler) -> Result<Infallibl
 
 /// Serves a role in this thread of the manager itself, until its link ends.
 pub(crate) fn serve_in_thread(link: Box<dyn WorkerLink>, role: &'static dyn Role) -> Result<(), String> {
-    let desk = Desk::open(link, AtEnd::Return);
+    let desk = Desk::open(link, None, AtEnd::Return);
     let hello: Hello = desk.hello()?;
     match accept(&desk, role, &hello)? {
         Service::Blocking(handler) => serve(&desk, &handler),

@@ -71,21 +71,24 @@ async fn serve_calls(
             ids.push((task.id(), id));
             cancel.add(Box::new(move || task.abort()));
         }
-        tokio::select! {
-            Some(ended) = running.join_next_with_id() => match ended {
-                Ok((task, (id, answer))) => {
-                    ids.retain(|(known, _)| *known != task);
-                    desk.answer(id, &answer)?;
+        let ended = match running.try_join_next_with_id() {
+            Some(ended) => ended,
+            None => {
+                // Answers that came together go together.
+                desk.send_answers()?;
+                tokio::select! {
+                    Some(ended) = running.join_next_with_id() => ended,
+                    () = arrived.notified() => continue,
                 }
-                Err(error) => {
-                    let task = error.id();
-                    if let Some(place) = ids.iter().position(|(known, _)| *known == task) {
-                        let (_, id) = ids.swap_remove(place);
-                        desk.stopped(id)?;
-                    }
-                }
-            },
-            () = arrived.notified() => {}
+            }
+        };
+        let task = ended.as_ref().map_or_else(|error| error.id(), |(task, _)| *task);
+        let place = ids.iter().position(|(known, _)| *known == task);
+        let id = place.map(|place| ids.swap_remove(place).1);
+        match (ended, id) {
+            (Ok((_, (id, answer))), _) => desk.answer(id, &answer)?,
+            (Err(_), Some(id)) => desk.stopped(id)?,
+            (Err(_), None) => {}
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::connection::Connection;
+use super::connection::{Connection, NotAsked};
 use super::unguarded::Unguarded;
 use crate::machine::exit::{ExitStatus, Signal};
 use crate::sys::keeper_wire::Request;
@@ -119,9 +119,13 @@ impl Child {
                 let source = std::io::ErrorKind::InvalidInput.into();
                 Err(SignalError::Refused { pid, signal, source })
             }
-            Holder::Keeper { connection, id } => connection
-                .ask(&Request::Signal { id: *id, signal: signal.0 })
-                .map_err(|_| SignalError::Busy { pid, signal }),
+            Holder::Keeper { connection, id } => {
+                connection.ask(&Request::Signal { id: *id, signal: signal.0 }).map_err(|refused| match refused {
+                    NotAsked::Gone => SignalError::Ended { pid, signal },
+                    NotAsked::Busy => SignalError::Busy { pid, signal },
+                    NotAsked::Io(source) => SignalError::Refused { pid, signal, source },
+                })
+            }
             Holder::Unguarded(process) => process.signal(signal),
         }
     }

@@ -287,7 +287,8 @@ impl Connection {
             }
         }
         let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let timeout = timeout.map(|time| Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos() as i64 });
+        let timeout =
+            timeout.map(|time| Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos() as i64 });
         let mut polled = [PollFd::new(&self.socket, interest), PollFd::new(&self.bell, PollFlags::IN)];
         // An error can only be EINTR here, and then the caller looks again.
         let _ = rustix::event::poll(&mut polled, timeout.as_ref());

@@ -35,7 +35,9 @@ pub enum LaunchError {
     },
     /// The program is there, and what should run it is not: the `#!` line of a script or the loader of a binary names a
     /// file that does not exist.
-    #[error("program {program:?} is to be run by {interpreter:?}, which does not exist: install it, or correct the name")]
+    #[error(
+        "program {program:?} is to be run by {interpreter:?}, which does not exist: install it, or correct the name"
+    )]
     BadInterpreter {
         /// The program.
         program: PathBuf,
@@ -70,7 +72,9 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// There is no room for another process.
-    #[error("too many processes: raise the limit (ulimit -u, pids.max of the control group, TasksMax=), or start fewer")]
+    #[error(
+        "too many processes: raise the limit (ulimit -u, pids.max of the control group, TasksMax=), or start fewer"
+    )]
     TooManyProcesses {
         /// What the kernel said.
         source: io::Error,
@@ -89,7 +93,9 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// There is not enough memory for another process.
-    #[error("not enough memory to start {program:?}: raise the limit of the control group or the address space, or start fewer")]
+    #[error(
+        "not enough memory to start {program:?}: raise the limit of the control group or the address space, or start fewer"
+    )]
     OutOfMemory {
         /// The program.
         program: PathBuf,
@@ -97,7 +103,9 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// A resource limit or a nice value was refused.
-    #[error("{limit} was refused: only a privileged process may go beyond its own hard limits and below its own nice value")]
+    #[error(
+        "{limit} was refused: only a privileged process may go beyond its own hard limits and below its own nice value"
+    )]
     LimitRefused {
         /// The limit and its value.
         limit: String,
@@ -119,7 +127,9 @@ pub enum LaunchError {
         what: String,
     },
     /// The role is one of this program, and this program never called `pm::roles()`.
-    #[error("this program did not call pm::roles() at the top of main, so it cannot start itself as a worker: call it there")]
+    #[error(
+        "this program did not call pm::roles() at the top of main, so it cannot start itself as a worker: call it there"
+    )]
     RolesNotCalled,
     /// There is no program that could be the keeper, or the one that there is failed.
     #[error(
@@ -188,15 +198,20 @@ impl LaunchError {
             (Stage::Nice, _) => {
                 LaunchError::LimitRefused { limit: format!("nice value {}", command.nice.unwrap_or(0)), source }
             }
-            (Stage::Identity, libc::EPERM | libc::EINVAL) => LaunchError::UserRefused { user: user_text(command), source },
-            (Stage::Directory, libc::ENOENT | libc::ENOTDIR | libc::EACCES | libc::ELOOP | libc::ENAMETOOLONG | libc::ESTALE) => {
-                LaunchError::BadWorkingDirectory { directory: command.cwd.clone().unwrap_or_default(), source }
+            (Stage::Identity, libc::EPERM | libc::EINVAL) => {
+                LaunchError::UserRefused { user: user_text(command), source }
             }
+            (
+                Stage::Directory,
+                libc::ENOENT | libc::ENOTDIR | libc::EACCES | libc::ELOOP | libc::ENAMETOOLONG | libc::ESTALE,
+            ) => LaunchError::BadWorkingDirectory { directory: command.cwd.clone().unwrap_or_default(), source },
             (Stage::Program, libc::ENOENT | libc::ENOTDIR) => match program::missing_interpreter(&program) {
                 Some(interpreter) => LaunchError::BadInterpreter { program, interpreter, source },
                 None => LaunchError::NotFound { program, path: None, source },
             },
-            (Stage::Program, libc::EACCES | libc::EPERM | libc::EISDIR) => LaunchError::PermissionDenied { program, source },
+            (Stage::Program, libc::EACCES | libc::EPERM | libc::EISDIR) => {
+                LaunchError::PermissionDenied { program, source }
+            }
             (Stage::Program, libc::ENOEXEC | libc::ELIBBAD) => LaunchError::BadExecutable { program, source },
             (Stage::Program | Stage::Request, libc::E2BIG) => LaunchError::ArgumentsTooLong { program, bytes, source },
             (_, libc::ENOMEM) => LaunchError::OutOfMemory { program, source },

@@ -42,7 +42,9 @@ pub fn run_if_keeper() {
         match sys::keeper::control_socket() {
             Some(control) => sys::keeper::main(control),
             None => {
-                eprintln!("{ROLE_VARIABLE}={KEEPER_ROLE} is set by pm when it starts its keeper, and by nobody else: unset it");
+                eprintln!(
+                    "{ROLE_VARIABLE}={KEEPER_ROLE} is set by pm when it starts its keeper, and by nobody else: unset it"
+                );
                 process::exit(64); // EX_USAGE
             }
         }
@@ -93,7 +95,11 @@ impl Program {
         let named = env::var_os(KEEPER_VARIABLE).filter(|name| !name.is_empty());
         let name = named.as_deref().unwrap_or(OsStr::new("pm"));
         resolve_program(name, path.as_deref()).map(Program::Named).map_err(|error| {
-            let source = if named.is_some() { format!("{KEEPER_VARIABLE} names no program") } else { "pm is not installed".into() };
+            let source = if named.is_some() {
+                format!("{KEEPER_VARIABLE} names no program")
+            } else {
+                "pm is not installed".into()
+            };
             LaunchError::NoKeeper { reason: format!("this program did not call pm::roles(), and {source} ({error})") }
         })
     }

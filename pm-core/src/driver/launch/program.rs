@@ -124,11 +124,17 @@ mod tests {
         assert_eq!(resolve_program("sh", path).unwrap(), Path::new("/bin/sh"));
         assert_eq!(resolve_program("/bin/sh", None).unwrap(), Path::new("/bin/sh"));
         assert_eq!(resolve_program("sh", None).unwrap(), Path::new("/bin/sh"));
-        assert!(matches!(resolve_program("sh", Some(OsStr::new("/dev"))), Err(LaunchError::NotFound { path: Some(_), .. })));
+        assert!(matches!(
+            resolve_program("sh", Some(OsStr::new("/dev"))),
+            Err(LaunchError::NotFound { path: Some(_), .. })
+        ));
         assert!(matches!(resolve_program("", None), Err(LaunchError::NotFound { .. })));
         assert!(matches!(resolve_program("/etc", None), Err(LaunchError::PermissionDenied { .. })));
         assert!(matches!(resolve_program("/etc/passwd", None), Err(LaunchError::PermissionDenied { .. })));
-        assert!(matches!(resolve_program("passwd", Some(OsStr::new("/etc"))), Err(LaunchError::PermissionDenied { .. })));
+        assert!(matches!(
+            resolve_program("passwd", Some(OsStr::new("/etc"))),
+            Err(LaunchError::PermissionDenied { .. })
+        ));
     }
 
     #[test]

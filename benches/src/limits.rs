@@ -1,0 +1,195 @@
+//! The limits: what the same work costs with nothing but the socket, the pipe or the channel.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::process::{Child, Command, Stdio};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::place::{Place, VARIABLE};
+
+/// The variable that makes a bench binary an echoing peer on its standard input and output.
+const PEER: &str = "PM_BENCH_PEER";
+
+/// The frame of 64 bytes that is echoed, with a header as long as pm's.
+pub const FRAME: usize = 80;
+
+/// Echoes, where the environment says that this process is a peer. Call it first in `main`.
+pub fn echo_if_peer() {
+    if std::env::var_os(PEER).is_none() {
+        return;
+    }
+    let (mut input, mut output) = (std::io::stdin().lock(), std::fs::File::from(stdout()));
+    let mut buffer = vec![0; 1 << 16];
+    while let Ok(count) = input.read(&mut buffer)
+        && count > 0
+    {
+        if output.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    std::process::exit(0);
+}
+
+fn stdout() -> OwnedFd {
+    use std::os::fd::AsFd;
+    std::io::stdout().as_fd().try_clone_to_owned().expect("stdout is open")
+}
+
+/// A peer process, ended with this.
+#[derive(Debug)]
+pub struct Peer(Child);
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn peer(place: Place, stdin: impl Into<Stdio>, stdout: impl Into<Stdio>) -> Peer {
+    let mut command = Command::new("/proc/self/exe");
+    command.env(PEER, "1").stdin(stdin).stdout(stdout);
+    command.env(VARIABLE, place.worker().map_or("any".to_string(), |cpu| cpu.to_string()));
+    Peer(command.spawn().expect("the bench can start itself"))
+}
+
+/// A bare tokio socket to an echoing process.
+#[derive(Debug)]
+pub struct BareSocket {
+    stream: UnixStream,
+    _peer: Peer,
+}
+
+impl BareSocket {
+    /// Starts the peer.
+    pub fn new(place: Place) -> Self {
+        let (ours, theirs) = StdStream::pair().expect("a pair of sockets");
+        let theirs = OwnedFd::from(theirs);
+        let peer = peer(place, theirs.try_clone().expect("a descriptor"), theirs);
+        ours.set_nonblocking(true).expect("a flag");
+        BareSocket { stream: UnixStream::from_std(ours).expect("a runtime"), _peer: peer }
+    }
+
+    /// One frame there and back.
+    pub async fn round_trip(&mut self, frame: &mut [u8]) {
+        self.stream.write_all(frame).await.expect("the peer lives");
+        self.stream.read_exact(frame).await.expect("the peer lives");
+    }
+}
+
+/// Two bare tokio pipes to an echoing process.
+#[derive(Debug)]
+pub struct BarePipe {
+    read: pipe::Receiver,
+    write: pipe::Sender,
+    _peer: Peer,
+}
+
+impl BarePipe {
+    /// Starts the peer.
+    pub fn new(place: Place) -> Self {
+        let (stdin, write) = std::io::pipe().expect("a pipe");
+        let (read, stdout) = std::io::pipe().expect("a pipe");
+        let peer = peer(place, OwnedFd::from(stdin), OwnedFd::from(stdout));
+        let write = pipe::Sender::from_owned_fd(write.into()).expect("a runtime");
+        let read = pipe::Receiver::from_owned_fd(read.into()).expect("a runtime");
+        BarePipe { read, write, _peer: peer }
+    }
+
+    /// One frame there and back.
+    pub async fn round_trip(&mut self, frame: &mut [u8]) {
+        self.write.write_all(frame).await.expect("the peer lives");
+        self.read.read_exact(frame).await.expect("the peer lives");
+    }
+}
+
+type Request = ([u8; FRAME], oneshot::Sender<[u8; FRAME]>);
+
+/// Many callers on one socket, written by hand: a task gathers what waits in a channel into one write, and hands the answers of one read
+/// back by one-shot channels.
+#[derive(Clone, Debug)]
+pub struct Mux(mpsc::Sender<Request>);
+
+impl Mux {
+    /// Starts the peer and the task.
+    pub fn new(place: Place) -> Self {
+        let BareSocket { stream, _peer } = BareSocket::new(place);
+        let (sender, mut requests) = mpsc::channel::<Request>(1024);
+        tokio::spawn(async move {
+            let _peer = _peer;
+            let (mut read, mut write) = stream.into_split();
+            let (mut waiting, mut batch) = (VecDeque::new(), Vec::new());
+            let (mut out, mut input) = (Vec::new(), vec![0; 1 << 16]);
+            let mut have = 0;
+            loop {
+                tokio::select! {
+                    count = requests.recv_many(&mut batch, 256) => {
+                        if count == 0 {
+                            return;
+                        }
+                        out.clear();
+                        for (frame, answer) in batch.drain(..) {
+                            out.extend_from_slice(&frame);
+                            waiting.push_back(answer);
+                        }
+                        write.write_all(&out).await.expect("the peer lives");
+                    }
+                    count = read.read(&mut input[have..]) => {
+                        have += count.expect("the peer lives");
+                        let whole = have / FRAME * FRAME;
+                        for frame in input[..whole].chunks_exact(FRAME) {
+                            let answer = waiting.pop_front().expect("each answer was asked for");
+                            let _ = answer.send(frame.try_into().expect("a frame"));
+                        }
+                        input.copy_within(whole..have, 0);
+                        have -= whole;
+                    }
+                }
+            }
+        });
+        Mux(sender)
+    }
+
+    /// One frame there and back.
+    pub async fn round_trip(&self, frame: [u8; FRAME]) -> [u8; FRAME] {
+        let (answer, answered) = oneshot::channel();
+        self.0.send((frame, answer)).await.expect("the task lives");
+        answered.await.expect("the task lives")
+    }
+}
+
+/// A task in this process that echoes: what a query costs without any other process.
+#[derive(Clone, Debug)]
+pub struct Channel(mpsc::Sender<Request>);
+
+impl Channel {
+    /// Starts the task.
+    pub fn new() -> Self {
+        let (sender, mut requests) = mpsc::channel::<Request>(1024);
+        tokio::spawn(async move {
+            while let Some((frame, answer)) = requests.recv().await {
+                let _ = answer.send(frame);
+            }
+        });
+        Channel(sender)
+    }
+
+    /// One frame there and back.
+    pub async fn round_trip(&self, frame: [u8; FRAME]) -> [u8; FRAME] {
+        let (answer, answered) = oneshot::channel();
+        self.0.send((frame, answer)).await.expect("the task lives");
+        answered.await.expect("the task lives")
+    }
+}
+
+impl Default for Channel {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,77 @@
+//! Where the processes run. A wake-up across cores costs ten times one on the same core, so a figure without its place says nothing.
+
+use std::fmt;
+
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+/// The variable that pins a process of a bench to one processor.
+pub const VARIABLE: &str = "PM_BENCH_CPU";
+
+/// Where manager and worker run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The manager on processor 0, the worker on 1.
+    TwoCores,
+    /// Both on processor 0.
+    OneCore,
+    /// Wherever the kernel likes.
+    Unpinned,
+}
+
+impl Place {
+    /// All of them that this machine has.
+    pub fn all() -> Vec<Place> {
+        match std::thread::available_parallelism() {
+            Ok(cores) if cores.get() > 1 => vec![Place::TwoCores, Place::OneCore, Place::Unpinned],
+            _ => vec![Place::OneCore],
+        }
+    }
+
+    /// Pins the calling thread, and those that it starts, as the manager. Call it before a runtime is built.
+    pub fn enter(self) {
+        match self {
+            Place::TwoCores | Place::OneCore => pin(&[0]),
+            Place::Unpinned => pin(&all_cores()),
+        }
+    }
+
+    /// The processor of the worker, for [`VARIABLE`].
+    pub fn worker(self) -> Option<usize> {
+        match self {
+            Place::TwoCores => Some(1),
+            Place::OneCore => Some(0),
+            Place::Unpinned => None,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Place::TwoCores => "two cores",
+            Place::OneCore => "one core",
+            Place::Unpinned => "unpinned",
+        })
+    }
+}
+
+/// Pins this process as its environment says: call it first in `main`.
+pub fn pin_from_environment() {
+    match std::env::var(VARIABLE).map(|cpu| cpu.parse()) {
+        Ok(Ok(cpu)) => pin(&[cpu]),
+        // The manager may have been pinned when it started this process.
+        Ok(Err(_)) => pin(&all_cores()),
+        Err(_) => {}
+    }
+}
+
+fn all_cores() -> Vec<usize> {
+    (0..std::thread::available_parallelism().map_or(1, |cores| cores.get()).max(2)).collect()
+}
+
+fn pin(cpus: &[usize]) {
+    let mut set = CpuSet::new();
+    cpus.iter().for_each(|&cpu| set.set(cpu));
+    // A machine without that processor measures unpinned, and the table says where it ran by its cores.
+    let _ = sched_setaffinity(None, &set);
+}

@@ -1,0 +1,116 @@
+//! What keeps a command from being carried out, and the exit code that it has.
+
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use pm::core::driver::launch::LaunchError;
+use thiserror::Error;
+
+/// The exit codes of `pm`.
+pub mod code {
+    /// Some jobs failed, or their results could not be written.
+    pub const FAILED: u8 = 1;
+    /// The command line cannot be carried out.
+    pub const USAGE: u8 = 2;
+    /// The pool gave up: its workers kept dying.
+    pub const GAVE_UP: u8 = 3;
+    /// Ended by SIGINT.
+    pub const INTERRUPTED: u8 = 130;
+    /// Nobody reads standard output any more: what a shell says of a program that SIGPIPE killed.
+    pub const CLOSED: u8 = 141;
+    /// Ended by SIGTERM.
+    pub const TERMINATED: u8 = 143;
+}
+
+/// A command cannot be carried out. Each message says what is wrong, with which value, and what to do.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CliError {
+    /// An option has a value that makes no sense, or contradicts another.
+    #[error("{option}: {problem}")]
+    Option {
+        /// The option.
+        option: &'static str,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// There is no such built-in worker.
+    #[error("there is no built-in worker {0:?}: write @echo, @sha256, @wc, @py FILE:FUNC or @node FILE:FUNC; a program of that name is ./{0}")]
+    NoBuiltIn(String),
+    /// A built-in worker got words that it does not take.
+    #[error("{worker} takes {takes}, not {got:?}")]
+    BuiltInArgs {
+        /// The worker.
+        worker: String,
+        /// What it takes.
+        takes: &'static str,
+        /// What it got.
+        got: Vec<OsString>,
+    },
+    /// The program cannot be found or executed.
+    #[error("COMMAND cannot be run")]
+    Program(#[source] LaunchError),
+    /// What runs `@py` or `@node` is not installed.
+    #[error("{worker} needs {program}")]
+    NoInterpreter {
+        /// `@py` or `@node`.
+        worker: &'static str,
+        /// What runs it.
+        program: &'static str,
+        /// Why it cannot be found.
+        source: LaunchError,
+    },
+    /// The file of `@py` or `@node` cannot be read.
+    #[error("{worker} cannot read {path:?}: give the path of the file that defines the function, as in {worker} rules.{ending}:check")]
+    NoScript {
+        /// `@py` or `@node`.
+        worker: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// How such files end.
+        ending: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The result file cannot be used.
+    #[error("{path:?} {problem}")]
+    Log {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        problem: String,
+        /// What the kernel said, where it did.
+        source: Option<std::io::Error>,
+    },
+    /// The first workers could not be started.
+    #[error("the pool cannot be started: {0}")]
+    Start(String),
+    /// The runtime cannot be made.
+    #[error("the runtime cannot be started; are there descriptors and threads left? (ulimit -n, ulimit -u)")]
+    Runtime(#[source] std::io::Error),
+    /// `pm keeper` was called by hand, or cannot execute itself.
+    #[error("/proc/self/exe cannot be executed; is /proc mounted?")]
+    Keeper(#[source] std::io::Error),
+}
+
+impl CliError {
+    /// The exit code of `pm` for this error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            CliError::Runtime(_) | CliError::Keeper(_) => code::FAILED,
+            _ => code::USAGE,
+        }
+    }
+}
+
+/// The error with all that caused it, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let _ = write!(text, ": {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,72 @@
+//! Durations and sizes as people write them.
+
+use std::time::Duration;
+
+/// A duration: `200ms`, `1.5s`, `2m`, `1h`; a bare number is seconds.
+///
+/// # Errors
+/// What would have been right.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = split(text);
+    let seconds = match unit {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        "d" => 86_400.0,
+        _ => return Err("write a number with ms, s, m, h or d, as in 200ms or 1.5s".to_string()),
+    };
+    let value: f64 = number.parse().map_err(|_| "write a number with a unit, as in 200ms, 1.5s or 2m".to_string())?;
+    Duration::try_from_secs_f64(value * seconds).map_err(|_| "that is no time that can be waited for".to_string())
+}
+
+/// A size in bytes: `4096`, `64K`, `1M`, `16MiB`. Units are powers of 1,024.
+///
+/// # Errors
+/// What would have been right.
+pub fn size(text: &str) -> Result<usize, String> {
+    let (number, unit) = split(text);
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        _ => return Err("write a number with K, M or G, as in 64K or 16M".to_string()),
+    };
+    let value: usize = number.parse().map_err(|_| "write a whole number, as in 4096, 64K or 16M".to_string())?;
+    value.checked_mul(1 << shift).ok_or_else(|| "that is more than this machine can address".to_string())
+}
+
+fn split(text: &str) -> (&str, &str) {
+    let text = text.trim();
+    let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    (&text[..end], text[end..].trim_start())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read() {
+        let ms = |text| duration(text).map(|duration| duration.as_millis());
+        assert_eq!(ms("200ms"), Ok(200));
+        assert_eq!(ms("1.5s"), Ok(1500));
+        assert_eq!(ms("2 m"), Ok(120_000));
+        assert_eq!(ms("0"), Ok(0));
+        assert_eq!(ms("3"), Ok(3000));
+        for bad in ["", "s", "-1s", "1y", "1e400", "1.2.3s", "99999999999999999999d"] {
+            assert!(duration(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("64K"), Ok(65_536));
+        assert_eq!(size("16MiB"), Ok(16 << 20));
+        for bad in ["", "K", "1.5M", "-1", "1T", "99999999999G"] {
+            assert!(size(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The worker's outbox: answers that are given and not yet written to the link, in memory that outlives the worker.
+//!
+//! A system call for each answer would cost more than a small call itself. A worker that gathered its answers in memory of its own
+//! would lose them when the next call kills it, and calls that were done would count as lost. So they lie in a memfd that the manager
+//! holds too: it reads the rest there after the worker's death.
+//!
+//! ```text
+//! 0           8
+//! ┌───────────┬────────────────────────────┐
+//! │ len: u64  │ whole frames, len bytes …  │
+//! └───────────┴────────────────────────────┘
+//! ```
+//!
+//! Only the worker writes, and the manager reads only when the worker is dead. What the manager reads is hostile all the same: it
+//! copies it once and takes it for frames of the link.
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::io::pread;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// The length field.
+const HEADER: usize = 8;
+
+/// Bytes of frames. As much as a socket takes at a time; beyond it gathering saves nothing.
+const CAPACITY: usize = 64 << 10;
+
+/// An empty outbox, to be given to a worker.
+///
+/// # Errors
+/// Where the kernel or a filter refuses a memfd; the worker then does without.
+pub(crate) fn create() -> io::Result<OwnedFd> {
+    let fd = memfd_create(c"pm-outbox", MemfdFlags::CLOEXEC)?;
+    ftruncate(&fd, (HEADER + CAPACITY) as u64)?;
+    Ok(fd)
+}
+
+/// The frames that a dead worker left in its outbox. Whatever cannot be read is none.
+pub(crate) fn left_in(fd: &OwnedFd) -> Vec<u8> {
+    let mut bytes = vec![0; HEADER + CAPACITY];
+    let mut have = 0;
+    while let Ok(count @ 1..) = pread(fd, &mut bytes[have..], have as u64) {
+        have += count;
+    }
+    let Some(length) = bytes[..have].first_chunk().map(|length| u64::from_ne_bytes(*length)) else { return Vec::new() };
+    let end = usize::try_from(length).unwrap_or(usize::MAX).saturating_add(HEADER);
+    bytes.get(HEADER..end.min(have)).unwrap_or_default().to_vec()
+}
+
+/// The worker's side of an outbox.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    map: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: The mapping belongs to this value alone in this process, and is written only through `&mut self`.
+unsafe impl Send for Outbox {}
+
+impl Outbox {
+    /// Maps the outbox that this worker was given.
+    ///
+    /// # Errors
+    /// What the kernel says; `InvalidData` where the file is no outbox.
+    pub(crate) fn map(fd: &OwnedFd) -> io::Result<Self> {
+        let size = rustix::fs::fstat(fd.as_fd())?.st_size;
+        if size != (HEADER + CAPACITY) as i64 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: A new mapping at an address of the kernel's choice touches no memory of this process.
+        let map = unsafe { mmap(ptr::null_mut(), HEADER + CAPACITY, protection, MapFlags::SHARED, fd, 0) }?;
+        let map = NonNull::new(map.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Outbox { map, length: 0 })
+    }
+
+    /// Adds a frame, or gives false where it does not fit.
+    pub(crate) fn add(&mut self, header: &[u8], payload: &[u8]) -> bool {
+        let frame = header.len() + payload.len();
+        if frame > CAPACITY - self.length {
+            return false;
+        }
+        // SAFETY: `length + frame` is within CAPACITY, so both copies stay within the mapping, which nobody else in this
+        // process refers to; the sources are other memory.
+        unsafe {
+            let at = self.map.as_ptr().add(HEADER + self.length);
+            ptr::copy_nonoverlapping(header.as_ptr(), at, header.len());
+            ptr::copy_nonoverlapping(payload.as_ptr(), at.add(header.len()), payload.len());
+        }
+        self.set_length(self.length + frame);
+        true
+    }
+
+    /// The frames that are in it.
+    pub(crate) fn frames(&self) -> &[u8] {
+        // SAFETY: `length` bytes behind the header were written by `add`, within the mapping, and change only through `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(HEADER), self.length) }
+    }
+
+    /// Forgets the frames, which are on the link now.
+    pub(crate) fn clear(&mut self) {
+        self.set_length(0);
+    }
+
+    fn set_length(&mut self, length: usize) {
+        self.length = length;
+        // SAFETY: A mapping begins at a page, so it is aligned for the field at its beginning, which is only used as this atomic.
+        let field = unsafe { AtomicU64::from_ptr(self.map.as_ptr().cast()) };
+        // The frame must be there before the length says so: whoever reads after the death of this process sees stores in
+        // an order that the compiler may not change here.
+        field.store(length as u64, Ordering::Release);
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        // SAFETY: The mapping was made by `map` with this length, and no reference into it outlives this value.
+        let _ = unsafe { munmap(self.map.as_ptr().cast::<c_void>(), HEADER + CAPACITY) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_added_is_found_by_the_other_side() {
+        let fd = create().unwrap();
+        let mut outbox = Outbox::map(&fd).unwrap();
+        assert!(outbox.add(b"head", b"body") && outbox.add(b"more", b""));
+        assert_eq!(outbox.frames(), b"headbodymore");
+        assert_eq!(left_in(&fd), b"headbodymore");
+        outbox.clear();
+        assert_eq!(left_in(&fd), b"");
+        assert!(!outbox.add(b"head", &[0; CAPACITY]), "it has room for less");
+        assert!(outbox.add(b"", &[1; CAPACITY]));
+        assert_eq!(left_in(&fd).len(), CAPACITY);
+    }
+
+    #[test]
+    fn a_hostile_outbox_is_harmless() {
+        let fd = create().unwrap();
+        rustix::io::pwrite(&fd, &u64::MAX.to_ne_bytes(), 0).unwrap();
+        assert_eq!(left_in(&fd).len(), CAPACITY);
+        ftruncate(&fd, 10).unwrap();
+        assert_eq!(left_in(&fd).len(), 2);
+        ftruncate(&fd, 3).unwrap();
+        assert_eq!(left_in(&fd), b"");
+        assert!(Outbox::map(&fd).is_err());
+    }
+}
