@@ -10,6 +10,7 @@ pub use pm_core::face::error::{
 pub use pm_core::face::query::{
     PoolBuilder, PoolInfo, QueryManager, QueryOptions, SlowQuery, TimeoutFrom, WorkerInfo,
 };
+pub use pm_core::face::worker::Worker;
 pub use pm_core::face::{registry, spawning};
 pub use pm_core::machine::budget::Budget;
 pub use pm_core::machine::cause::ExitCause;

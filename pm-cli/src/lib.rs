@@ -45,7 +45,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn keeper() -> error::CliError {
     use std::os::unix::process::CommandExt;
 
-    use pm::core::driver::launch::{KEEPER_ROLE, ROLE_VARIABLE};
+    use pm::core::driver::launch::KEEPER_ROLE;
+    use pm::core::transport::ROLE_VARIABLE;
 
     error::CliError::Keeper(std::process::Command::new("/proc/self/exe").arg0(KEEPER_ROLE).env(ROLE_VARIABLE, KEEPER_ROLE).exec())
 }

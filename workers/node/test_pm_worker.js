@@ -39,7 +39,11 @@ const handlers = {
   mute: () => raise({ get message() { throw new Error('never shown'); } }),
   exit: code => process.exit(code),
   crash: () => { setImmediate(() => raise(new Error('outside'))); return new Promise(() => {}); },
-  block: fifo => fs.readFileSync(fifo, 'utf8') + 'opened',
+  block: fifo => {
+    fs.readFileSync(fifo);
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 2); // slow work, after which the kit looks at its link
+    return 'opened';
+  },
   gate: async fifo => await fs.promises.readFile(fifo, 'utf8') + 'opened',
   stop: (fifo, { signal }) => new Promise((resolve, reject) => {
     signal.addEventListener('abort', () => reject(signal.reason ?? new Error('aborted')));
@@ -213,22 +217,20 @@ function tests() {
     assert.match(stderr, /^hear\npm_worker: .*PM_LINK/);
   });
 
-  for (const transport of ['stdio', 'uds']) conversations(transport, (name, run) => test(`${transport}: ${name}`, { timeout: 20_000 }, run));
+  for (const transport of ['stdio', 'uds']) conversations(transport, test);
 }
 
-function conversations(transport, test) {
+function conversations(transport, declare) {
   const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'pm-worker-'));
   const managers = [];
   let made = 0;
-  process.on('exit', () => {
-    fs.rmSync(directory, { recursive: true });
-    for (const manager of managers) manager.process.kill('SIGKILL');
-  });
+  process.on('exit', () => fs.rmSync(directory, { recursive: true }));
   const run = (command, role) => {
-    const own = path.join(directory, `${managers.length}`);
+    const own = file();
     fs.mkdirSync(own);
-    managers.push(new Manager(transport, own, command, role));
-    return managers[managers.length - 1].open();
+    const manager = new Manager(transport, own, command, role);
+    managers.push(manager);
+    return manager.open();
   };
   const start = (mode = 'plain', role = null) => run([process.execPath, __filename, mode], role);
   const ready = async (mode, members) => { const manager = await start(mode); await manager.hello(members); return manager; };
@@ -248,6 +250,14 @@ function conversations(transport, test) {
     assert.equal(code, 0, stderr);
     return stderr;
   };
+
+  const test = (name, run) => declare(`${transport}: ${name}`, { timeout: 20_000 }, async () => {
+    try {
+      await run();
+    } finally {
+      for (const manager of managers.splice(0)) manager.process.kill('SIGKILL');
+    }
+  });
 
   test('handshake', async () => {
     const plain = { version: 1, codec: 'json', role: null, concurrency: 1, ahead: 1 };
@@ -438,8 +448,8 @@ function conversations(transport, test) {
     const ids = gates.map(gate => manager.request('gate', gate)), touched = file();
     const late = manager.request('touch', touched);
     await pass(gates[1], () => pass(gates[2], () => assert(!fs.existsSync(touched)))); // these run beside the first
-    await manager.answer(ids[2]);
-    await manager.answer(ids[1]);
+    const first = (await manager.read())[3], second = (await manager.read())[3];
+    assert.deepEqual([first, second].sort(), [ids[1], ids[2]]);
     await manager.answer(late); // beside the fourth, which waits at its gate
     await pass(gates[0]);
     await manager.answer(ids[0]);

@@ -7,11 +7,15 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
-use crate::machine::frame::{Decoder, Frame, Header, MAX_PAYLOAD};
+use crate::machine::frame::{Decoder, Frame, HEADER, Header, MAX_PAYLOAD};
+use crate::machine::id::CallId;
 use crate::transport::{Link, LinkError, LinkRx, LinkTx};
 
 /// A link that has this much to send has no room. So much is two full sockets; more would only wait in the wrong place.
 const SEND_LIMIT: usize = 512 << 10;
+
+/// Room beyond that for frames without payload: two for each of the calls that a link can have.
+const CONTROL_RESERVE: usize = 2 * CallId::MAX_SLOTS * HEADER;
 
 /// A send buffer that grew beyond this is given back once it is empty.
 const KEEP_CAPACITY: usize = 1 << 20;
@@ -73,8 +77,8 @@ impl<W: AsyncWrite + Unpin + Send + 'static> LinkTx for FramedTx<W> {
         if payload.len() > self.max_payload {
             return Err(LinkError::TooLarge { size: payload.len(), limit: self.max_payload });
         }
-        // Frames without payload control calls that are aboard already; their number is bounded, and they must not wait.
-        if self.buffer.len() - self.sent >= SEND_LIMIT && !payload.is_empty() {
+        // Frames without payload control calls that are aboard already; they must not wait.
+        if self.buffer.len() - self.sent >= if payload.is_empty() { SEND_LIMIT + CONTROL_RESERVE } else { SEND_LIMIT } {
             return Ok(false);
         }
         if self.sent > SEND_LIMIT {

@@ -19,6 +19,7 @@ use super::call::{Call, Outcome};
 use super::clock;
 use crate::face::error::{HandlerError, QueryError, WorkerLost};
 use crate::machine::cause::ExitCause;
+use crate::machine::dispatch;
 use crate::machine::frame::{Decoder, Frame, Header, Kind, MAX_NOTICE, MAX_PING, Remaining, flag};
 use crate::machine::handshake::Ready;
 use crate::machine::id::{CallId, Incarnation, WorkerId};
@@ -33,9 +34,6 @@ const COARSE: Duration = Duration::from_millis(4);
 
 /// How often the task of a link takes in more before it lets others run.
 const FILLS_A_TURN: usize = 8;
-
-/// What a worker is taken to cost to wake up, when it has nothing to do. Between the 2 µs on one core and the 50 µs across two.
-const WAKE_UP_NANOS: u64 = 10_000;
 
 /// What all links of a pool have in common.
 #[derive(Clone, Copy, Debug)]
@@ -117,6 +115,8 @@ struct Core<Tx> {
     calls: Vec<Option<Aboard>>,
     /// Calls are open or frames unsent, and the task must be told of what comes.
     due: Option<Time>,
+    /// How many calls the worker had begun with, where it left word of that when it died.
+    begun: Option<u64>,
     /// How many answers came together last.
     last_batch: u32,
     draining: bool,
@@ -171,6 +171,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 tx: Some(tx),
                 calls: (0..capacity).map(|_| None).collect(),
                 due: None,
+                begun: None,
                 last_batch: 0,
                 draining: false,
                 bye: false,
@@ -197,14 +198,11 @@ impl<Tx: LinkTx> LinkShared<Tx> {
 
     /// What a further call would cost here, in nanoseconds; none where there is no room. A hint: [`LinkShared::submit`] decides.
     pub(crate) fn cost(&self) -> Option<u64> {
-        let load = self.unanswered.load(Ordering::Relaxed);
-        if load >= self.window.load(Ordering::Relaxed) || !self.accepting.load(Ordering::Relaxed) {
+        if !self.accepting.load(Ordering::Relaxed) {
             return None;
         }
-        match load {
-            0 => Some(WAKE_UP_NANOS),
-            load => Some(u64::from(load) * self.service.load(Ordering::Relaxed)),
-        }
+        let (load, window) = (self.unanswered.load(Ordering::Relaxed), self.window.load(Ordering::Relaxed));
+        dispatch::cost(load, window, self.service.load(Ordering::Relaxed))
     }
 
     /// Puts a call on the link. `named` says that the caller chose this worker, so that its window does not matter.
@@ -286,6 +284,11 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         self.kick();
     }
 
+    /// Takes no more calls.
+    pub(crate) fn refuse(&self) {
+        self.accepting.store(false, Ordering::SeqCst);
+    }
+
     /// Closes the link: the worker sees its end.
     pub(crate) fn close(&self) {
         self.accepting.store(false, Ordering::SeqCst);
@@ -307,7 +310,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let mut guard = self.core();
         let core = &mut *guard;
         let mut open = Vec::new();
-        core.session.lost(&mut open);
+        core.session.lost(core.begun, &mut open);
         self.unanswered.store(0, Ordering::SeqCst);
         let last_notice = core.last_notice.clone();
         // The requeue puts each in front of those before it, so the youngest goes first.
@@ -640,7 +643,9 @@ impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
     }
 
     /// Delivers the answers that a dead worker left in its outbox. Those that had come over the link as well are late.
-    pub(crate) fn recover(&mut self, frames: &[u8]) {
+    /// `begun` is how many calls it had begun with.
+    pub(crate) fn recover(&mut self, frames: &[u8], begun: u64) {
+        self.shared.core().begun = Some(begun);
         let mut decoder = Decoder::new(frames.len());
         decoder.buffer().extend_from_slice(frames);
         // It is dead; whatever else it left there does not matter any more.

@@ -10,6 +10,7 @@
 //! | `pool` | the queue, the links, and the task that keeps workers alive |
 //! | [`framed`], [`memory`] | links over byte streams, and in memory |
 //! | `inprocess` | workers that are threads |
+//! | `signal` | SIGINT and SIGTERM, where the program asks for them |
 //! | `stderr` | what workers print |
 //! | `clock` | the clock of the machines |
 
@@ -21,6 +22,7 @@ pub mod launch;
 pub(crate) mod link;
 pub mod memory;
 pub(crate) mod pool;
+pub(crate) mod signal;
 pub(crate) mod start;
 pub(crate) mod stderr;
 pub(crate) mod worker;

@@ -5,7 +5,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -474,6 +474,9 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
     }
 
     fn dispatch(&self) {
+        // Whoever queues a call then looks for room, and whoever makes room then looks for calls. With this fence between the
+        // two steps of each, one of them sees the other's.
+        fence(Ordering::SeqCst);
         while self.shared.queued.load(Ordering::SeqCst) > 0 {
             let now = clock::now();
             let mut over = Vec::new();

@@ -122,11 +122,7 @@ impl<T: Transport> Starter for ProcessStarter<T> {
             command.fds.push((number, Arc::new(fd)));
         }
         let outbox = self.outbox(&mut command);
-        let guard = match self.spec.guard() {
-            spec::Guard::Keeper => launch::Guard::Keeper,
-            spec::Guard::Unguarded => launch::Guard::Unguarded,
-        };
-        let child = launch::launch(guard, command).await?;
+        let child = launch::launch(self.spec.guard(), command).await?;
         let link = accept.accept(&Identity { pid: child.pid() }).await?;
         let stderr = receiver(reader.into()).map_err(|error| refused("watch the pipe for its prints", error))?;
         Ok(Started { life: Life::Process(child), link, outbox, stderr: Some(stderr) })
@@ -183,7 +179,7 @@ impl<T: Transport> ProcessStarter<T> {
         command.env = env;
         command.cwd = spec.cwd().cloned();
         command.nice = spec.nice();
-        command.rlimits = spec.limits().iter().map(|&(of, limit)| (resource(of), limit, limit)).collect();
+        command.rlimits = spec.limits().iter().map(|&(resource, limit)| (resource, limit, limit)).collect();
         (command.uid, command.gid) = spec.user();
         Ok(command)
     }
@@ -196,17 +192,4 @@ fn receiver(fd: OwnedFd) -> io::Result<pipe::Receiver> {
 
 fn refused(action: &'static str, source: io::Error) -> StartError {
     crate::transport::TransportError::Io { scheme: "stderr", action, source }.into()
-}
-
-fn resource(of: spec::Resource) -> launch::Resource {
-    match of {
-        spec::Resource::AddressSpace => launch::Resource::AddressSpace,
-        spec::Resource::Core => launch::Resource::Core,
-        spec::Resource::Cpu => launch::Resource::Cpu,
-        spec::Resource::Data => launch::Resource::Data,
-        spec::Resource::FileSize => launch::Resource::FileSize,
-        spec::Resource::OpenFiles => launch::Resource::OpenFiles,
-        spec::Resource::Processes => launch::Resource::Processes,
-        spec::Resource::Stack => launch::Resource::Stack,
-    }
 }

@@ -208,6 +208,7 @@ impl<S: Starter> Task<S> {
                     None => {}
                     Some(end) => {
                         open = false;
+                        shared.refuse();
                         let input = match end {
                             LinkEnd::Lost(reason) => unit::Input::LinkLost(self.incarnation, reason),
                             LinkEnd::Violation(violation) => {
@@ -241,8 +242,8 @@ impl<S: Starter> Task<S> {
         if open {
             let _ = tokio::time::timeout(REST, poll_fn(|cx| driver.poll_rest(cx))).await;
         }
-        if let Some(outbox) = outbox {
-            driver.recover(&outbox::left_in(&outbox));
+        if let Some(left) = outbox.and_then(|outbox| outbox::left_in(&outbox)) {
+            driver.recover(&left.frames, left.begun);
         }
     }
 

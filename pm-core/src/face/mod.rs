@@ -4,3 +4,4 @@ pub mod error;
 pub mod query;
 pub mod registry;
 pub mod spawning;
+pub mod worker;

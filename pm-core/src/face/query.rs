@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{broadcast, oneshot};
 
 use super::error::{QueryError, StartError, TryQueryError};
+use super::worker::Worker;
 use super::{registry, spawning};
 use crate::codec::{Codec, Postcard};
 use crate::driver::call::{Call, Outcome, Terms};
@@ -654,12 +655,24 @@ where
         let recipe = self.recipe()?;
         let pool = recipe(budget, force, hooks)?;
         let handle = Arc::new(Handle { pool });
-        if workers > 0 {
-            begin(&handle.pool, workers).await?;
+        if workers > 0
+            && let Err(error) = begin(&handle.pool, workers).await
+        {
+            registry::shut_down(handle.pool.clone(), Some(Duration::ZERO)).await;
+            return Err(error);
         }
         registry::add(&handle.pool);
         let recipe: Arc<Recipe> = Arc::new(move |budget, force| recipe(budget, force, Hooks::default()));
         Ok(QueryManager { handle, codec, terms, recipe, types: PhantomData })
+    }
+
+    /// Starts one worker that is not replaced when it ends: a pool of one.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_worker(self) -> Result<Worker<I, O, C>, StartError> {
+        let never = Budget::every_crash(0, Duration::from_secs(1));
+        Ok(Worker::new(self.workers(1).budget(never).start().await?))
     }
 
     #[expect(clippy::type_complexity, reason = "it is named once, and its parts are named beside it")]

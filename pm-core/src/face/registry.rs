@@ -1,9 +1,12 @@
 //! Every pool of this program that lives.
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::driver::clock;
+use crate::driver::signal::Endings;
+use crate::machine::exit::Signal;
 use crate::driver::pool::{AnyPool, Command, PoolInfo};
 
 /// How long [`shutdown_all`] lets queries finish, where nothing else is said.
@@ -41,6 +44,26 @@ pub async fn shutdown_all(limit: Duration) {
         // A pool whose task is gone is shut down.
         let _ = pool.await;
     }
+}
+
+/// Waits for SIGINT or SIGTERM, then shuts every pool down as [`shutdown_all`] does; a second signal kills what is left. Returns the first
+/// signal once all are gone, so that the program can end with the status that tells of it (130 or 143).
+///
+/// pm handles no signal unless this is called.
+///
+/// # Errors
+/// What the operating system says where a handler cannot be set.
+///
+/// # Cancel safety
+/// Signals go on being caught, and ignored, once this was polled.
+pub async fn shutdown_on_signal(limit: Duration) -> io::Result<Signal> {
+    let mut endings = Endings::new()?;
+    let first = endings.next().await;
+    tokio::select! {
+        () = shutdown_all(limit) => {}
+        _ = endings.next() => shutdown_all(Duration::ZERO).await,
+    }
+    Ok(first)
 }
 
 pub(crate) async fn shut_down(pool: Arc<dyn AnyPool>, limit: Option<Duration>) {

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`session`] | which calls are on one link, which have started, which are late |
 //! | [`window`] | how many calls one worker should have at once |
+//! | [`dispatch`] | which worker a call goes to |
 //! | [`retry`] | whether a failed call is tried again |
 //! | [`unit`] | the life of one process: start, ready, drain, stop |
 //! | [`pool`] | the life of a set of equal units: scaling, replacement, giving up |
@@ -16,6 +17,7 @@
 
 pub mod budget;
 pub mod cause;
+pub mod dispatch;
 pub mod event;
 pub mod exit;
 pub mod frame;

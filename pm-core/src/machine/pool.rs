@@ -235,7 +235,9 @@ impl Pool {
                 if self.phase != Phase::Closed {
                     self.enter(Phase::Closing);
                     for worker in self.ids() {
-                        self.feed(now, worker, unit::Input::Kill(ExitCause::Requested));
+                        if !self.forget_if_down(worker) {
+                            self.feed(now, worker, unit::Input::Kill(ExitCause::Requested));
+                        }
                     }
                     self.each(|member| member.duty = Duty::Leaving);
                 }
@@ -368,15 +370,23 @@ impl Pool {
         let incarnation = member.unit.incarnation();
         let was_ready = member.unit.phase() == unit::Phase::Ready;
         member.duty = Duty::Leaving;
-        if member.unit.phase() == unit::Phase::Down {
-            self.members.remove(&worker);
-            self.effects.push_back(Effect::Forget(worker));
+        if self.forget_if_down(worker) {
             return;
         }
         if was_ready {
             self.effects.push_back(Effect::Report(Event::Draining { worker, incarnation }));
         }
         self.feed(now, worker, unit::Input::Drain { deadline });
+    }
+
+    /// A pool that gave up has workers that are down already: nothing more will be heard of them.
+    fn forget_if_down(&mut self, worker: WorkerId) -> bool {
+        let is_down = self.worker(worker) == Some(unit::Phase::Down);
+        if is_down {
+            self.members.remove(&worker);
+            self.effects.push_back(Effect::Forget(worker));
+        }
+        is_down
     }
 
     fn feed(&mut self, now: Time, worker: WorkerId, input: unit::Input) {

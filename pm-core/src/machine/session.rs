@@ -226,6 +226,8 @@ impl Session {
         }
         slot.state = State::Free;
         slot.due = None;
+        // The worker never sees it, and counts the next one in its place.
+        self.next_order -= 1;
         self.open -= 1;
         if slot.started {
             self.started -= 1;
@@ -309,14 +311,18 @@ impl Session {
     }
 
     /// The link is lost. Adds every open call to `out`, oldest first, and what became of it. Cancelled ones have no caller any more.
-    pub fn lost(&mut self, out: &mut Vec<(CallId, Fate)>) {
+    ///
+    /// `begun` is how many of the calls of this session the worker had begun with, counted in the order of opening, where it left word of
+    /// that; otherwise every call counts as started that it had leave to start.
+    pub fn lost(&mut self, begun: Option<u64>, out: &mut Vec<(CallId, Fate)>) {
         let mut open: Vec<usize> =
             (0..self.slots.len()).filter(|&index| self.slots[index].state != State::Free).collect();
         open.sort_unstable_by_key(|&index| self.slots[index].order);
         for index in open {
             let slot = &mut self.slots[index];
             if slot.state == State::Open {
-                let fate = if slot.started { Fate::Started } else { Fate::Unstarted };
+                let started = slot.started && begun.is_none_or(|begun| slot.order < begun);
+                let fate = if started { Fate::Started } else { Fate::Unstarted };
                 out.push((CallId::new(index, slot.uses), fate));
             }
             slot.state = State::Free;
@@ -510,7 +516,7 @@ mod tests {
                 assert_eq!(session.started(), started, "{}", context());
             }
             let mut lost = Vec::new();
-            session.lost(&mut lost);
+            session.lost(None, &mut lost);
             let expected: Vec<_> = model
                 .calls
                 .iter()
@@ -520,6 +526,19 @@ mod tests {
             assert_eq!(lost, expected, "seed {seed}");
             assert_eq!((session.unanswered(), session.started()), (0, 0));
         }
+    }
+
+    #[test]
+    fn a_worker_that_left_word_is_believed_about_what_it_had_not_begun() {
+        let mut session = Session::new(8, 2, None);
+        let calls: Vec<_> = (0..4).map(|_| session.open(Time::ZERO, Limit::None).unwrap()).collect();
+        let never_sent = session.open(Time::ZERO, Limit::None).unwrap();
+        session.retract(never_sent);
+        assert_eq!(session.answered(Time::ZERO, calls[0], Answer::Outcome), Verdict::Deliver);
+        let mut lost = Vec::new();
+        session.lost(Some(2), &mut lost);
+        let fates = [Fate::Started, Fate::Unstarted, Fate::Unstarted];
+        assert_eq!(lost, calls[1..].iter().copied().zip(fates).collect::<Vec<_>>());
     }
 
     #[test]

@@ -40,8 +40,8 @@ pub enum Inherit {
     Listed,
 }
 
-/// A resource that a process may use up to a limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A resource that a process may use up to a limit. The meaning of each is in setrlimit(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Resource {
     /// Bytes of address space.
@@ -54,12 +54,31 @@ pub enum Resource {
     Data,
     /// Bytes of a file that it writes.
     FileSize,
-    /// Open descriptors.
+    /// Bytes of memory that it locks.
+    LockedMemory,
+    /// Open descriptors; more exactly, one more than the largest.
     OpenFiles,
-    /// Processes of its user.
+    /// Processes and threads of its user.
     Processes,
     /// Bytes of the stack.
     Stack,
+}
+
+impl Resource {
+    /// The name as in setrlimit(2).
+    pub const fn name(self) -> &'static str {
+        match self {
+            Resource::AddressSpace => "RLIMIT_AS",
+            Resource::Core => "RLIMIT_CORE",
+            Resource::Cpu => "RLIMIT_CPU",
+            Resource::Data => "RLIMIT_DATA",
+            Resource::FileSize => "RLIMIT_FSIZE",
+            Resource::LockedMemory => "RLIMIT_MEMLOCK",
+            Resource::OpenFiles => "RLIMIT_NOFILE",
+            Resource::Processes => "RLIMIT_NPROC",
+            Resource::Stack => "RLIMIT_STACK",
+        }
+    }
 }
 
 /// What happens to what a worker writes to its standard error (and, as a worker's prints go there, to its standard output).

@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use crate::machine::spec::Resource;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The variable by which the keeper knows whose stray a process is. [`launch`](crate::driver::launch::launch) sets it.
@@ -82,61 +84,21 @@ impl fmt::Debug for Command {
     }
 }
 
-/// What a resource limit is about. The meaning of each is in setrlimit(2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Resource {
-    /// Address space, in bytes.
-    AddressSpace,
-    /// Size of a core dump, in bytes.
-    Core,
-    /// CPU time, in seconds.
-    Cpu,
-    /// Data segment, in bytes.
-    Data,
-    /// Size of a file that is written, in bytes.
-    FileSize,
-    /// Memory that may be locked, in bytes.
-    LockedMemory,
-    /// Open files; more exactly, one more than the largest descriptor.
-    OpenFiles,
-    /// Processes and threads of the user.
-    Processes,
-    /// Stack, in bytes.
-    Stack,
-}
-
-impl Resource {
-    /// The name as in setrlimit(2).
-    pub const fn name(self) -> &'static str {
-        match self {
-            Resource::AddressSpace => "RLIMIT_AS",
-            Resource::Core => "RLIMIT_CORE",
-            Resource::Cpu => "RLIMIT_CPU",
-            Resource::Data => "RLIMIT_DATA",
-            Resource::FileSize => "RLIMIT_FSIZE",
-            Resource::LockedMemory => "RLIMIT_MEMLOCK",
-            Resource::OpenFiles => "RLIMIT_NOFILE",
-            Resource::Processes => "RLIMIT_NPROC",
-            Resource::Stack => "RLIMIT_STACK",
-        }
-    }
-
-    #[cfg_attr(target_env = "gnu", expect(clippy::unnecessary_cast, reason = "musl has them as c_int"))]
-    const fn number(self) -> u32 {
-        let number = match self {
-            Resource::AddressSpace => libc::RLIMIT_AS,
-            Resource::Core => libc::RLIMIT_CORE,
-            Resource::Cpu => libc::RLIMIT_CPU,
-            Resource::Data => libc::RLIMIT_DATA,
-            Resource::FileSize => libc::RLIMIT_FSIZE,
-            Resource::LockedMemory => libc::RLIMIT_MEMLOCK,
-            Resource::OpenFiles => libc::RLIMIT_NOFILE,
-            Resource::Processes => libc::RLIMIT_NPROC,
-            Resource::Stack => libc::RLIMIT_STACK,
-        };
-        number as u32
-    }
+/// The number that the kernel has for a resource.
+#[cfg_attr(target_env = "gnu", expect(clippy::unnecessary_cast, reason = "musl has them as c_int"))]
+const fn number_of(resource: Resource) -> u32 {
+    let number = match resource {
+        Resource::AddressSpace => libc::RLIMIT_AS,
+        Resource::Core => libc::RLIMIT_CORE,
+        Resource::Cpu => libc::RLIMIT_CPU,
+        Resource::Data => libc::RLIMIT_DATA,
+        Resource::FileSize => libc::RLIMIT_FSIZE,
+        Resource::LockedMemory => libc::RLIMIT_MEMLOCK,
+        Resource::OpenFiles => libc::RLIMIT_NOFILE,
+        Resource::Processes => libc::RLIMIT_NPROC,
+        Resource::Stack => libc::RLIMIT_STACK,
+    };
+    number as u32
 }
 
 /// A [`Command`] whose strings are laid out as execve(2) wants them.
@@ -172,7 +134,7 @@ impl Packed {
             env,
             cwd: terminated(cwd.as_os_str(), "the working directory")?,
             targets: command.fds.iter().map(|(target, _)| *target).collect(),
-            limits: command.rlimits.iter().map(|(resource, soft, hard)| (resource.number(), *soft, *hard)).collect(),
+            limits: command.rlimits.iter().map(|(resource, soft, hard)| (number_of(*resource), *soft, *hard)).collect(),
             nice: command.nice,
             uid: command.uid,
             gid: command.gid,

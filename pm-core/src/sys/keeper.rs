@@ -24,7 +24,7 @@ use crate::machine::exit::ExitStatus;
 
 /// How long the keeper waits for a process that it has killed. Only uninterruptible sleep, a debugger or a process of another
 /// user takes longer.
-pub const KILL_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// Requests, children and processes to kill that one turn handles at most, so that no flood of one kind of event keeps
 /// the keeper from the others.
@@ -42,7 +42,7 @@ const VICTIMS: usize = 4096;
 ///
 /// The process must be a fresh one with a single thread. Everything that it has inherited goes: session, descriptors,
 /// working directory, signal mask.
-pub fn main(control: OwnedFd) -> ! {
+pub(crate) fn main(control: OwnedFd) -> ! {
     let code = match Keeper::new(control) {
         Ok(mut keeper) => {
             keeper.run();
@@ -62,7 +62,7 @@ pub fn main(control: OwnedFd) -> ! {
 
 /// The standard input, if it is the control socket that a manager gives to its keeper: `None` if a person started this
 /// program as a keeper.
-pub fn control_socket() -> Option<OwnedFd> {
+pub(crate) fn control_socket() -> Option<OwnedFd> {
     let stdin = io::stdin();
     let kind = rustix::net::sockopt::socket_type(&stdin).ok()?;
     if kind != rustix::net::SocketType::SEQPACKET {

@@ -6,7 +6,7 @@
 //! | `spawn` | the clone and what the child does until it executes its program |
 //! | `wait` | what became of children |
 //! | `tree` | who descends from whom, and killing all that do |
-//! | [`keeper`] | the process that starts, reaps and outlives everything of one manager |
+//! | `keeper` | the process that starts, reaps and outlives everything of one manager |
 //! | `strays` | what the keeper knows of processes that left their parents |
 //! | `keeper_wire` | what manager and keeper say to each other |
 //! | `inherited` | what a worker was given by its manager |
@@ -15,7 +15,7 @@
 
 pub mod command;
 pub(crate) mod inherited;
-pub mod keeper;
+pub(crate) mod keeper;
 pub(crate) mod keeper_wire;
 pub(crate) mod outbox;
 pub(crate) mod seqpacket;

@@ -5,11 +5,14 @@
 //! holds too: it reads the rest there after the worker's death.
 //!
 //! ```text
-//! 0           8
-//! ┌───────────┬────────────────────────────┐
-//! │ len: u64  │ whole frames, len bytes …  │
-//! └───────────┴────────────────────────────┘
+//! 0           8            16
+//! ┌───────────┬────────────┬────────────────────────────┐
+//! │ len: u64  │ begun: u64 │ whole frames, len bytes …  │
+//! └───────────┴────────────┴────────────────────────────┘
 //! ```
+//!
+//! `begun` counts the calls that the worker has begun with, in the order in which they came. So a call that only lay in the socket when
+//! the worker died is known not to have run, and goes to another one.
 //!
 //! Only the worker writes, and the manager reads only when the worker is dead. What the manager reads is hostile all the same: it
 //! copies it once and takes it for frames of the link.
@@ -24,8 +27,11 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::pread;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-/// The length field.
-const HEADER: usize = 8;
+/// The two fields.
+const HEADER: usize = 16;
+
+/// Where `begun` stands.
+const BEGUN: usize = 8;
 
 /// Bytes of frames. As much as a socket takes at a time; beyond it gathering saves nothing.
 const CAPACITY: usize = 64 << 10;
@@ -40,16 +46,26 @@ pub(crate) fn create() -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// The frames that a dead worker left in its outbox. Whatever cannot be read is none.
-pub(crate) fn left_in(fd: &OwnedFd) -> Vec<u8> {
+/// What a dead worker left in its outbox.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// Answers that may not have come over the link.
+    pub(crate) frames: Vec<u8>,
+    /// How many calls it had begun with.
+    pub(crate) begun: u64,
+}
+
+/// Reads it. None where it cannot be read.
+pub(crate) fn left_in(fd: &OwnedFd) -> Option<Left> {
     let mut bytes = vec![0; HEADER + CAPACITY];
     let mut have = 0;
     while let Ok(count @ 1..) = pread(fd, &mut bytes[have..], have as u64) {
         have += count;
     }
-    let Some(length) = bytes[..have].first_chunk().map(|length| u64::from_ne_bytes(*length)) else { return Vec::new() };
-    let end = usize::try_from(length).unwrap_or(usize::MAX).saturating_add(HEADER);
-    bytes.get(HEADER..end.min(have)).unwrap_or_default().to_vec()
+    let (length, rest) = bytes[..have].split_first_chunk::<8>()?;
+    let (begun, frames) = rest.split_first_chunk::<8>()?;
+    let length = usize::try_from(u64::from_ne_bytes(*length)).unwrap_or(usize::MAX).min(frames.len());
+    Some(Left { frames: frames[..length].to_vec(), begun: u64::from_ne_bytes(*begun) })
 }
 
 /// The worker's side of an outbox.
@@ -107,13 +123,23 @@ impl Outbox {
         self.set_length(0);
     }
 
+    /// Notes that the worker begins with its `number`-th call, counted from 1.
+    pub(crate) fn begin(&mut self, number: u64) {
+        // The call's own effects come after this.
+        self.field(BEGUN).store(number, Ordering::SeqCst);
+    }
+
     fn set_length(&mut self, length: usize) {
         self.length = length;
-        // SAFETY: A mapping begins at a page, so it is aligned for the field at its beginning, which is only used as this atomic.
-        let field = unsafe { AtomicU64::from_ptr(self.map.as_ptr().cast()) };
         // The frame must be there before the length says so: whoever reads after the death of this process sees stores in
         // an order that the compiler may not change here.
-        field.store(length as u64, Ordering::Release);
+        self.field(0).store(length as u64, Ordering::Release);
+    }
+
+    fn field(&self, at: usize) -> &AtomicU64 {
+        // SAFETY: A mapping begins at a page, and both fields lie within its first 16 bytes at multiples of 8; in this process they
+        // are only used as these atomics, for as long as `self` lives.
+        unsafe { AtomicU64::from_ptr(self.map.as_ptr().add(at).cast()) }
     }
 }
 
@@ -134,23 +160,24 @@ mod tests {
         let mut outbox = Outbox::map(&fd).unwrap();
         assert!(outbox.add(b"head", b"body") && outbox.add(b"more", b""));
         assert_eq!(outbox.frames(), b"headbodymore");
-        assert_eq!(left_in(&fd), b"headbodymore");
+        outbox.begin(3);
+        assert_eq!(left_in(&fd), Some(Left { frames: b"headbodymore".to_vec(), begun: 3 }));
         outbox.clear();
-        assert_eq!(left_in(&fd), b"");
+        assert_eq!(left_in(&fd), Some(Left { frames: Vec::new(), begun: 3 }));
         assert!(!outbox.add(b"head", &[0; CAPACITY]), "it has room for less");
         assert!(outbox.add(b"", &[1; CAPACITY]));
-        assert_eq!(left_in(&fd).len(), CAPACITY);
+        assert_eq!(left_in(&fd).unwrap().frames.len(), CAPACITY);
     }
 
     #[test]
     fn a_hostile_outbox_is_harmless() {
         let fd = create().unwrap();
         rustix::io::pwrite(&fd, &u64::MAX.to_ne_bytes(), 0).unwrap();
-        assert_eq!(left_in(&fd).len(), CAPACITY);
-        ftruncate(&fd, 10).unwrap();
-        assert_eq!(left_in(&fd).len(), 2);
+        assert_eq!(left_in(&fd).unwrap().frames.len(), CAPACITY);
+        ftruncate(&fd, 18).unwrap();
+        assert_eq!(left_in(&fd).unwrap().frames.len(), 2);
         ftruncate(&fd, 3).unwrap();
-        assert_eq!(left_in(&fd), b"");
+        assert_eq!(left_in(&fd), None);
         assert!(Outbox::map(&fd).is_err());
     }
 }

@@ -40,6 +40,8 @@ pub(super) struct Ended;
 #[derive(Debug, Default)]
 pub(super) struct Job {
     pub(super) id: u64,
+    /// Its place in the order in which calls came, counted from 1.
+    pub(super) number: u64,
     pub(super) deadline: Option<Instant>,
     pub(super) input: Vec<u8>,
 }
@@ -54,6 +56,8 @@ pub(crate) struct Desk {
 struct State {
     decoder: Decoder,
     waiting: VecDeque<Job>,
+    /// How many calls came.
+    came: u64,
     running: Vec<(u64, Arc<CancelFlag>)>,
     draining: bool,
     ended: bool,
@@ -71,6 +75,7 @@ impl Desk {
             state: Mutex::new(State {
                 decoder: Decoder::new(MAX_PAYLOAD),
                 waiting: VecDeque::new(),
+                came: 0,
                 running: Vec::new(),
                 draining: false,
                 ended: false,
@@ -189,7 +194,7 @@ impl Desk {
     fn take(&self, state: &mut State, job: &mut Job, cancel: &Arc<CancelFlag>) -> Result<bool, Ended> {
         if let Some(next) = state.waiting.pop_front() {
             *job = next;
-            state.running.push((job.id, cancel.clone()));
+            state.begin(job, cancel);
             return Ok(true);
         }
         if state.ended {
@@ -199,11 +204,13 @@ impl Desk {
             let State { decoder, .. } = state;
             match decoder.next() {
                 Ok(Some(Frame { header, payload })) if header.kind == Kind::Req as u8 => {
+                    state.came += 1;
                     job.id = header.id;
+                    job.number = state.came;
                     job.deadline = header.remaining.duration().map(|left| Instant::now() + left);
                     job.input.clear();
                     job.input.extend_from_slice(payload);
-                    state.running.push((job.id, cancel.clone()));
+                    state.begin(job, cancel);
                     return Ok(true);
                 }
                 Ok(Some(frame)) => {
@@ -277,7 +284,7 @@ impl Desk {
         let mut state = self.state();
         if let Some(next) = state.waiting.pop_front() {
             *job = next;
-            state.running.push((job.id, cancel.clone()));
+            state.begin(job, cancel);
             return Ok(Some(()));
         }
         if state.draining && state.running.is_empty() {
@@ -292,7 +299,8 @@ impl Desk {
         match Kind::from_wire(header.kind) {
             Some(Kind::Req) => {
                 let deadline = header.remaining.duration().map(|left| Instant::now() + left);
-                state.waiting.push_back(Job { id: header.id, deadline, input: payload });
+                state.came += 1;
+                state.waiting.push_back(Job { id: header.id, number: state.came, deadline, input: payload });
             }
             Some(kind @ (Kind::Recall | Kind::Cancel)) => {
                 let place = state.waiting.iter().position(|job| job.id == header.id);
@@ -374,6 +382,16 @@ impl Desk {
             }
         }
         Ended
+    }
+}
+
+impl State {
+    /// A call is in the hands of a handler from here on, and the manager can know it after the worst.
+    fn begin(&mut self, job: &Job, cancel: &Arc<CancelFlag>) {
+        self.running.push((job.id, cancel.clone()));
+        if let Some(outbox) = &mut self.outbox {
+            outbox.begin(job.number);
+        }
     }
 }
 

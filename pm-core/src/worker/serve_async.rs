@@ -58,7 +58,7 @@ async fn serve_calls(
             if desk.poll_next(&mut job, &cancel)?.is_none() {
                 break;
             }
-            let Job { id, deadline, input } = job;
+            let Job { id, deadline, input, .. } = job;
             let current = Current { desk: desk.clone(), deadline, cancel: cancel.clone() };
             let future = match context::run(current.clone(), || Ok(handler(input))) {
                 Ok(future) => future,

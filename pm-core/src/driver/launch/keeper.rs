@@ -15,9 +15,7 @@ use super::error::LaunchError;
 use super::program::resolve_program;
 use crate::sys;
 use crate::sys::command::UNIT_VARIABLE;
-
-/// The variable that tells a process which role it has.
-pub const ROLE_VARIABLE: &str = "PM_ROLE";
+use crate::transport::ROLE_VARIABLE;
 
 /// The role of the keeper.
 pub const KEEPER_ROLE: &str = "pm-keeper";
@@ -39,14 +37,18 @@ static CONNECTION: Mutex<Option<Arc<Connection>>> = Mutex::new(None);
 pub fn run_if_keeper() {
     ROLES_CALLED.store(true, Ordering::Relaxed);
     if env::var_os(ROLE_VARIABLE).is_some_and(|role| role == KEEPER_ROLE) {
-        match sys::keeper::control_socket() {
-            Some(control) => sys::keeper::main(control),
-            None => {
-                eprintln!(
-                    "{ROLE_VARIABLE}={KEEPER_ROLE} is set by pm when it starts its keeper, and by nobody else: unset it"
-                );
-                process::exit(64); // EX_USAGE
-            }
+        serve_as_keeper();
+    }
+}
+
+/// Is the keeper of the manager whose socket is the standard input, until that manager has gone and nothing of it is left.
+/// `pm keeper` is this. A person who starts it is told so, and it ends with code 64.
+pub fn serve_as_keeper() -> ! {
+    match sys::keeper::control_socket() {
+        Some(control) => sys::keeper::main(control),
+        None => {
+            eprintln!("the keeper is started by pm, with its socket as standard input, and by nobody else");
+            process::exit(64) // EX_USAGE
         }
     }
 }

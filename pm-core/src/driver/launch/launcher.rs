@@ -5,17 +5,8 @@ use std::path::Path;
 use super::child::Child;
 use super::error::LaunchError;
 use super::{connection, unguarded};
+pub use crate::machine::spec::Guard;
 use crate::sys::command::{Command, MAX_DESCRIPTORS, Packed};
-
-/// Who holds a process. The [module](super) lists what each of them holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Guard {
-    /// The keeper, one process for all that this manager starts. It is started at the first launch.
-    #[default]
-    Keeper,
-    /// A thread of this process.
-    Unguarded,
-}
 
 /// Starts `command` under `guard`. When this returns, the program is executing.
 ///

@@ -25,7 +25,7 @@ mod unguarded;
 
 pub use child::{Child, ChildState, Exit, SignalError, Usage};
 pub use error::LaunchError;
-pub use keeper::{KEEPER_ROLE, KEEPER_VARIABLE, ROLE_VARIABLE, roles_called, run_if_keeper};
+pub use keeper::{KEEPER_ROLE, KEEPER_VARIABLE, roles_called, run_if_keeper, serve_as_keeper};
 pub use launcher::{Guard, launch};
 pub use program::resolve_program;
 

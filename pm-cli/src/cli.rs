@@ -1,0 +1,224 @@
+//! The command line as it was written. [`Plan`](crate::plan::Plan) makes sense of it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::units;
+
+/// Run jobs through warm workers that may crash, hang or be killed, and never lose one.
+#[derive(Debug, Parser)]
+#[command(name = "pm", bin_name = "pm", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands of `pm`.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run each line of standard input as a job, in a pool of workers
+    #[command(
+        override_usage = "pm pool [OPTIONS] -- COMMAND [ARGS…]",
+        long_about = LONG_ABOUT,
+        after_help = "The whole manual, with examples: pm pool --help",
+        after_long_help = AFTER_LONG_HELP
+    )]
+    Pool(Box<PoolArgs>),
+    /// Hold the processes of another program; it starts this by itself
+    #[command(hide = true)]
+    Keeper,
+}
+
+/// The options of `pm pool`.
+#[derive(Debug, Args)]
+pub struct PoolArgs {
+    /// Number of workers [default: the number of CPUs]
+    #[arg(short, long = "jobs", visible_short_alias = 'P', value_name = "N", help_heading = "Pool")]
+    pub jobs: Option<u32>,
+    /// How pm talks to its workers: stdio (pipes) or uds (a Unix socket)
+    #[arg(short, long, value_name = "NAME", default_value = "uds", help_heading = "Pool")]
+    pub transport: String,
+    /// How COMMAND takes its jobs: it speaks pm's protocol, or it answers each line with a line
+    #[arg(long = "as", value_name = "HOW", value_enum, help_heading = "Pool")]
+    pub speaks: Option<Speaks>,
+    /// How long one try of a job may take, from its start; 0 for as long as it likes
+    #[arg(long, value_name = "TIME", value_parser = units::duration, default_value = "15m", help_heading = "Pool")]
+    pub timeout: Duration,
+    /// How long a worker may take until it is ready
+    #[arg(long, value_name = "TIME", value_parser = units::duration, default_value = "30s", help_heading = "Pool")]
+    pub start_timeout: Duration,
+    /// Kill a random worker at this interval, to see that nothing is lost
+    #[arg(long, value_name = "TIME", value_parser = units::duration, help_heading = "Pool")]
+    pub chaos: Option<Duration>,
+
+    /// Try a job up to N times more. Only for jobs that may run twice
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Failures")]
+    pub retry: u32,
+    /// What is tried again: a lost worker, a timeout, an error of the job
+    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',', default_value = "lost", help_heading = "Failures")]
+    pub retry_on: Vec<RetryOn>,
+    /// When to stop early: never; soon,fail=N (let jobs aboard finish); now,fail=N (kill them)
+    #[arg(long, value_name = "WHEN", default_value = "never", help_heading = "Failures")]
+    pub halt: String,
+
+    /// Jobs end with NUL, not with a line break
+    #[arg(short = '0', long = "null", help_heading = "Input")]
+    pub null: bool,
+    /// What a job is: the text of its line, or a JSON value
+    #[arg(long = "in", value_name = "FORM", value_enum, default_value = "lines", help_heading = "Input")]
+    pub input: Input,
+    /// The longest line; a longer one gives an error for that job
+    #[arg(long, value_name = "SIZE", value_parser = units::size, default_value = "16M", help_heading = "Input")]
+    pub max_line: usize,
+
+    /// What a result is: the bare text, or one JSON object a job [default: plain; json with -o]
+    #[arg(long = "out", value_name = "FORM", value_enum, help_heading = "Output")]
+    pub output: Option<Output>,
+    /// Put the input and a tab before each plain result
+    #[arg(long, help_heading = "Output")]
+    pub tag: bool,
+    /// Results as they come, not in the order of the input
+    #[arg(long, help_heading = "Output")]
+    pub unordered: bool,
+    /// Write the results to FILE, which is the log for --resume as well
+    #[arg(short, value_name = "FILE", help_heading = "Output")]
+    pub output_file: Option<PathBuf>,
+    /// Go on where FILE ends: skip the jobs that have a result there
+    #[arg(long, requires = "output_file", help_heading = "Output")]
+    pub resume: bool,
+    /// The same, and do those again that failed
+    #[arg(long, requires = "output_file", help_heading = "Output")]
+    pub retry_failed: bool,
+    /// Have results on the disk before they count (fsync, for many at a time)
+    #[arg(long, requires = "output_file", help_heading = "Output")]
+    pub sync: bool,
+    /// The bar and the summary on standard error; auto: where that is a terminal
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", help_heading = "Output")]
+    pub progress: Progress,
+
+    /// The worker: @echo, @sha256, @wc, @py FILE:FUNC, @node FILE:FUNC, or a program
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// How a program takes its jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Speaks {
+    /// In frames of docs/PROTOCOL.md.
+    Protocol,
+    /// A line for a line.
+    Filter,
+}
+
+/// What is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RetryOn {
+    /// The worker died.
+    Lost,
+    /// It took too long.
+    Timeout,
+    /// The job failed by itself.
+    Error,
+}
+
+/// What a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Input {
+    /// A JSON value.
+    Json,
+    /// Text.
+    Lines,
+}
+
+/// What a result is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// An object for each job.
+    Json,
+    /// The text of the result.
+    Plain,
+}
+
+/// When progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Progress {
+    /// On a terminal.
+    Auto,
+    /// A line now and then where there is no terminal.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+const LONG_ABOUT: &str = "\
+Run each line of standard input as a job, in a pool of workers that stay warm.
+
+A worker that crashes, hangs or is killed costs the jobs that it had aboard, each of which gets an error of its own (or, with \
+--retry, another try), and is replaced at once. Results come in the order of the jobs. Memory does not grow with their number. \
+Nothing that a worker starts outlives pm, however pm ends.";
+
+const AFTER_LONG_HELP: &str = "\
+COMMAND is one of
+  PROGRAM [ARGS…] with {} in its words
+        Any program; one process a job, no shell. {} is the job's text, as one argument or as a part of one, as often as it stands \
+there. Standard output is the result, without its last line break, and an exit code other than 0 is the error. What it writes to \
+standard error goes into the error, or to pm's standard error where the job went well.
+  --as filter -- PROGRAM [ARGS…]
+        A program that answers each line with exactly one line, and stays alive. It must write each answer at once: grep \
+--line-buffered, sed -u, awk with fflush(), stdbuf -oL PROGRAM. One that never answers ends by --timeout; one that answers twice is \
+noticed by the next job, which is lost, and may have put its neighbour's answer first.
+  @py FILE:FUNC, @node FILE:FUNC
+        A function of a Python or Node.js file: func(\"text of the line\") or, with --in json, func(value); what it returns, as JSON, \
+is the result.
+  @echo, @sha256, @wc
+        Built in: the job itself; the SHA-256 digest of the file that it names; lines, words and bytes of that file.
+  PROGRAM [ARGS…]
+        A program that speaks pm's protocol (docs/PROTOCOL.md, with kits in workers/). Lines come to it as JSON strings.
+
+Jobs
+  A job is one line, counted from 0; an empty line is a job, too. The last one may lack its line break. Programs with {}, filters and \
+built-in workers get the bytes of the line unchanged; the others get JSON, so a line that is no UTF-8 is an error for that job. With \
+--in json, programs with {}, filters, @sha256 and @wc get the text of a string, and the JSON of any other value.
+
+Results
+  --out plain: the bare text; a JSON string is written without quotes. A program with {} that prints nothing adds no line. Errors go to \
+standard error, one line each.
+  --out json: one object a job, on one line:
+        {\"job\":7,\"input\":\"a.txt\",\"result\":\"…\"}
+        {\"job\":8,\"input\":\"b.txt\",\"error\":{\"kind\":\"exit\",\"message\":\"exit code 3\",\"tries\":1,\"code\":3,\"stderr\":\"…\"}}
+  kind is worker_lost, timed_out, error, panic, decode, exit, signal, start, output_too_large, bad_input, line_too_long or bad_answer. \
+An input over 1 KiB is {\"sha256\":\"…\",\"bytes\":N}. Text that is no UTF-8, in input or result, is {\"base64\":\"…\"}.
+  In order, pm takes jobs until 4,096 of them (or 4 MiB) wait for the slowest; then intake pauses. --unordered lifts that.
+
+The result file (-o)
+  One JSON object a job, as with --out json, each line written whole. After kill -9, --resume cuts a torn last line, skips the jobs \
+whose number and input stand in the file, and does the rest; it remembers 8 bytes a job. --retry-failed first takes the failures out of \
+the file, and then does the same. Where a job stands twice because its input has changed, the last line counts. Without either \
+option a file that has something in it is not touched.
+
+Signals and exit codes
+  The first SIGINT or SIGTERM takes no further job and lets those finish that workers have; the second kills them.
+  0  all jobs went well
+  1  some failed, or a result could not be written
+  2  the command line cannot be carried out, or the workers cannot be started
+  3  the pool gave up: workers died, 20 times in a minute, before they were ready or while they had nothing to do
+  130, 143  SIGINT, SIGTERM
+  141  nobody reads standard output any more, as after `| head -1`
+
+Examples
+  git ls-files | pm pool --tag -- @sha256
+        A digest for every file of a repository.
+  find . -name '*.png' -print0 | pm pool -0 -j8 -o done.jsonl --resume -- convert {} -resize 50% {}.small.png
+        Converts files with 8 processes at a time, and can be ended and started again at any time.
+  pm pool --in json --timeout 2s --retry 2 -- @py rules.py:check < teams.jsonl
+        Calls a Python function with each JSON value; a call that takes over 2 s is killed.
+  pm pool --as filter -- sed -u 's/a/b/' < lines.txt
+        One sed for all lines, or rather one for each CPU.
+  pm pool -o out.jsonl --retry-failed -- ./worker < jobs.txt
+        Does again what failed the last time.
+  seq 1000 | pm pool --chaos 200ms --retry 10 -- @echo | cmp - <(seq 1000)
+        Nothing is lost, whatever dies.";
