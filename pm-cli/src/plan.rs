@@ -32,6 +32,8 @@ pub struct Plan {
     pub transport: AnyTransport,
     /// What they are.
     pub worker: Worker,
+    /// How long a worker may take until READY.
+    pub start_timeout: Duration,
     /// How long a try may take.
     pub timeout: Option<Duration>,
     /// The interval of chaos.
@@ -188,6 +190,7 @@ impl Plan {
             workers,
             transport,
             worker: Worker::new(&args)?,
+            start_timeout: args.start_timeout,
             timeout: Some(args.timeout).filter(|limit| !limit.is_zero()),
             chaos: args.chaos,
             retry: Retry {
@@ -266,7 +269,7 @@ impl Worker {
         if args.speaks == Some(Speaks::Filter) {
             return Ok(role(&filter::FILTER, words(find()?), Wire::Text));
         }
-        let program = Spec::program(find()?).args(rest.iter().cloned()).start_timeout(args.start_timeout);
+        let program = Spec::program(find()?).args(rest.iter().cloned());
         Ok(Worker {
             name: name.clone(),
             program: Program::Other(program),
@@ -324,7 +327,7 @@ impl Worker {
         let search = std::env::var_os("PATH");
         let program = resolve_program(interpreter, search.as_deref())
             .map_err(|source| CliError::NoInterpreter { worker, program: interpreter, source })?;
-        let spec = Spec::program(program).args(kit.iter().copied()).arg(target.clone()).start_timeout(args.start_timeout);
+        let spec = Spec::program(program).args(kit.iter().copied()).arg(target.clone());
         Ok(Worker {
             name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
             program: Program::Other(spec),

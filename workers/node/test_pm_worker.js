@@ -11,6 +11,7 @@ const fs = require('fs');
 const net = require('net');
 const os = require('os');
 const path = require('path');
+const util = require('util');
 
 const KIT = path.join(__dirname, 'pm_worker.js');
 const PROTOCOL = path.join(__dirname, '..', '..', 'docs', 'PROTOCOL.md');
@@ -104,8 +105,7 @@ class Manager {
     this.stderr = fs.promises.readFile(stderr, 'utf8');
     this.input = this.output = this.process.stdio[3];
     if (!this.input) {
-      this.files = await Promise.all([fs.promises.open(requests, 'w'), fs.promises.open(answers)]);
-      const [output, input] = this.files.map(file => file.fd);
+      const [output, input] = await Promise.all([util.promisify(fs.open)(requests, 'w'), util.promisify(fs.open)(answers)]);
       this.output = new net.Socket({ fd: output, readable: false });
       this.input = new net.Socket({ fd: input, writable: false });
     }

@@ -13,7 +13,7 @@
 //! | `outbox` | answers that survive the worker that gave them |
 //! | `seqpacket` | messages with descriptors over a socket |
 
-pub mod command;
+pub(crate) mod command;
 pub(crate) mod inherited;
 pub(crate) mod keeper;
 pub(crate) mod keeper_wire;

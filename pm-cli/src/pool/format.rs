@@ -1,0 +1,295 @@
+//! How results are written: plain, or one JSON object a job.
+
+use std::io::Write;
+
+use serde::de::IgnoredAny;
+use sha2::{Digest, Sha256};
+
+use super::intake::Line;
+use super::job::JobError;
+use crate::cli::{Input, Output};
+use crate::plan::Wire;
+use crate::roles::builtin::hex;
+use crate::roles::exec::Printed;
+
+/// An input that is longer is shown by its digest.
+const SHOWN_INPUT: usize = 1024;
+
+/// How much of an input stands in an error on standard error.
+const SHORT_INPUT: usize = 60;
+
+/// How results are written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Format {
+    pub(super) output: Output,
+    pub(super) input: Input,
+    pub(super) wire: Wire,
+    pub(super) tag: bool,
+}
+
+/// Where they go.
+#[derive(Debug, Default)]
+pub(super) struct Sink {
+    /// Standard output, or the result file.
+    pub(super) out: Vec<u8>,
+    /// Standard error.
+    pub(super) err: Vec<u8>,
+}
+
+impl Format {
+    /// Writes the result of a job. The answer of a worker that is not what it should be becomes an error.
+    pub(super) fn result(&self, number: u64, line: &Line, answer: &[u8], tries: u32, sink: &mut Sink) -> Result<(), JobError> {
+        let bad = |message: &str| JobError::bad_answer(message.to_string(), tries);
+        let result = match self.wire {
+            Wire::Text => answer,
+            Wire::Printed => {
+                let printed = Printed::read(answer).ok_or_else(|| bad("a worker of pm answered what cannot be read"))?;
+                if !printed.stderr.is_empty() {
+                    sink.err.extend_from_slice(printed.stderr);
+                    if !printed.stderr.ends_with(b"\n") {
+                        sink.err.push(b'\n');
+                    }
+                }
+                printed.stdout
+            }
+            Wire::Json => {
+                let is_json = serde_json::from_slice::<IgnoredAny>(answer).is_ok() && std::str::from_utf8(answer).is_ok();
+                if !is_json {
+                    return Err(bad("the worker's answer is not JSON"));
+                }
+                answer.trim_ascii()
+            }
+        };
+        let chomped = match self.wire {
+            Wire::Printed => result.strip_suffix(b"\n").unwrap_or(result),
+            _ => result,
+        };
+        let out = &mut sink.out;
+        match self.output {
+            Output::Plain => {
+                if self.tag {
+                    tag(out, line);
+                } else if self.wire == Wire::Printed && result.is_empty() {
+                    return Ok(());
+                }
+                match self.wire {
+                    Wire::Json if result.starts_with(b"\"") => {
+                        let text: String = serde_json::from_slice(result).map_err(|error| bad(&error.to_string()))?;
+                        out.extend_from_slice(text.as_bytes());
+                    }
+                    Wire::Json => one_line(out, result),
+                    Wire::Text | Wire::Printed => out.extend_from_slice(chomped),
+                }
+                out.push(b'\n');
+            }
+            Output::Json => {
+                self.head(number, line, out);
+                out.extend_from_slice(b",\"result\":");
+                match self.wire {
+                    Wire::Json => one_line(out, result),
+                    Wire::Text | Wire::Printed => text(out, chomped),
+                }
+                out.extend_from_slice(b"}\n");
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the error of a job.
+    pub(super) fn error(&self, number: u64, line: &Line, error: &JobError, sink: &mut Sink) {
+        match self.output {
+            Output::Plain => {
+                let shown = match line {
+                    Line::Whole(bytes) => short(bytes),
+                    Line::TooLong { bytes, .. } => format!("{bytes} bytes"),
+                };
+                let _ = write!(sink.err, "pm: job {number} ({shown}): {}", escape(&error.message));
+                if error.tries > 1 {
+                    let _ = write!(sink.err, " (after {} tries)", error.tries);
+                }
+                if let Some(last) = error.stderr.as_deref().and_then(|stderr| stderr.trim_end().lines().last()) {
+                    let _ = write!(sink.err, ": {}", escape(last));
+                }
+                sink.err.push(b'\n');
+            }
+            Output::Json => {
+                let out = &mut sink.out;
+                self.head(number, line, out);
+                out.extend_from_slice(b",\"error\":");
+                // Nothing in it can fail to be JSON.
+                let _ = serde_json::to_writer(&mut *out, error);
+                out.extend_from_slice(b"}\n");
+            }
+        }
+    }
+
+    fn head(&self, number: u64, line: &Line, out: &mut Vec<u8>) {
+        let _ = write!(out, "{{\"job\":{number},\"input\":");
+        self.input(line, out);
+    }
+
+    /// Writes an input as JSON.
+    pub(super) fn input(&self, line: &Line, out: &mut Vec<u8>) {
+        match line {
+            Line::TooLong { sha256, bytes } => {
+                let _ = write!(out, "{{\"sha256\":\"{}\",\"bytes\":{bytes}}}", hex(sha256));
+            }
+            Line::Whole(bytes) if bytes.len() > SHOWN_INPUT => {
+                let _ = write!(out, "{{\"sha256\":\"{}\",\"bytes\":{}}}", hex(&Sha256::digest(bytes)), bytes.len());
+            }
+            Line::Whole(bytes) => match self.input {
+                Input::Json if serde_json::from_slice::<IgnoredAny>(bytes).is_ok() && std::str::from_utf8(bytes).is_ok() => {
+                    one_line(out, bytes.trim_ascii());
+                }
+                Input::Json | Input::Lines => text(out, bytes),
+            },
+        }
+    }
+}
+
+fn tag(out: &mut Vec<u8>, line: &Line) {
+    if let Line::Whole(bytes) = line {
+        out.extend_from_slice(bytes);
+    }
+    out.push(b'\t');
+}
+
+/// Writes text as JSON: a string, or `{"base64":"…"}` where it is no UTF-8.
+fn text(out: &mut Vec<u8>, bytes: &[u8]) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => {
+            let _ = serde_json::to_writer(out, text);
+        }
+        Err(_) => {
+            out.extend_from_slice(b"{\"base64\":\"");
+            base64(out, bytes);
+            out.extend_from_slice(b"\"}");
+        }
+    }
+}
+
+/// Writes JSON on one line: a line break in JSON can only be white space between its tokens.
+fn one_line(out: &mut Vec<u8>, json: &[u8]) {
+    let start = out.len();
+    out.extend_from_slice(json);
+    for byte in &mut out[start..] {
+        if matches!(byte, b'\n' | b'\r') {
+            *byte = b' ';
+        }
+    }
+}
+
+/// RFC 4648, section 4.
+fn base64(out: &mut Vec<u8>, bytes: &[u8]) {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for group in bytes.chunks(3) {
+        let bits = group.iter().fold(0u32, |bits, &byte| bits << 8 | u32::from(byte)) << (8 * (3 - group.len()));
+        for place in 0..4 {
+            let digit = DIGITS[(bits >> (18 - 6 * place)) as usize & 63];
+            out.push(if place <= group.len() { digit } else { b'=' });
+        }
+    }
+}
+
+fn short(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * SHORT_INPUT)]);
+    let cut: String = text.chars().take(SHORT_INPUT).collect();
+    let more = if cut.len() < text.len() || bytes.len() > 4 * SHORT_INPUT { "…" } else { "" };
+    format!("\"{}{more}\"", escape(&cut))
+}
+
+/// What a job wrote must not move the cursor, or pretend to be another line.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { escaped.extend(c.escape_default()) } else { escaped.push(c) }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn line(text: &str) -> Line {
+        Line::Whole(Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    fn written(format: Format, input: &str, answer: &[u8]) -> String {
+        let mut sink = Sink::default();
+        match format.result(7, &line(input), answer, 1, &mut sink) {
+            Ok(()) => String::from_utf8(sink.out).unwrap(),
+            Err(error) => format!("error {}", error.kind),
+        }
+    }
+
+    #[test]
+    fn results_are_written_as_they_were_asked_for() {
+        let plain = Format { output: Output::Plain, input: Input::Lines, wire: Wire::Text, tag: false };
+        let json = Format { output: Output::Json, ..plain };
+        let over_json = |format| Format { wire: Wire::Json, ..format };
+        assert_eq!(written(plain, "in", b"out"), "out\n");
+        assert_eq!(written(Format { tag: true, ..plain }, "in", b"out"), "in\tout\n");
+        assert_eq!(written(json, "in", b"a\"b"), "{\"job\":7,\"input\":\"in\",\"result\":\"a\\\"b\"}\n");
+        assert_eq!(written(json, "in", b"\xff\x00"), "{\"job\":7,\"input\":\"in\",\"result\":{\"base64\":\"/wA=\"}}\n");
+        assert_eq!(written(over_json(plain), "in", b"\"a\\nb\""), "a\nb\n");
+        assert_eq!(written(over_json(plain), "in", b"{\n\"a\": 1\n}"), "{ \"a\": 1 }\n");
+        assert_eq!(written(over_json(json), "in", b" [1,\n2]\n"), "{\"job\":7,\"input\":\"in\",\"result\":[1, 2]}\n");
+        assert_eq!(written(over_json(json), "in", b"[1"), "error bad_answer");
+        let values = Format { input: Input::Json, ..over_json(json) };
+        assert_eq!(written(values, " {\"a\": 1.0}", b"1e400"), "{\"job\":7,\"input\":{\"a\": 1.0},\"result\":1e400}\n");
+        assert_eq!(written(values, "nonsense", b"1"), "{\"job\":7,\"input\":\"nonsense\",\"result\":1}\n");
+    }
+
+    #[test]
+    fn what_programs_print_loses_one_line_break_and_may_be_nothing() {
+        let printed = |stdout: &[u8]| [&(stdout.len() as u64).to_le_bytes(), stdout, b"warning"].concat();
+        let plain = Format { output: Output::Plain, input: Input::Lines, wire: Wire::Printed, tag: false };
+        let json = Format { output: Output::Json, ..plain };
+        assert_eq!(written(plain, "in", &printed(b"a\nb\n")), "a\nb\n");
+        assert_eq!(written(plain, "in", &printed(b"a")), "a\n");
+        assert_eq!(written(plain, "in", &printed(b"")), "");
+        assert_eq!(written(plain, "in", &printed(b"\n")), "\n");
+        assert_eq!(written(Format { tag: true, ..plain }, "in", &printed(b"")), "in\t\n");
+        assert_eq!(written(json, "in", &printed(b"a\n\n")), "{\"job\":7,\"input\":\"in\",\"result\":\"a\\n\"}\n");
+        assert_eq!(written(json, "in", b"short"), "error bad_answer");
+    }
+
+    #[test]
+    fn long_inputs_are_given_by_their_digest() {
+        let mut out = Vec::new();
+        let format = Format { output: Output::Json, input: Input::Lines, wire: Wire::Text, tag: false };
+        format.input(&line(&"x".repeat(1024)), &mut out);
+        assert_eq!(out.len(), 1026);
+        out.clear();
+        format.input(&line(&"x".repeat(1025)), &mut out);
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.starts_with("{\"sha256\":\"") && text.ends_with("\",\"bytes\":1025}"), "{text}");
+    }
+
+    #[test]
+    fn errors_are_one_line_and_move_no_cursor() {
+        let format = Format { output: Output::Plain, input: Input::Lines, wire: Wire::Text, tag: false };
+        let error = JobError {
+            message: "bad\n\x1b[2J".to_string(),
+            tries: 3,
+            stderr: Some("first\nlast\r\n".to_string()),
+            ..JobError::default()
+        };
+        let mut sink = Sink::default();
+        format.error(7, &line(&"y\t".repeat(100)), &error, &mut sink);
+        let text = String::from_utf8(sink.err).unwrap();
+        assert!(text.starts_with("pm: job 7 (\"y\\ty"), "{text}");
+        assert!(text.ends_with("…\"): bad\\n\\u{1b}[2J (after 3 tries): last\n"), "{text}");
+    }
+
+    #[test]
+    fn base64_is_that_of_the_standard() {
+        for (bytes, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+            let mut out = Vec::new();
+            base64(&mut out, bytes.as_bytes());
+            assert_eq!(out, text.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! `pm pool`: lines in, results out, and workers in between.
+//!
+//! ```text
+//!  stdin ─▶ intake ─▶ board ─▶ lanes ─▶ QueryManager
+//!           thread      │        │
+//!                       │◀───────┘ outcomes
+//!                       └─▶ writer ─▶ stdout or the result file, stderr
+//!                           thread
+//! ```
+//!
+//! The [board](mod@board) is the one state, without I/O or a clock: which jobs may go, which results may be written. Lanes are tasks that take a
+//! job from it, query the pool and bring the outcome back. Reading and writing block, so they have a thread each; what passes between
+//! them and the board is bounded by the board.
+
+mod board;
+mod format;
+mod intake;
+mod job;
+mod latency;
+mod log;
+mod progress;
+mod run;
+mod writer;
+
+pub use run::run;

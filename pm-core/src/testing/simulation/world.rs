@@ -1,0 +1,934 @@
+//! The simulated driver: what `driver::pool`, `driver::link` and `driver::worker` do, without threads and at virtual time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::checks::Ledger;
+use super::process::{Fate, News, Order, Process, Running, Script, Task};
+use crate::machine::budget::{Budget, SplitMix};
+use crate::machine::cause::ExitCause;
+use crate::machine::dispatch;
+use crate::machine::event::Event;
+use crate::machine::exit::ExitStatus;
+use crate::machine::id::{CallId, Incarnation, WorkerId};
+use crate::machine::pool::{self, Aboard, Phase, Pool};
+use crate::machine::retry::{Failure, Retry, Tries, Verdict as RetryVerdict};
+use crate::machine::session::{Answer, Cancel, Fate as Left, Limit, Session, Verdict};
+use crate::machine::time::Time;
+use crate::machine::unit::{self, Times};
+use crate::machine::window::Window;
+
+/// As in the driver: a timeout may come so much late.
+const COARSE: Duration = Duration::from_millis(4);
+
+/// The timers of the driver fire on whole milliseconds.
+const TIMER: u64 = 1_000_000;
+
+/// Calls that one link takes at most.
+const LINK_CAPACITY: usize = 512;
+
+/// How a simulated pool is set up.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) concurrency: u32,
+    pub(super) ahead: u32,
+    pub(super) queue: usize,
+    pub(super) grace: Duration,
+    pub(super) budget: Budget,
+    pub(super) times: Times,
+    /// The time of a frame on its way, from and to.
+    pub(super) hop: (Duration, Duration),
+    /// Of a thousand frames, how many are held up for some milliseconds.
+    pub(super) slow_hops: u64,
+    /// Of a thousand starts, how many fail in some way.
+    pub(super) bad_starts: u64,
+    /// Of a thousand processes, how many ignore SIGTERM.
+    pub(super) stubborn: u64,
+}
+
+/// A call, from its making to its outcome.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) script: Script,
+    pub(super) timeout: Option<Duration>,
+    /// Whether the timeout counts from the start on a worker.
+    pub(super) from_start: bool,
+    pub(super) retry: Retry,
+    pub(super) made: Time,
+    pub(super) until: Option<Time>,
+    pub(super) tries: Tries,
+    pub(super) place: Place,
+    /// When a worker first began it, and when it was resolved.
+    pub(super) begun: Option<Time>,
+    pub(super) resolved: Option<(Time, Outcome)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Waiting,
+    Aboard(WorkerId, CallId),
+    Done,
+    Abandoned,
+}
+
+/// What a caller gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// The answer.
+    Answered,
+    /// The error of the handler.
+    Handler,
+    /// It took too long.
+    TimedOut,
+    /// Its worker died.
+    WorkerLost,
+    /// It was aboard three dying workers.
+    Poisoned,
+    /// There are no workers.
+    NoWorkers,
+    /// The budget of the pool is spent.
+    GaveUp,
+    /// The pool is being shut down.
+    ShuttingDown,
+    /// The queue was full.
+    Full,
+}
+
+/// A worker, as the manager knows it.
+struct Live {
+    incarnation: Incarnation,
+    process: usize,
+    link: Option<Link>,
+    /// What it had when it exited.
+    last_load: usize,
+}
+
+pub(super) struct Link {
+    pub(super) session: Session,
+    pub(super) window: Window,
+    calls: Vec<Option<(Task, Time)>>,
+    draining: bool,
+    told_drained: bool,
+    answered_any: bool,
+    /// The manager reads it no more.
+    ended: bool,
+}
+
+/// Something that comes at its time.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Happening {
+    /// The one who plays callers and operators does something.
+    Act(u64),
+    /// A frame reaches a worker.
+    Order(usize),
+    /// A frame, or other news, reaches the manager.
+    News(usize),
+    /// A run of a call comes to its end.
+    Done(usize, u64),
+    /// The kernel carries out a kill.
+    Die(usize),
+}
+
+/// See the [module](self).
+pub(super) struct World {
+    pub(super) now: Time,
+    pub(super) settings: Settings,
+    pub(super) random: SplitMix,
+    pub(super) pool: Pool,
+    pub(super) calls: Vec<Call>,
+    pub(super) queue: VecDeque<Task>,
+    delayed: BTreeMap<(Time, u64), Task>,
+    lives: BTreeMap<WorkerId, Live>,
+    /// The workers whose links draw from the queue, in the order of their readiness.
+    pub(super) links: Vec<WorkerId>,
+    pub(super) processes: Vec<Process>,
+    agenda: BTreeMap<(Time, u64), Happening>,
+    order: u64,
+    runs: u64,
+    closing: Option<Option<Time>>,
+    demanded: bool,
+    pub(super) phase: Phase,
+    pub(super) ledger: Ledger,
+}
+
+impl World {
+    pub(super) fn new(settings: Settings, seed: u64) -> Self {
+        World {
+            now: Time::ZERO,
+            pool: Pool::new(settings.times, settings.budget, seed),
+            ledger: Ledger::new(settings.budget),
+            settings,
+            random: SplitMix(seed),
+            calls: Vec::new(),
+            queue: VecDeque::new(),
+            delayed: BTreeMap::new(),
+            lives: BTreeMap::new(),
+            links: Vec::new(),
+            processes: Vec::new(),
+            agenda: BTreeMap::new(),
+            order: 0,
+            runs: 0,
+            closing: None,
+            demanded: false,
+            phase: Phase::Idle,
+        }
+    }
+
+    // What callers and operators do.
+
+    /// A query.
+    pub(super) fn submit(&mut self, script: Script, timeout: Option<Duration>, from_start: bool, retry: Retry) -> Task {
+        let until = timeout.filter(|_| !from_start).map(|limit| self.now + limit);
+        let task = self.calls.len();
+        self.calls.push(Call {
+            script,
+            timeout,
+            from_start,
+            retry,
+            made: self.now,
+            until,
+            tries: Tries::default(),
+            place: Place::Waiting,
+            begun: None,
+            resolved: None,
+        });
+        self.ledger.made();
+        self.ledger.note(self.now, "query", task as u64, 0);
+        if !(self.queue.is_empty() && self.board(task)) && !self.enqueue(task, false) {
+            self.resolve(task, Outcome::Full);
+        }
+        self.dispatch();
+        task
+    }
+
+    /// The caller goes.
+    pub(super) fn abandon(&mut self, task: Task) {
+        let place = self.calls[task].place;
+        if matches!(place, Place::Done | Place::Abandoned) {
+            return;
+        }
+        self.ledger.note(self.now, "abandon", task as u64, 0);
+        self.calls[task].place = Place::Abandoned;
+        if let Place::Aboard(worker, id) = place {
+            let now = self.now;
+            if let Some(link) = self.link(worker)
+                && link.session.cancel(now, id) == Cancel::Tell
+            {
+                link.calls[id.slot()] = None;
+                self.order_frame(worker, Order::Cancel(id));
+            }
+        }
+    }
+
+    pub(super) fn input(&mut self, input: pool::Input) {
+        self.pool.handle(self.now, input);
+        self.carry_out();
+    }
+
+    /// Workers, idlest first, as a scale down needs them.
+    pub(super) fn idlest(&self) -> Vec<WorkerId> {
+        let load = |worker: &WorkerId| self.lives.get(worker).and_then(|live| live.link.as_ref()).map_or(0, |link| link.session.unanswered());
+        let mut workers: Vec<_> = self.links.iter().map(|worker| (load(worker), *worker)).collect();
+        workers.sort_unstable();
+        workers.into_iter().map(|(_, worker)| worker).collect()
+    }
+
+    /// Takes no more queries, and closes the pool once those that were taken are served.
+    pub(super) fn shut_down(&mut self, deadline: Option<Time>) {
+        self.closing = Some(deadline);
+    }
+
+    pub(super) fn crash(&mut self, process: usize) {
+        self.exits(process, -9);
+    }
+
+    /// The link breaks; what was on it arrives.
+    pub(super) fn cut(&mut self, process: usize) {
+        if self.processes[process].is_alive && self.processes[process].is_linked {
+            self.news(process, News::End);
+            self.processes[process].is_linked = false;
+        }
+    }
+
+    /// The worker sends what no honest worker sends.
+    pub(super) fn misbehave(&mut self, process: usize) {
+        if self.processes[process].is_alive {
+            self.news(process, News::Violation);
+        }
+    }
+
+    pub(super) fn plan(&mut self, after: Duration, happening: Happening) {
+        self.plan_at(self.now + after, happening);
+    }
+
+    fn plan_at(&mut self, at: Time, happening: Happening) {
+        self.order += 1;
+        self.agenda.insert((at, self.order), happening);
+    }
+
+    // Time.
+
+    /// When the next thing is due: something that happens, or a timer.
+    pub(super) fn next_due(&self) -> Option<Time> {
+        let happening = self.agenda.first_key_value().map(|((at, _), _)| *at);
+        Time::earliest(happening, self.next_timer())
+    }
+
+    fn next_timer(&self) -> Option<Time> {
+        let mut due = Time::earliest(self.pool.poll_timeout(), self.closing.flatten());
+        due = Time::earliest(due, self.delayed.first_key_value().map(|((at, _), _)| *at));
+        due = Time::earliest(due, self.queue.iter().filter_map(|task| self.calls[*task].until).min());
+        for live in self.lives.values() {
+            due = Time::earliest(due, live.link.as_ref().and_then(|link| self.link_due(link)));
+        }
+        // A timer that was due while something else was done fires now.
+        due.map(|due| Time::from_nanos(due.as_nanos().next_multiple_of(TIMER)).max(self.now))
+    }
+
+    fn link_due(&self, link: &Link) -> Option<Time> {
+        if link.ended {
+            return None;
+        }
+        let expiry = link.session.poll_timeout().map(|at| at + COARSE);
+        let waits = link.session.unanswered() > link.session.started() && self.links.len() > 1;
+        let stall = if waits { link.window.stall_at(link.session.unanswered() as u32) } else { None };
+        Time::earliest(expiry, stall)
+    }
+
+    /// Goes on to the next thing and does it. Gives what is for the player to do; none where nothing follows any more.
+    pub(super) fn step(&mut self) -> Option<Option<u64>> {
+        let timer = self.next_timer();
+        let at = self.next_due()?;
+        self.ledger.step(at.since(self.now));
+        self.now = at;
+        let mut act = None;
+        match self.agenda.first_key_value() {
+            Some(((due, _), _)) if *due <= at => {
+                if let Some((_, happening)) = self.agenda.pop_first() {
+                    act = self.happens(happening);
+                }
+            }
+            _ => self.timers(timer),
+        }
+        self.tend();
+        self.dispatch();
+        Some(act)
+    }
+
+    fn timers(&mut self, fired: Option<Time>) {
+        let now = self.now;
+        if self.pool.poll_timeout().is_some_and(|due| due <= now) {
+            self.pool.handle_timeout(now);
+            self.carry_out();
+        }
+        for worker in self.lives.keys().copied().collect::<Vec<_>>() {
+            self.keep_time(worker);
+        }
+        self.tend();
+        // What was due is done, or the driver would spin.
+        if self.next_timer().is_some_and(|next| Some(next) <= fired) {
+            self.ledger.violated(format!("a timer of {fired:?} is still due after it fired"));
+        }
+    }
+
+    /// Ends calls whose time is over, and asks calls back that wait behind a slow one.
+    fn keep_time(&mut self, worker: WorkerId) {
+        let now = self.now;
+        let others = self.links.len() > 1;
+        let has_idle = self.links.iter().any(|other| *other != worker && self.load(*other) == 0);
+        let grace = self.settings.grace;
+        let Some(live) = self.lives.get_mut(&worker) else { return };
+        let incarnation = live.incarnation;
+        let Some(link) = live.link.as_mut().filter(|link| !link.ended) else { return };
+        let mut expired = Vec::new();
+        let mut stuck = false;
+        if link.session.poll_timeout().is_some_and(|at| at + COARSE <= now) {
+            stuck = link.session.expire(now, &mut expired);
+        }
+        let timed_out: Vec<_> =
+            expired.iter().filter_map(|id| Some((*id, link.calls[id.slot()].take()?.0))).collect();
+        let mut recalled = Vec::new();
+        let stalled = others
+            && link.session.unanswered() > link.session.started()
+            && link.window.stall_at(link.session.unanswered() as u32).is_some_and(|at| at <= now);
+        if stalled && !has_idle {
+            link.window.still_quiet(now);
+        } else if stalled {
+            link.session.recall(&mut recalled);
+            link.window.stalled(now);
+        }
+        for (id, task) in timed_out {
+            self.order_frame(worker, Order::Cancel(id));
+            self.failed(task, Failure::TimedOut, Outcome::TimedOut);
+        }
+        for id in recalled {
+            self.order_frame(worker, Order::Recall(id));
+        }
+        if stuck {
+            self.link_ended(worker);
+            self.unit(worker, unit::Input::Fail(incarnation, ExitCause::Stuck { grace }), Aboard::default());
+        }
+    }
+
+    /// What the task of a pool does at each of its turns.
+    fn tend(&mut self) {
+        let now = self.now;
+        while let Some(entry) = self.delayed.first_entry()
+            && entry.key().0 <= now
+        {
+            let task = entry.remove();
+            self.enqueue(task, true);
+        }
+        let due: Vec<_> =
+            self.queue.iter().copied().filter(|task| self.calls[*task].until.is_some_and(|until| until <= now)).collect();
+        if !due.is_empty() {
+            self.queue.retain(|task| !due.contains(task));
+            for task in due {
+                let call = &mut self.calls[task];
+                // A timeout in the queue is final.
+                call.tries.record(&call.retry, Failure::TimedOut);
+                self.resolve(task, Outcome::TimedOut);
+            }
+        }
+        if std::mem::take(&mut self.demanded) {
+            self.input(pool::Input::Demand);
+        }
+        if let Some(deadline) = self.closing
+            && (self.queue.is_empty() && self.delayed.is_empty()
+                || deadline.is_some_and(|at| at <= now)
+                || self.phase != Phase::Serving)
+        {
+            self.closing = None;
+            self.input(pool::Input::Shutdown { deadline });
+        }
+    }
+
+    // What happens.
+
+    fn happens(&mut self, happening: Happening) -> Option<u64> {
+        match happening {
+            Happening::Act(number) => return Some(number),
+            Happening::Order(process) => self.worker_hears(process),
+            Happening::News(process) => self.manager_hears(process),
+            Happening::Done(process, run) => self.done(process, run),
+            Happening::Die(process) => self.exits(process, -9),
+        }
+        None
+    }
+
+    fn worker_hears(&mut self, at: usize) {
+        let process = &mut self.processes[at];
+        let Some(order) = process.orders.pop_front() else { return };
+        if !process.is_alive || !process.is_linked {
+            return;
+        }
+        match order {
+            Order::Request(id, task) => process.waiting.push_back((id, task)),
+            Order::Recall(id) => {
+                if process.forget(id) {
+                    self.news(at, News::Answer(id, Answer::NotStarted, false));
+                }
+            }
+            Order::Cancel(id) => {
+                let running = process.running.iter().position(|running| running.id == id);
+                if process.forget(id) {
+                    self.news(at, News::Answer(id, Answer::Cancelled, false));
+                } else if let Some(place) = running
+                    && self.calls[process.running[place].task].script.yields
+                {
+                    process.running.remove(place);
+                    self.news(at, News::Answer(id, Answer::Cancelled, false));
+                }
+            }
+            Order::Drain => process.drains = true,
+            Order::End => return self.exits(at, 0),
+        }
+        self.begin_calls(at);
+    }
+
+    fn begin_calls(&mut self, at: usize) {
+        while let Some((id, task)) = self.processes[at].next() {
+            self.runs += 1;
+            let run = self.runs;
+            self.processes[at].running.push(Running { id, task, run });
+            let call = &mut self.calls[task];
+            call.begun.get_or_insert(self.now);
+            let script = call.script;
+            self.ledger.note(self.now, "begin", task as u64, at as u64);
+            self.ledger.begun(task);
+            if script.fate != Fate::Hangs {
+                self.plan(script.takes, Happening::Done(at, run));
+            }
+        }
+    }
+
+    fn done(&mut self, at: usize, run: u64) {
+        let process = &mut self.processes[at];
+        let Some(place) = process.running.iter().position(|running| running.run == run) else { return };
+        let Running { id, task, .. } = process.running.remove(place);
+        if !process.is_alive {
+            return;
+        }
+        if !process.is_linked {
+            // It cannot answer: it ends, as a worker does whose manager has gone.
+            return self.exits(at, 0);
+        }
+        match self.calls[task].script.fate {
+            Fate::Kills => return self.exits(at, 139),
+            fate => self.news(at, News::Answer(id, Answer::Outcome, fate == Fate::Answers)),
+        }
+        self.begin_calls(at);
+    }
+
+    fn exits(&mut self, at: usize, code: i32) {
+        let process = &mut self.processes[at];
+        if !process.is_alive {
+            return;
+        }
+        process.is_alive = false;
+        process.running.clear();
+        process.waiting.clear();
+        let says_end = process.is_linked && self.random.below(2) == 0;
+        self.ledger.note(self.now, "exits", at as u64, code as u64);
+        if says_end {
+            self.news(at, News::End);
+        }
+        self.news(at, News::Exited(code));
+    }
+
+    fn manager_hears(&mut self, at: usize) {
+        let process = &mut self.processes[at];
+        let Some(news) = process.news.pop_front() else { return };
+        let (worker, of) = (process.worker, process.incarnation);
+        let pid = Some(at as u32);
+        let Some(live) = self.lives.get_mut(&worker).filter(|live| live.incarnation == of) else { return };
+        match news {
+            News::Spawned => self.unit(worker, unit::Input::Spawned(of), Aboard { pid, ..Aboard::default() }),
+            News::NotSpawned => {
+                self.unit(worker, unit::Input::NotSpawned(of, "no such program".into()), Aboard::default());
+            }
+            News::Ready => {
+                let Settings { concurrency, ahead, grace, .. } = self.settings;
+                let window = Window::new(concurrency);
+                let capacity = LINK_CAPACITY.max(window.size() as usize);
+                live.link = Some(Link {
+                    session: Session::new(capacity, ahead as usize, Some(grace)),
+                    window,
+                    calls: vec![None; capacity],
+                    draining: false,
+                    told_drained: false,
+                    answered_any: false,
+                    ended: false,
+                });
+                self.unit(worker, unit::Input::Ready(of), Aboard { pid, ..Aboard::default() });
+                if self.pool.worker(worker) == Some(unit::Phase::Ready) {
+                    self.links.push(worker);
+                }
+            }
+            News::Answer(id, answer, is_output) => self.answered(worker, id, answer, is_output),
+            News::Violation => {
+                if self.link(worker).is_some_and(|link| !link.ended) {
+                    self.link_ended(worker);
+                    let cause = ExitCause::Protocol { violation: "a bad length".into() };
+                    self.unit(worker, unit::Input::Fail(of, cause), Aboard::default());
+                }
+            }
+            News::End => {
+                if self.link(worker).is_none_or(|link| !link.ended) {
+                    self.link_ended(worker);
+                    self.unit(worker, unit::Input::LinkLost(of, "end of file".into()), Aboard::default());
+                }
+            }
+            News::Exited(code) => {
+                let load = live.link.as_ref().map_or(0, |link| link.session.unanswered());
+                live.last_load = load;
+                let status = if code < 0 { ExitStatus::Signal { signal: -code, core: false } } else { ExitStatus::Code(code) };
+                self.unit(worker, unit::Input::Exited(of, status), Aboard { pid, calls: load, last_notice: None });
+            }
+        }
+    }
+
+    fn answered(&mut self, worker: WorkerId, id: CallId, answer: Answer, is_output: bool) {
+        let now = self.now;
+        let Some(live) = self.lives.get_mut(&worker) else { return };
+        let incarnation = live.incarnation;
+        // What came before the end counts, even where the link is of no further use.
+        let Some(link) = &mut live.link else { return };
+        match link.session.answered(now, id, answer) {
+            Verdict::Late => {}
+            Verdict::Violation(violation) => {
+                self.ledger.violated(format!("an honest worker {worker} was accused: {violation}"));
+            }
+            Verdict::Requeue => {
+                if let Some((task, _)) = link.calls[id.slot()].take() {
+                    self.goes_on(task);
+                    self.enqueue_if_waiting(task);
+                }
+            }
+            Verdict::Deliver => {
+                let Some((task, sent)) = link.calls[id.slot()].take() else { return };
+                let left = link.session.unanswered() as u32;
+                link.window.answered(now, 1, left, sent);
+                let is_first = !std::mem::replace(&mut link.answered_any, true);
+                if is_output {
+                    self.resolve(task, Outcome::Answered);
+                } else {
+                    self.failed(task, Failure::Handler, Outcome::Handler);
+                }
+                if is_first {
+                    self.ledger.progress();
+                    self.input(pool::Input::Progress(worker, incarnation));
+                }
+            }
+        }
+        self.see_drained(worker);
+    }
+
+    // The calls.
+
+    fn board(&mut self, task: Task) -> bool {
+        let costs: Vec<_> = self.links.iter().map(|worker| self.cost(*worker)).collect();
+        let Some(place) = dispatch::best(costs) else { return false };
+        self.send_to(self.links[place], task)
+    }
+
+    fn cost(&self, worker: WorkerId) -> Option<u64> {
+        let link = self.lives.get(&worker)?.link.as_ref()?;
+        dispatch::cost(link.session.unanswered() as u32, link.window.size(), link.window.service().as_nanos() as u64)
+    }
+
+    fn load(&self, worker: WorkerId) -> usize {
+        self.lives.get(&worker).and_then(|live| live.link.as_ref()).map_or(0, |link| link.session.unanswered())
+    }
+
+    fn send_to(&mut self, worker: WorkerId, task: Task) -> bool {
+        let now = self.now;
+        let phase = self.pool.worker(worker);
+        if phase != Some(unit::Phase::Ready) {
+            self.ledger.violated(format!("call {task} was submitted to worker {worker}, which is {phase:?}"));
+        }
+        let call = &self.calls[task];
+        let limit = match (call.timeout, call.until) {
+            (Some(limit), _) if call.from_start => Limit::Running(limit),
+            (_, Some(until)) => Limit::Until(until),
+            _ => Limit::None,
+        };
+        let Some(link) = self.link(worker) else { return false };
+        if link.draining || link.ended || link.session.unanswered() >= link.window.size() as usize {
+            self.ledger.violated(format!("worker {worker} was chosen and has no room"));
+            return false;
+        }
+        let before = link.session.unanswered();
+        let Ok(id) = link.session.open(now, limit) else { return false };
+        link.calls[id.slot()] = Some((task, now));
+        if before == 0 {
+            link.window.began(now);
+        }
+        self.calls[task].place = Place::Aboard(worker, id);
+        self.ledger.note(now, "send", task as u64, u64::from(worker.0));
+        self.order_frame(worker, Order::Request(id, task));
+        true
+    }
+
+    pub(super) fn dispatch(&mut self) {
+        while let Some(task) = self.queue.front().copied() {
+            let is_over = matches!(self.calls[task].place, Place::Done | Place::Abandoned);
+            if !is_over && !self.board(task) {
+                break;
+            }
+            self.queue.pop_front();
+        }
+    }
+
+    /// Whether the queue takes it, or its answer is known.
+    fn enqueue(&mut self, task: Task, again: bool) -> bool {
+        let refusal = match &self.phase {
+            Phase::Idle | Phase::Serving if self.closing.is_some() && !again => Some(Outcome::ShuttingDown),
+            Phase::Idle | Phase::Serving => None,
+            Phase::Unspawned => Some(Outcome::NoWorkers),
+            Phase::Closing | Phase::Closed => Some(Outcome::ShuttingDown),
+            Phase::GaveUp(_) => Some(Outcome::GaveUp),
+        };
+        if let Some(outcome) = refusal {
+            self.resolve(task, outcome);
+            return true;
+        }
+        if !again && self.queue.len() >= self.settings.queue {
+            return false;
+        }
+        if again {
+            self.queue.push_front(task);
+        } else {
+            self.queue.push_back(task);
+        }
+        self.demanded |= self.phase == Phase::Idle;
+        true
+    }
+
+    fn enqueue_if_waiting(&mut self, task: Task) {
+        if self.calls[task].place == Place::Waiting {
+            self.enqueue(task, true);
+        }
+    }
+
+    fn goes_on(&mut self, task: Task) {
+        let call = &mut self.calls[task];
+        if let Place::Aboard(..) = call.place {
+            call.place = Place::Waiting;
+        }
+    }
+
+    fn failed(&mut self, task: Task, failure: Failure, outcome: Outcome) {
+        let now = self.now;
+        let call = &mut self.calls[task];
+        if matches!(call.place, Place::Done | Place::Abandoned) {
+            return;
+        }
+        match call.tries.record(&call.retry, failure) {
+            RetryVerdict::Again(delay) => {
+                call.until = call.timeout.filter(|_| !call.from_start).map(|limit| now + delay + limit);
+                self.ledger.may_run_again(task);
+                self.goes_on(task);
+                if delay.is_zero() {
+                    self.enqueue_if_waiting(task);
+                } else {
+                    self.order += 1;
+                    self.delayed.insert((now + delay, self.order), task);
+                }
+            }
+            RetryVerdict::Fail => self.resolve(task, outcome),
+            RetryVerdict::Poisoned => self.resolve(task, Outcome::Poisoned),
+        }
+    }
+
+    fn resolve(&mut self, task: Task, outcome: Outcome) {
+        let call = &mut self.calls[task];
+        match call.place {
+            Place::Abandoned => return,
+            Place::Done => self.ledger.violated(format!("call {task} was resolved twice: {:?}, {outcome:?}", call.resolved)),
+            _ => {}
+        }
+        call.place = Place::Done;
+        call.resolved = Some((self.now, outcome));
+        self.ledger.note(self.now, "resolve", task as u64, outcome as u64);
+        self.ledger.resolved(outcome);
+    }
+
+    // The workers.
+
+    pub(super) fn link(&mut self, worker: WorkerId) -> Option<&mut Link> {
+        self.lives.get_mut(&worker)?.link.as_mut()
+    }
+
+    fn link_ended(&mut self, worker: WorkerId) {
+        self.links.retain(|link| *link != worker);
+        if let Some(link) = self.link(worker) {
+            link.ended = true;
+        }
+    }
+
+    fn see_drained(&mut self, worker: WorkerId) {
+        let Some(live) = self.lives.get_mut(&worker) else { return };
+        let incarnation = live.incarnation;
+        let Some(link) = &mut live.link else { return };
+        if link.draining && !link.told_drained && link.session.unanswered() == 0 {
+            link.told_drained = true;
+            self.unit(worker, unit::Input::Drained(incarnation), Aboard::default());
+        }
+    }
+
+    fn unit(&mut self, worker: WorkerId, input: unit::Input, aboard: Aboard) {
+        self.input(pool::Input::Unit(worker, input, aboard));
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(effect) = self.pool.poll_effect() {
+            match effect {
+                pool::Effect::Report(event) => self.report(&event),
+                pool::Effect::Phase(phase) => self.enter(phase),
+                pool::Effect::Forget(worker) => drop(self.lives.remove(&worker)),
+                pool::Effect::Unit(worker, effect) => self.do_for_unit(worker, effect),
+            }
+        }
+    }
+
+    fn do_for_unit(&mut self, worker: WorkerId, effect: unit::Effect) {
+        match effect {
+            unit::Effect::Spawn(incarnation) => self.spawn(worker, incarnation),
+            unit::Effect::SendDrain(_) => {
+                self.links.retain(|link| *link != worker);
+                if let Some(link) = self.link(worker) {
+                    link.draining = true;
+                }
+                self.order_frame(worker, Order::Drain);
+                self.see_drained(worker);
+            }
+            unit::Effect::CloseLink(_) => {
+                self.link_ended(worker);
+                self.order_frame(worker, Order::End);
+            }
+            unit::Effect::Terminate(_) => {
+                let process = self.lives.get(&worker).map(|live| live.process);
+                if let Some(process) = process.filter(|process| !self.processes[*process].ignores_term) {
+                    let delay = self.some_delay();
+                    self.plan(delay, Happening::Die(process));
+                }
+            }
+            unit::Effect::Kill(_) => {
+                self.links.retain(|link| *link != worker);
+                if let Some(process) = self.lives.get(&worker).map(|live| live.process) {
+                    let delay = self.some_delay();
+                    self.plan(delay, Happening::Die(process));
+                }
+            }
+            unit::Effect::Unkillable(_) => self.ledger.violated(format!("worker {worker} was taken for unkillable")),
+            unit::Effect::Down { cause, was_ready, .. } => self.down(worker, &cause, was_ready),
+        }
+    }
+
+    fn spawn(&mut self, worker: WorkerId, incarnation: Incarnation) {
+        let at = self.processes.len();
+        let mut process = Process::new(worker, incarnation, self.settings.concurrency as usize);
+        process.ignores_term = self.random.below(1000) < self.settings.stubborn;
+        self.processes.push(process);
+        if let Some(before) = self.lives.insert(worker, Live { incarnation, process: at, link: None, last_load: 0 })
+            && self.processes[before.process].is_alive
+        {
+            self.ledger.violated(format!("incarnation {incarnation} of worker {worker} begins while the one before lives"));
+        }
+        self.ledger.note(self.now, "spawn", u64::from(worker.0), u64::from(incarnation.0));
+        let is_bad = self.random.below(1000) < self.settings.bad_starts;
+        match (is_bad, self.random.below(4)) {
+            (true, 0) => {
+                self.processes[at].is_alive = false;
+                self.news(at, News::NotSpawned);
+            }
+            (true, 1) => {
+                // It never says READY.
+                self.news(at, News::Spawned);
+            }
+            (true, _) => {
+                self.news(at, News::Spawned);
+                self.plan(Duration::from_millis(5), Happening::Die(at));
+            }
+            (false, _) => {
+                self.news(at, News::Spawned);
+                self.processes[at].last_news = self.processes[at].last_news + Duration::from_micros(200 + self.random.below(3000));
+                self.news(at, News::Ready);
+            }
+        }
+    }
+
+    fn down(&mut self, worker: WorkerId, cause: &ExitCause, was_ready: bool) {
+        self.links.retain(|link| *link != worker);
+        let Some(live) = self.lives.get_mut(&worker) else { return };
+        let load = std::mem::take(&mut live.last_load);
+        let process = live.process;
+        let link = live.link.take();
+        self.ledger.down(self.now, cause, was_ready, load, link.as_ref().is_some_and(|link| link.answered_any));
+        if self.processes[process].is_alive && was_ready {
+            self.ledger.violated(format!("worker {worker} was taken for dead and lives"));
+        }
+        let Some(mut link) = link else { return };
+        let mut open = Vec::new();
+        link.session.lost(&mut open);
+        // Each goes in front of those before it, so the youngest goes first.
+        for (id, fate) in open.into_iter().rev() {
+            let Some((task, _)) = link.calls[id.slot()].take() else { continue };
+            match fate {
+                Left::Unstarted => {
+                    self.goes_on(task);
+                    self.enqueue_if_waiting(task);
+                }
+                Left::Started => self.failed(task, Failure::Lost, Outcome::WorkerLost),
+            }
+        }
+    }
+
+    fn report(&mut self, event: &Event) {
+        if let Event::GaveUp { .. } = event {
+            self.ledger.gave_up();
+        }
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        let outcome = match &self.phase {
+            Phase::Idle | Phase::Serving => return,
+            Phase::Unspawned => Outcome::NoWorkers,
+            Phase::GaveUp(_) => Outcome::GaveUp,
+            Phase::Closing | Phase::Closed => Outcome::ShuttingDown,
+        };
+        let waiting: Vec<_> = self.queue.drain(..).collect();
+        let delayed = std::mem::take(&mut self.delayed);
+        for task in waiting.into_iter().chain(delayed.into_values()) {
+            self.resolve_if_waiting(task, outcome);
+        }
+    }
+
+    fn resolve_if_waiting(&mut self, task: Task, outcome: Outcome) {
+        if self.calls[task].place == Place::Waiting {
+            self.resolve(task, outcome);
+        }
+    }
+
+    // The links: frames keep their order.
+
+    fn order_frame(&mut self, worker: WorkerId, order: Order) {
+        let delay = self.some_delay();
+        let Some(live) = self.lives.get(&worker) else { return };
+        let at = live.process;
+        let process = &mut self.processes[at];
+        process.last_order = (self.now + delay).max(process.last_order);
+        process.orders.push_back(order);
+        let due = process.last_order;
+        self.plan_at(due, Happening::Order(at));
+    }
+
+    fn news(&mut self, at: usize, news: News) {
+        if matches!(news, News::Answer(..) | News::Violation) && !self.processes[at].is_linked {
+            return;
+        }
+        let delay = self.some_delay();
+        let process = &mut self.processes[at];
+        process.last_news = (self.now + delay).max(process.last_news);
+        process.news.push_back(news);
+        let due = process.last_news;
+        self.plan_at(due, Happening::News(at));
+    }
+
+    fn some_delay(&mut self) -> Duration {
+        let (least, most) = self.settings.hop;
+        if self.settings.slow_hops > 0 && self.random.below(1000) < self.settings.slow_hops {
+            return Duration::from_micros(500 + self.random.below(8000));
+        }
+        least + Duration::from_nanos(self.random.below((most - least).as_nanos() as u64 + 1))
+    }
+
+    /// What must hold between any two steps.
+    pub(super) fn check(&mut self) {
+        for (worker, live) in &self.lives {
+            let Some(link) = &live.link else { continue };
+            let process = &self.processes[live.process];
+            let unanswered = link.session.unanswered();
+            let aboard = link.calls.iter().flatten().count();
+            if aboard > unanswered {
+                self.ledger.violated(format!("worker {worker} has {aboard} calls aboard and {unanswered} unanswered"));
+            }
+            if process.is_alive && process.is_linked && process.held() != unanswered {
+                let held = process.held();
+                self.ledger.violated(format!("worker {worker} has {held} calls, and its session counts {unanswered}"));
+            }
+        }
+    }
+
+    /// The processes that live.
+    pub(super) fn alive(&self) -> Vec<usize> {
+        (0..self.processes.len()).filter(|at| self.processes[*at].is_alive).collect()
+    }
+
+    /// Whether the manager has forgotten all its workers.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lives.is_empty()
+    }
+}

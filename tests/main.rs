@@ -1,0 +1,43 @@
+//! What pm promises, tried with real processes: one file for each behaviour.
+//!
+//! The binary that runs these tests is also the program whose workers they start, so its `main` calls `pm::roles` first, and a
+//! test that needs a whole process of its own (a manager to kill, a count of descriptors) starts this binary again.
+
+mod conformance;
+mod deaths;
+mod hostile;
+mod kits;
+mod launch;
+mod lifecycle;
+mod processes;
+mod query;
+mod retry;
+mod roles;
+mod support;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() {
+    launch::helper();
+    processes::without_roles();
+    hostile::helper();
+    roles::before_ready();
+    pm::roles([&roles::JOB, &roles::ASYNC_JOB, &roles::ZOO, &roles::TEXT]);
+    processes::helper();
+
+    let arguments = Arguments::from_args();
+    let outcome = |name: String, test: Box<dyn Fn() -> Result<(), String> + Send>| {
+        Trial::test(name, move || test().map_err(Into::into))
+    };
+    let mut trials = Vec::new();
+    trials.extend(conformance::tests().into_iter().map(|(name, test)| outcome(name, test)));
+    trials.extend(launch::tests().into_iter().map(|(name, test)| support::alone(name, move || test().map_err(Into::into))));
+    trials.extend(query::tests());
+    trials.extend(lifecycle::tests());
+    trials.extend(deaths::tests());
+    trials.extend(hostile::tests());
+    trials.extend(retry::tests());
+    trials.extend(processes::tests());
+    trials.extend(kits::tests());
+    libtest_mimic::run(&arguments, trials).exit();
+}
