@@ -2,7 +2,6 @@
 //! round. `cargo bench --bench latency [-- SECONDS]`; three rounds by default, medians of ratios at the end.
 
 #![forbid(unsafe_code)]
-#![expect(missing_docs, reason = "a bench")]
 
 use std::hint::black_box;
 use std::time::Duration;

@@ -45,7 +45,15 @@ impl Recorder {
             self.histogram.saturating_record((now - began).as_nanos() as u64);
         }
         self.began = Some(now);
-        now < self.end
+        now < self.end || self.histogram.is_empty()
+    }
+
+    /// Notes a time that was measured elsewhere, in place of that since the last call.
+    pub fn record(&mut self, time: Duration) {
+        self.began = None;
+        if Instant::now() > self.warm {
+            self.histogram.saturating_record(time.as_nanos() as u64);
+        }
     }
 
     /// What came of it.
