@@ -1,4 +1,92 @@
 //! Work in other processes that feels like calling an async function.
+//!
+//! pm keeps pools of worker processes. A query goes to one of them and comes back with its result or its own error; a worker that dies is
+//! replaced; when the program ends, however it ends, nothing is left behind.
+//!
+//! # A first pool
+//!
+//! ```no_run
+//! static DOUBLE: pm::Query<u32, u32> = pm::Query::new("double", &|n: u32| n * 2);
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     pm::roles([&DOUBLE]); // in a worker's process this serves, and never returns
+//!     tokio::runtime::Runtime::new()?.block_on(async {
+//!         let pool = DOUBLE.pool().workers(4).start().await?;
+//!         assert_eq!(pool.query(&21).await?, 42);
+//!         pool.shutdown().await;
+//!         Ok(())
+//!     })
+//! }
+//! ```
+//!
+//! A worker is this very program, started again. So [`roles`] comes first in a plain `main`, before any runtime, logger or thread; a program
+//! that never calls it never starts itself: the start of a pool fails there with
+//! [`LaunchError::RolesNotCalled`](core::driver::launch::LaunchError::RolesNotCalled).
+//!
+//! # Tests
+//!
+//! A test harness has no such `main`. There a pool serves in threads of the same process, with the same codec, calls and errors:
+//!
+//! ```
+//! static DOUBLE: pm::Query<u32, u32> = pm::Query::new("double", &|n: u32| n * 2);
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! let pool = DOUBLE.pool().in_process().start().await?;
+//! assert_eq!(pool.query(&21).await?, 42);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # }).unwrap();
+//! ```
+//!
+//! [`spawning::disable`] does that for all pools of a program, and the variable `PM_IN_PROCESS=1` from outside.
+//!
+//! # What can go wrong
+//!
+//! Every query resolves exactly once. [`QueryError`] says with what, [`QueryError::maybe_executed`] whether the handler may have run, and
+//! [`QueryError::is_retryable`] whether the same query may well succeed again.
+//!
+//! | error | means | the worker |
+//! |---|---|---|
+//! | `Handler` | it returned an error or panicked | lives on |
+//! | `TimedOut` | it took too long | is told, and replaced if it does not yield within the cancel grace |
+//! | `WorkerLost` | its worker died with the query aboard | is replaced |
+//! | `Poisoned` | it was aboard three dying workers | is replaced |
+//! | `GaveUp` | workers keep dying for no query's fault | stays down until `revive` |
+//! | `NoWorkers`, `ShuttingDown` | nobody is there to serve it | |
+//!
+//! A query is tried once, unless a [`Retry`] says otherwise; one that had not started when its worker died goes to another one.
+//!
+//! ```
+//! use std::time::Duration;
+//! use pm::{Delay, Retry};
+//!
+//! static FETCH: pm::Query<String, String> = pm::Query::new("fetch", &|url: String| url);
+//!
+//! let builder = FETCH
+//!     .pool()
+//!     .workers(8)
+//!     .timeout(Duration::from_secs(10))
+//!     .retry(Retry::times(2).on_timeout().delay(Delay::Constant(Duration::from_millis(100))));
+//! # drop(builder);
+//! ```
+//!
+//! # Cancelling
+//!
+//! Dropping the future of a query cancels it. A handler that looks at [`cancelled`] or asks to be told by [`on_cancel`] can stop early; an async
+//! handler is dropped at its next await; one that does neither is killed with its worker after the cancel grace (1 s).
+//!
+//! # Other programs
+//!
+//! [`PoolBuilder::program`] starts any program that speaks the protocol of docs/PROTOCOL.md: one in Python or Node.js with the kits under
+//! `workers/`, or one in Rust that calls [`serve`].
+//!
+//! # Features
+//!
+//! | feature | default | gives |
+//! |---|---|---|
+//! | `uds` | yes | the transport over Unix sockets, and [`Query`] with it as its default |
+//! | `stdio` | yes | the transport over pipes |
+//! | `bincode` | no | the codec `codec::Bincode` |
+//! | `testing` | no | `core::testing`: the conformance suite for transports, the simulation |
 
 #![forbid(unsafe_code)]
 

@@ -18,7 +18,7 @@ use tokio::sync::broadcast;
 use crate::roles::{Job, Said};
 
 /// How long anything here may take. It passes only where something hangs.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(30);
 
 /// The variable by which the processes of one test are found. Children inherit it.
 pub const MARK: &str = "PM_TEST_MARK";
@@ -269,9 +269,9 @@ pub fn descriptors(pid: u32) -> usize {
 
 /// Memory that a process has resident, in bytes.
 pub fn resident(pid: u32) -> usize {
-    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-    let pages: usize = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
-    pages * rustix::param::page_size()
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|kib| kib.parse::<usize>().ok()).unwrap_or(0) << 10
 }
 
 pub fn kill(pid: u32, signal: Signal) {

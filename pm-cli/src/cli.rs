@@ -192,7 +192,7 @@ standard error, one line each.
         {\"job\":8,\"input\":\"b.txt\",\"error\":{\"kind\":\"exit\",\"message\":\"exit code 3\",\"tries\":1,\"code\":3,\"stderr\":\"…\"}}
   kind is worker_lost, timed_out, error, panic, decode, exit, signal, start, output_too_large, bad_input, line_too_long or bad_answer. \
 An input over 1 KiB is {\"sha256\":\"…\",\"bytes\":N}. Text that is no UTF-8, in input or result, is {\"base64\":\"…\"}.
-  In order, pm takes jobs until 4,096 of them (or 4 MiB) wait for the slowest; then intake pauses. --unordered lifts that.
+  In order, pm takes jobs until 4,096 of them (or 1 MiB of text) wait for the slowest; then intake pauses. --unordered lifts that.
 
 The result file (-o)
   One JSON object a job, as with --out json, each line written whole. After kill -9, --resume cuts a torn last line, skips the jobs \
@@ -205,7 +205,7 @@ Signals and exit codes
   0  all jobs went well
   1  some failed, or a result could not be written
   2  the command line cannot be carried out, or the workers cannot be started
-  3  the pool gave up: workers died, 20 times in a minute, before they were ready or while they had nothing to do
+  3  the pool gave up: workers died, more than 10 times in a minute, before they were ready or while they had nothing to do
   130, 143  SIGINT, SIGTERM
   141  nobody reads standard output any more, as after `| head -1`
 

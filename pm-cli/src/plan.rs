@@ -284,8 +284,8 @@ impl Worker {
             "@echo" => &builtin::ECHO,
             "@sha256" => &builtin::SHA256,
             "@wc" => &builtin::WC,
-            "@py" => return Worker::script("@py", "python3", "py", &["-c", PYTHON_KIT], rest, args),
-            "@node" => return Worker::script("@node", "node", "js", &["-e", NODE_KIT, "--"], rest, args),
+            "@py" => return Worker::script("@py", "python3", "py", &["-c", PYTHON_KIT], rest),
+            "@node" => return Worker::script("@node", "node", "js", &["-e", NODE_KIT, "--"], rest),
             _ => return Err(CliError::NoBuiltIn(worker.to_string())),
         };
         if !rest.is_empty() {
@@ -308,7 +308,6 @@ impl Worker {
         ending: &'static str,
         kit: &[&'static str],
         rest: &[OsString],
-        args: &PoolArgs,
     ) -> Result<Self, CliError> {
         let takes = "one argument, FILE:FUNC";
         let wrong = || CliError::BuiltInArgs { worker: worker.to_string(), takes, got: rest.to_vec() };

@@ -6,7 +6,7 @@
 //!
 //! Anything with `AsyncRead` and `AsyncWrite` becomes a link by [`FramedLink`](crate::driver::framed::FramedLink), so a
 //! transport over a byte stream is a page of code; `examples/custom_transport.rs` is one over TCP. Each proves itself with
-//! [`testing::conformance`](crate::testing::conformance).
+//! `testing::conformance` (feature `testing`).
 
 use std::ffi::OsString;
 use std::fmt::Debug;

@@ -6,7 +6,6 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -52,13 +51,11 @@ impl Transport for Stdio {
 }
 
 impl Accept<StdioLink> for StdioAccept {
-    fn accept(self, _: &Identity) -> impl Future<Output = Result<StdioLink, TransportError>> + Send {
-        async move {
-            let watch = |error| refused("watch a pipe", error);
-            let read = Receiver::from_owned_fd(self.read).map_err(watch)?;
-            let write = Sender::from_owned_fd(self.write).map_err(watch)?;
-            Ok(FramedLink::new(read, write))
-        }
+    async fn accept(self, _: &Identity) -> Result<StdioLink, TransportError> {
+        let watch = |error| refused("watch a pipe", error);
+        let read = Receiver::from_owned_fd(self.read).map_err(watch)?;
+        let write = Sender::from_owned_fd(self.write).map_err(watch)?;
+        Ok(FramedLink::new(read, write))
     }
 }
 

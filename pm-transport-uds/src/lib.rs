@@ -4,7 +4,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -52,12 +51,10 @@ impl Transport for Uds {
 }
 
 impl Accept<UdsLink> for UdsAccept {
-    fn accept(self, _: &Identity) -> impl Future<Output = Result<UdsLink, TransportError>> + Send {
-        async move {
-            let stream = UnixStream::from_std(self.0.into()).map_err(|error| refused("watch a socket", error))?;
-            let (read, write) = stream.into_split();
-            Ok(FramedLink::new(read, write))
-        }
+    async fn accept(self, _: &Identity) -> Result<UdsLink, TransportError> {
+        let stream = UnixStream::from_std(self.0.into()).map_err(|error| refused("watch a socket", error))?;
+        let (read, write) = stream.into_split();
+        Ok(FramedLink::new(read, write))
     }
 }
 

@@ -122,13 +122,13 @@ function run() {
 }
 
 async function start(call) { // has answered when it returns, unless the handler returned a promise
-  let kind = 'decode';
+  let kind = 'decode', { handler, decode, encode } = serving;
   try {
-    const value = serving.decode(call.payload);
+    const value = decode(call.payload);
     kind = 'error';
-    let result = serving.handler(value, call);
+    let result = handler(value, call);
     if (typeof result?.then === 'function') { running.set(call.id, call); result = await result; }
-    const payload = serving.encode(result), rest = 12 + Buffer.byteLength(payload);
+    const payload = encode(result), rest = 12 + Buffer.byteLength(payload);
     if (rest > maxFrame) throw new RangeError(`the result's frame has ${rest} bytes; max_frame is ${maxFrame}`);
     send(RESP, call.id, payload);
   } catch (error) {

@@ -24,6 +24,11 @@ const MAX_FRAME = (64 << 20) + 12;
 
 const raise = thrown => { throw thrown; };
 const nest = depth => { let value = []; while (--depth) value = [value]; return value; };
+/** Resolves when the test has opened and closed its end. It holds no thread of the pool, for which an exit would wait. */
+const gate = fifo => new Promise(resolve => {
+  const fd = fs.openSync(fifo, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK);
+  new net.Socket({ fd, writable: false }).on('end', () => resolve('opened')).resume();
+});
 const descriptors = 'ls -l /proc/self/fd; env';
 
 const handlers = {
@@ -45,10 +50,10 @@ const handlers = {
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 2); // slow work, after which the kit looks at its link
     return 'opened';
   },
-  gate: async fifo => await fs.promises.readFile(fifo, 'utf8') + 'opened',
+  gate,
   stop: (fifo, { signal }) => new Promise((resolve, reject) => {
     signal.addEventListener('abort', () => reject(signal.reason ?? new Error('aborted')));
-    fs.promises.readFile(fifo);
+    gate(fifo);
   }),
   touch: file => fs.writeFileSync(file, ''),
   deadline: (_, { deadline }) => deadline && deadline - performance.now(),
@@ -503,6 +508,17 @@ function conversations(transport, declare) {
     }
   });
 
+  test('a manager that is gone while the worker writes', async () => {
+    for (const kind of ['echo', 'later']) {
+      const manager = await ready();
+      for (let n = 0; n < 10; n += 1) manager.request(kind, 'x'.repeat(100_000));
+      await manager.read();
+      manager.input.destroy();
+      manager.output.destroy();
+      assert.deepEqual(await manager.end(), [0, 'not ready yet\n']);
+    }
+  });
+
   test('backpressure', async () => {
     const manager = await ready(), text = 'x'.repeat(10_000);
     manager.input.pause();
@@ -585,7 +601,7 @@ function conversations(transport, declare) {
 
   test('FILE:FUNC', async () => {
     const body = 'const double = (n, { notice }) => { notice("doubling"); return 2 * n; }; console.log("loaded");';
-    const commands = [[KIT], ['-e', fs.readFileSync(KIT, 'utf8')]];
+    const commands = [[KIT], ['-e', fs.readFileSync(KIT, 'utf8'), '--']];
     const files = { 'a.js': 'module.exports = { double };', 'b.cjs': 'exports.double = double;', 'c.mjs': 'export { double };' };
     for (const [name, exported] of Object.entries(files)) {
       const own = path.join(directory, name);

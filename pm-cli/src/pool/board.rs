@@ -14,7 +14,7 @@ use crate::plan::Halt;
 const WINDOW: usize = 4096;
 
 /// The same in bytes of inputs and results. With it pm stays below 15 MB, whatever jobs of up to 4 KiB come.
-const WINDOW_BYTES: usize = 4 << 20;
+const WINDOW_BYTES: usize = 1 << 20;
 
 /// What a job is taken to cost beside its bytes.
 const JOB_BYTES: usize = 256;

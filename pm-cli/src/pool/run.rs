@@ -24,10 +24,10 @@ use crate::error::{CliError, chain, code};
 use crate::plan::{Halt, Plan, Program, Retry, Wire};
 use crate::roles;
 
-/// What workers may die, before they are ready or while they have nothing to do, until the pool gives up: far more often than by chance,
-/// and still within seconds where nothing works.
+/// How often workers may die before they are ready, or while they have nothing to do, until the pool gives up: far more often than by
+/// chance, and still within two seconds where nothing works.
 const BUDGET: Budget =
-    Budget::spare_calls(20, Duration::from_secs(60)).backoff(Duration::from_millis(20), Duration::from_millis(500));
+    Budget::spare_calls(10, Duration::from_secs(60)).backoff(Duration::from_millis(20), Duration::from_millis(200));
 
 /// Jobs that are handed to the pool for each worker: as many as a worker's link can take.
 const LANES_PER_WORKER: usize = 512;
@@ -236,40 +236,44 @@ impl Run {
         ending.code().unwrap_or(if state.board.tally().failed > 0 { code::FAILED } else { 0 })
     }
 
-    /// Brings lines to the board, and has as many lanes as there is work for.
+    /// Brings lines to the board.
     async fn fetch(self: Arc<Self>, mut lines: mpsc::Receiver<Batch>) {
         loop {
             let batch = lines.recv().await;
-            let mut state = self.shared.lock();
-            match batch {
-                Some(Ok(lines)) => state.board.add(lines),
-                Some(Err(error)) => {
-                    state.input_failure = Some(error);
-                    state.board.end_input();
-                }
-                None => state.board.end_input(),
-            }
-            self.shared.wake_lanes(&mut state);
-            let more = state.board.room().min(self.lanes - state.lanes);
-            // Lanes that were woken and did not run yet are counted as busy.
-            let more = more.saturating_sub(if state.parked > 0 { more } else { 0 });
-            for _ in 0..more {
-                let lane = state.lanes;
-                state.lanes += 1;
-                tokio::spawn(self.clone().lane(lane));
-            }
-            if state.board.is_over() {
-                self.shared.news.notify_one();
-            }
-            if state.board.total().is_some() {
+            if self.take(batch) {
                 return;
             }
-            while !state.board.is_hungry() {
-                drop(state);
+            while !self.shared.lock().board.is_hungry() {
                 self.shared.hungry.notified().await;
-                state = self.shared.lock();
             }
         }
+    }
+
+    /// Takes what was read, and has as many lanes as there is work for. True at the end of the input.
+    fn take(self: &Arc<Self>, batch: Option<Batch>) -> bool {
+        let mut state = self.shared.lock();
+        let is_last = !matches!(batch, Some(Ok(_)));
+        match batch {
+            Some(Ok(lines)) => state.board.add(lines),
+            Some(Err(error)) => state.input_failure = Some(error),
+            None => {}
+        }
+        if is_last {
+            state.board.end_input();
+        }
+        // Those that are awake take a job each before they sleep.
+        let idle = state.parked;
+        self.shared.wake_lanes(&mut state);
+        let more = state.board.room().saturating_sub(idle).min(self.lanes - state.lanes);
+        for _ in 0..more {
+            let lane = state.lanes;
+            state.lanes += 1;
+            tokio::spawn(self.clone().lane(lane));
+        }
+        if state.board.is_over() {
+            self.shared.news.notify_one();
+        }
+        is_last
     }
 
     /// Lets results gather for a moment while more are on their way.

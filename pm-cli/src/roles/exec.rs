@@ -246,12 +246,12 @@ fn follow(child: &mut Child, buffers: &mut Buffers, output: &mut Vec<u8>) -> Res
             result => result.map_err(unread)?,
         };
         let mut ready = fds.iter().map(PollFd::revents);
-        let has_ended = !ready.next().unwrap_or_default().is_empty();
+        let has_ended = !ready.next().unwrap_or(PollFlags::empty()).is_empty();
         if stdout.is_some() {
-            out = ready.next().unwrap_or_default();
+            out = ready.next().unwrap_or(PollFlags::empty());
         }
         if stderr.is_some() {
-            err = ready.next().unwrap_or_default();
+            err = ready.next().unwrap_or(PollFlags::empty());
         }
         drop(ready);
         drop(fds);

@@ -36,13 +36,17 @@ const MAILBOX: usize = 256;
 /// Events that a slow subscriber may be behind before it loses some.
 const EVENTS: usize = 1024;
 
+pub(crate) type NoticeHook = Box<dyn Fn(WorkerId, &str) + Send + Sync>;
+pub(crate) type SlowHook = Box<dyn Fn(SlowQuery) + Send + Sync>;
+pub(crate) type DescribeHook = Box<dyn Fn(&[u8]) -> String + Send + Sync>;
+
 /// What people want to be told of.
 #[derive(Default)]
 pub(crate) struct Hooks {
-    pub(crate) notice: Option<Box<dyn Fn(WorkerId, &str) + Send + Sync>>,
-    pub(crate) slow: Option<(Duration, Box<dyn Fn(SlowQuery) + Send + Sync>)>,
+    pub(crate) notice: Option<NoticeHook>,
+    pub(crate) slow: Option<(Duration, SlowHook)>,
     /// What the input of a call says, in short.
-    pub(crate) describe: Option<Box<dyn Fn(&[u8]) -> String + Send + Sync>>,
+    pub(crate) describe: Option<DescribeHook>,
 }
 
 /// A query that took longer than it should.
@@ -270,17 +274,14 @@ impl<Tx: LinkTx> Pool<Tx> {
     /// Puts the call on a link, if one has room.
     fn board(&self, now: Time, call: &Arc<Call>) -> bool {
         let links = self.links.load();
-        while let Some(link) = Self::best(&links) {
-            match link.submit(now, call, false) {
-                Submit::Taken | Submit::Over => return true,
-                // What the link said of its room was out of date, and is not any more.
-                Submit::Full | Submit::Closed if links.len() == 1 => return false,
-                Submit::Full | Submit::Closed => {
-                    return links.iter().any(|link| matches!(link.submit(now, call, false), Submit::Taken | Submit::Over));
-                }
+        let Some(best) = Self::best(&links) else { return false };
+        match best.submit(now, call, false) {
+            Submit::Taken | Submit::Over => true,
+            // What the link said of its room was out of date. Others may have some.
+            Submit::Full | Submit::Closed => {
+                links.iter().any(|link| matches!(link.submit(now, call, false), Submit::Taken | Submit::Over))
             }
         }
-        false
     }
 
     fn backlog(&self) -> MutexGuard<'_, Backlog> {
@@ -316,6 +317,22 @@ impl<Tx: LinkTx> Pool<Tx> {
             self.shared.wake.notify_one();
         }
         true
+    }
+
+    /// Takes a call that nobody waits for any more out of the queue: the next one has its place.
+    fn take_out(&self, call: &Call) {
+        let mut backlog = self.backlog();
+        let place = backlog.queue.iter().position(|waiting| std::ptr::eq(&**waiting, call));
+        let taken = place.and_then(|place| backlog.queue.remove(place));
+        self.shared.queued.store(backlog.queue.len(), Ordering::SeqCst);
+        let is_served = backlog.closing && backlog.queue.is_empty();
+        drop(backlog);
+        if taken.is_some() {
+            self.shared.room.notify_one();
+        }
+        if is_served {
+            self.shared.wake.notify_one();
+        }
     }
 }
 
@@ -378,7 +395,7 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
     }
 
     fn abandon(&self, call: &Call) {
-        let Some((worker, incarnation, id)) = call.abandon() else { return };
+        let Some((worker, incarnation, id)) = call.abandon() else { return self.take_out(call) };
         let links = self.links.load();
         let is_it = |link: &&Arc<LinkShared<Tx>>| link.worker == worker && link.incarnation == incarnation;
         let link = links.iter().find(is_it).cloned().or_else(|| lock(&self.leaving).iter().find(is_it).cloned());
@@ -705,9 +722,10 @@ impl<S: Starter> TaskOf<S> {
     /// A link serves the queue no more.
     fn shut(&mut self, worker: WorkerId, incarnation: Incarnation, keep: bool) {
         let is_it = |link: &Arc<LinkShared<TxOf<S>>>| link.worker == worker && link.incarnation == incarnation;
+        // Whoever misses it among the links waits for this lock, and finds it here.
+        let mut leaving = lock(&self.pool.leaving);
         let before = self.pool.links.load_full();
         self.pool.links.rcu(|links| links.iter().filter(|link| !is_it(link)).cloned().collect::<Vec<_>>());
-        let mut leaving = lock(&self.pool.leaving);
         if !keep {
             leaving.retain(|link| !is_it(link));
         } else if !leaving.iter().any(is_it) {

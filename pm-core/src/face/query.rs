@@ -195,14 +195,13 @@ where
             });
             calls.push((worker.id, begun));
         }
+        // Whoever drops this future has lost interest in all of them, not only in the one that it waits for.
+        let guards: Vec<_> = calls.iter().map(|(_, begun)| begun.as_ref().map(|call| Guard { pool, call })).collect();
         let mut answers = Vec::new();
-        for (worker, begun) in &calls {
-            let answer = match begun {
-                Ok(call) => {
-                    let guard = Guard { pool, call };
-                    poll_fn(|cx| guard.call.poll(cx)).await.and_then(|answer| decode(&self.codec, &answer))
-                }
-                Err(error) => Err(error.clone()),
+        for ((worker, _), guard) in calls.iter().zip(&guards) {
+            let answer = match guard {
+                Ok(guard) => poll_fn(|cx| guard.call.poll(cx)).await.and_then(|answer| decode(&self.codec, &answer)),
+                Err(error) => Err(QueryError::clone(error)),
             };
             answers.push((*worker, answer));
         }
@@ -373,6 +372,8 @@ async fn wait_for_room(pool: &dyn AnyPool, call: &Arc<Call>) -> Result<(), Query
         // From here on no room is missed.
         room.as_mut().enable();
         if pool.submit(call) {
+            // The call may have gone to a worker, and the room in the queue is there for the next who waits.
+            pool.room().notify_one();
             return Ok(());
         }
         match call.until() {
@@ -601,7 +602,7 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
         self
     }
 
-    /// Spawns processes even where [spawning](super::spawning) is disabled.
+    /// Spawns processes even where [spawning] is disabled.
     pub fn force(mut self) -> Self {
         self.force = true;
         self

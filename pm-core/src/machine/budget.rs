@@ -136,9 +136,7 @@ impl Deaths {
 
     /// Notes that a call finished: what died in its first call before was no loop.
     pub fn progress(&mut self) {
-        if self.recent.back().is_some_and(|&(_, first_call)| first_call) {
-            self.recent.retain(|&(_, first_call)| !first_call);
-        }
+        self.recent.retain(|&(_, first_call)| !first_call);
     }
 
     /// Forgets every death.
@@ -234,10 +232,11 @@ mod tests {
             deaths.progress();
         }
         for second in 0..5 {
-            assert!(restarts(&mut deaths, at(1000 + second), Death::Idle));
+            assert!(restarts(&mut deaths, at(1000 + 2 * second), Death::FirstCall));
+            assert!(restarts(&mut deaths, at(1001 + 2 * second), Death::Idle), "another death between hides no first call");
             deaths.progress();
         }
-        assert_eq!(deaths.record(at(1006), Death::Idle), Verdict::GiveUp);
+        assert_eq!(deaths.record(at(1010), Death::Idle), Verdict::GiveUp);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::exit::ExitStatus;
 
 /// Why a worker ended, as far as pm knows. What pm did itself comes before what the exit status says: a worker that pm
-/// killed because a call timed out ended by [`ExitCause::TimedOut`], not by SIGKILL.
+/// killed because a call timed out ended by [`ExitCause::Stuck`], not by SIGKILL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExitCause {

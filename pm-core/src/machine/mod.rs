@@ -10,7 +10,7 @@
 //! | [`window`] | how many calls one worker should have at once |
 //! | [`dispatch`] | which worker a call goes to |
 //! | [`retry`] | whether a failed call is tried again |
-//! | [`unit`] | the life of one process: start, ready, drain, stop |
+//! | [`mod@unit`] | the life of one process: start, ready, drain, stop |
 //! | [`pool`] | the life of a set of equal units: scaling, replacement, giving up |
 //! | [`budget`] | whether a unit that died is started again, and after which delay |
 //! | [`graph`] | orders and needs between things |

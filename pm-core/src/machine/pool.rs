@@ -217,7 +217,7 @@ impl Pool {
                     self.scale(now, 1, &[]);
                 }
             }
-            Input::UnspawnOne(worker) => self.release(now, worker, None),
+            Input::UnspawnOne(worker) => self.unspawn_one(now, worker),
             Input::Unspawn => {
                 if self.open_for_workers() {
                     self.release_all(now, None);
@@ -262,7 +262,7 @@ impl Pool {
                 }
             }
         }
-        self.settle();
+        self.settle(now);
     }
 
     /// When [`Pool::handle_timeout`] has something to do.
@@ -278,7 +278,7 @@ impl Pool {
                 self.collect(now, worker, Aboard::default());
             }
         }
-        self.settle();
+        self.settle(now);
     }
 
     /// The next thing to do.
@@ -305,11 +305,16 @@ impl Pool {
         }
     }
 
-    fn active(&self) -> impl Iterator<Item = WorkerId> + '_ {
-        self.members
-            .iter()
-            .filter(|(_, member)| matches!(member.duty, Duty::Active { .. }))
-            .map(|(worker, _)| *worker)
+    /// Those of the newest generation: as many as there should be.
+    fn current(&self) -> impl DoubleEndedIterator<Item = (WorkerId, &Member)> {
+        let is_current = |member: &Member| matches!(member.duty, Duty::Active { generation } if generation == self.generation);
+        self.members.iter().filter(move |(_, member)| is_current(member)).map(|(worker, member)| (*worker, member))
+    }
+
+    /// Those that serve until the newest generation does.
+    fn earlier(&self) -> impl Iterator<Item = WorkerId> {
+        let is_earlier = |member: &Member| matches!(member.duty, Duty::Active { generation } if generation < self.generation);
+        self.members.iter().filter(move |(_, member)| is_earlier(member)).map(|(worker, _)| *worker)
     }
 
     fn spawn(&mut self, now: Time) {
@@ -325,7 +330,7 @@ impl Pool {
         if !self.open_for_workers() {
             return;
         }
-        let active: Vec<_> = self.active().collect();
+        let active: Vec<_> = self.current().map(|(worker, _)| worker).collect();
         let wanted = workers as usize;
         if wanted == 0 {
             self.release_all(now, None);
@@ -348,7 +353,7 @@ impl Pool {
         if !self.open_for_workers() {
             return;
         }
-        let count = workers.unwrap_or_else(|| self.active().count() as u32);
+        let count = workers.unwrap_or_else(|| self.current().count() as u32);
         if count == 0 {
             return;
         }
@@ -357,6 +362,19 @@ impl Pool {
         for _ in 0..count {
             self.spawn(now);
         }
+    }
+
+    /// Has one less. A worker that is being replaced takes its replacement with it.
+    fn unspawn_one(&mut self, now: Time, worker: WorkerId) {
+        let earlier = self.earlier().count();
+        if self.earlier().any(|one| one == worker) && self.current().count() >= earlier {
+            let is_ready = |member: &Member| member.unit.phase() == unit::Phase::Ready;
+            let replacement = self.current().rev().min_by_key(|(_, member)| is_ready(member)).map(|(worker, _)| worker);
+            if let Some(replacement) = replacement {
+                self.release(now, replacement, None);
+            }
+        }
+        self.release(now, worker, None);
     }
 
     fn release_all(&mut self, now: Time, deadline: Option<Time>) {
@@ -414,28 +432,16 @@ impl Pool {
             if let Duty::Active { generation } = duty
                 && generation == self.generation
             {
-                self.retire_earlier(now);
+                self.retire_earlier(now, 1);
             }
         }
         self.collect(now, worker, aboard);
     }
 
-    /// A new worker serves: one of an earlier generation may go; all of them once every new one serves.
-    fn retire_earlier(&mut self, now: Time) {
-        let earlier: Vec<_> = self
-            .members
-            .iter()
-            .filter(|(_, member)| matches!(member.duty, Duty::Active { generation } if generation < self.generation))
-            .map(|(worker, _)| *worker)
-            .collect();
-        let all_new_serve = self.members.values().all(|member| match member.duty {
-            Duty::Active { generation } if generation == self.generation => {
-                member.unit.phase() == unit::Phase::Ready
-            }
-            _ => true,
-        });
+    /// A new worker serves: one of an earlier generation may go.
+    fn retire_earlier(&mut self, now: Time, at_most: usize) {
         let deadline = self.respawn_drain.map(|drain| now + drain);
-        for worker in earlier.into_iter().take(if all_new_serve { usize::MAX } else { 1 }) {
+        for worker in self.earlier().take(at_most).collect::<Vec<_>>() {
             self.release(now, worker, deadline);
         }
     }
@@ -517,7 +523,14 @@ impl Pool {
         }
     }
 
-    fn settle(&mut self) {
+    fn settle(&mut self, now: Time) {
+        // Every new one serves, however that came: the earlier ones may go.
+        if self.current().all(|(_, member)| member.unit.phase() == unit::Phase::Ready) {
+            self.retire_earlier(now, usize::MAX);
+        }
+        if self.phase == Phase::Serving && !self.members.values().any(|member| matches!(member.duty, Duty::Active { .. })) {
+            self.enter(Phase::Unspawned);
+        }
         if self.phase == Phase::Closing && self.members.is_empty() {
             self.enter(Phase::Closed);
         }

@@ -25,7 +25,8 @@ pub(crate) struct CancelFlag {
     hooks: Mutex<Vec<Hook>>,
 }
 
-type Hook = Box<dyn FnOnce() + Send>;
+/// What is to be done when a call is cancelled.
+pub(super) type Hook = Box<dyn FnOnce() + Send>;
 
 thread_local! {
     static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
@@ -76,7 +77,7 @@ impl CancelFlag {
     }
 
     /// Gives the hooks, to be run where no lock is held.
-    pub(crate) fn cancel(&self) -> Vec<Box<dyn FnOnce() + Send>> {
+    pub(crate) fn cancel(&self) -> Vec<Hook> {
         let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
         self.cancelled.store(true, Ordering::Relaxed);
         std::mem::take(&mut hooks)

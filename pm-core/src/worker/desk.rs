@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::context::CancelFlag;
+use super::context::{CancelFlag, Hook};
 use super::link::WorkerLink;
 use crate::face::error::HandlerError;
 use crate::machine::frame::{Decoder, Frame, Header, Kind, MAX_PAYLOAD, flag};
@@ -59,6 +59,8 @@ struct State {
     /// How many calls came.
     came: u64,
     running: Vec<(u64, Arc<CancelFlag>)>,
+    /// Hooks of calls that were cancelled, to be run where the desk is not locked: they may well send a notice.
+    hooks: Vec<Hook>,
     draining: bool,
     ended: bool,
     out: Vec<u8>,
@@ -77,6 +79,7 @@ impl Desk {
                 waiting: VecDeque::new(),
                 came: 0,
                 running: Vec::new(),
+                hooks: Vec::new(),
                 draining: false,
                 ended: false,
                 out: Vec::new(),
@@ -252,17 +255,18 @@ impl Desk {
         if !still_busy() || state.waiting.len() >= MAX_WAITING {
             return Ok(false);
         }
-        self.receive(&mut state)?;
-        self.sort(&mut state)?;
-        Ok(true)
+        let taken = self.receive(&mut state).and_then(|()| self.sort(&mut state));
+        run_hooks(state);
+        taken.map(|()| true)
     }
 
     /// Waits for frames, and sorts them: for a reader that does nothing else.
     pub(super) fn read(&self) -> Result<(), Ended> {
         while !self.link.wait(Duration::from_secs(3600)).map_err(|_| Ended)? {}
         let mut state = self.state();
-        self.receive(&mut state)?;
-        self.sort(&mut state)
+        let taken = self.receive(&mut state).and_then(|()| self.sort(&mut state));
+        run_hooks(state);
+        taken
     }
 
     /// Puts calls among those that wait, and does what the other frames say.
@@ -313,9 +317,7 @@ impl Desk {
                 if kind == Kind::Cancel
                     && let Some((_, cancel)) = state.running.iter().find(|(id, _)| *id == header.id)
                 {
-                    for hook in cancel.cancel() {
-                        hook();
-                    }
+                    state.hooks.extend(cancel.cancel());
                 }
             }
             Some(Kind::Ping) => return self.send_locked(state, Header::new(Kind::Pong), &payload),
@@ -377,9 +379,7 @@ impl Desk {
         state.ended = true;
         state.waiting.clear();
         for (_, cancel) in &state.running {
-            for hook in cancel.cancel() {
-                hook();
-            }
+            state.hooks.extend(cancel.cancel());
         }
         Ended
     }
@@ -393,6 +393,13 @@ impl State {
             outbox.begin(job.number);
         }
     }
+}
+
+/// Unlocks the desk, and runs what waited for that.
+fn run_hooks(mut state: MutexGuard<'_, State>) {
+    let hooks = std::mem::take(&mut state.hooks);
+    drop(state);
+    hooks.into_iter().for_each(|hook| hook());
 }
 
 /// A frame out of the buffer. Rare frames are copied, so that what they lead to may use the buffer.

@@ -90,8 +90,8 @@ fn become_worker(
 ) -> Result<std::convert::Infallible, String> {
     let (link, outbox) = connect(transports, scheme)?;
     let find = |asked: Option<&str>| {
-        let asked = asked.map(OsString::from).unwrap_or_else(|| name.clone());
-        roles.iter().copied().find(|role| OsString::from(role.name()) == asked)
+        let asked = asked.map_or_else(|| name.clone(), OsString::from);
+        roles.iter().copied().find(|role| *asked == *role.name())
     };
     serve(link, outbox, &find)
 }

@@ -226,11 +226,14 @@ where
     }
 }
 
+/// A handler that reads and writes its payloads itself.
+type ByteHandler = dyn Fn(&[u8], &mut Vec<u8>) -> Result<(), HandlerError> + Sync;
+
 /// A query over bytes, whose handler reads and writes its payloads itself: a bridge to other programs, or a codec of its own.
 pub struct ByteQuery {
     name: &'static str,
     codec: [&'static str; 1],
-    handler: &'static (dyn Fn(&[u8], &mut Vec<u8>) -> Result<(), HandlerError> + Sync),
+    handler: &'static ByteHandler,
 }
 
 impl ByteQuery {

@@ -26,3 +26,4 @@ mod tests;
 mod world;
 
 pub use life::{Failure, Life, Totals, run, sweep};
+pub use world::Outcome;

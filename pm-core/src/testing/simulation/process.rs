@@ -75,7 +75,10 @@ pub(super) struct Process {
     pub(super) is_linked: bool,
     pub(super) drains: bool,
     pub(super) ignores_term: bool,
-    pub(super) waiting: VecDeque<(CallId, Task)>,
+    /// How many calls came, and the number of the last that was begun: the word that it leaves.
+    pub(super) came: u64,
+    pub(super) begun: u64,
+    pub(super) waiting: VecDeque<(u64, CallId, Task)>,
     pub(super) running: Vec<Running>,
     /// Frames under way, oldest first.
     pub(super) orders: VecDeque<Order>,
@@ -94,6 +97,8 @@ impl Process {
             is_linked: true,
             drains: false,
             ignores_term: false,
+            came: 0,
+            begun: 0,
             waiting: VecDeque::new(),
             running: Vec::new(),
             orders: VecDeque::new(),
@@ -108,18 +113,21 @@ impl Process {
         if !self.is_alive || !self.is_linked || self.running.len() >= self.concurrency {
             return None;
         }
-        self.waiting.pop_front()
+        let (number, id, task) = self.waiting.pop_front()?;
+        self.begun = number;
+        Some((id, task))
+    }
+
+    /// A call came.
+    pub(super) fn take(&mut self, id: CallId, task: Task) {
+        self.came += 1;
+        self.waiting.push_back((self.came, id, task));
     }
 
     /// Takes a call out that has not begun.
     pub(super) fn forget(&mut self, id: CallId) -> bool {
-        let place = self.waiting.iter().position(|(waiting, _)| *waiting == id);
+        let place = self.waiting.iter().position(|(_, waiting, _)| *waiting == id);
         place.is_some_and(|place| self.waiting.remove(place).is_some())
-    }
-
-    /// Whether it has anything to do.
-    pub(super) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
     }
 
     /// Calls that it has or will have, and answers of it that are under way.

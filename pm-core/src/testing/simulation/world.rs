@@ -1,14 +1,13 @@
 //! The simulated driver: what `driver::pool`, `driver::link` and `driver::worker` do, without threads and at virtual time.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::checks::Ledger;
 use super::process::{Fate, News, Order, Process, Running, Script, Task};
-use crate::machine::budget::{Budget, SplitMix};
+use crate::machine::budget::{Scope, SplitMix};
 use crate::machine::cause::ExitCause;
 use crate::machine::dispatch;
-use crate::machine::event::Event;
 use crate::machine::exit::ExitStatus;
 use crate::machine::id::{CallId, Incarnation, WorkerId};
 use crate::machine::pool::{self, Aboard, Phase, Pool};
@@ -34,7 +33,7 @@ pub(super) struct Settings {
     pub(super) ahead: u32,
     pub(super) queue: usize,
     pub(super) grace: Duration,
-    pub(super) budget: Budget,
+    pub(super) rule: Rule,
     pub(super) times: Times,
     /// The time of a frame on its way, from and to.
     pub(super) hop: (Duration, Duration),
@@ -42,8 +41,18 @@ pub(super) struct Settings {
     pub(super) slow_hops: u64,
     /// Of a thousand starts, how many fail in some way.
     pub(super) bad_starts: u64,
+    /// Whether a dead worker leaves word of the calls that it had begun.
+    pub(super) leaves_word: bool,
     /// Of a thousand processes, how many ignore SIGTERM.
     pub(super) stubborn: u64,
+}
+
+/// When a pool gives up: at more than `limit` deaths of a sort within a window.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rule {
+    pub(super) limit: u32,
+    pub(super) window: Duration,
+    pub(super) scope: Scope,
 }
 
 /// A call, from its making to its outcome.
@@ -106,7 +115,8 @@ struct Live {
 pub(super) struct Link {
     pub(super) session: Session,
     pub(super) window: Window,
-    calls: Vec<Option<(Task, Time)>>,
+    /// The calls that somebody waits for, and when each was sent.
+    calls: BTreeMap<CallId, (Task, Time)>,
     draining: bool,
     told_drained: bool,
     answered_any: bool,
@@ -137,6 +147,8 @@ pub(super) struct World {
     pub(super) pool: Pool,
     pub(super) calls: Vec<Call>,
     pub(super) queue: VecDeque<Task>,
+    /// Those of the queue that time out there.
+    timed: BTreeSet<(Time, Task)>,
     delayed: BTreeMap<(Time, u64), Task>,
     lives: BTreeMap<WorkerId, Live>,
     /// The workers whose links draw from the queue, in the order of their readiness.
@@ -155,12 +167,13 @@ impl World {
     pub(super) fn new(settings: Settings, seed: u64) -> Self {
         World {
             now: Time::ZERO,
-            pool: Pool::new(settings.times, settings.budget, seed),
-            ledger: Ledger::new(settings.budget),
+            pool: Pool::new(settings.times, settings.rule.budget(), seed),
+            ledger: Ledger::new(settings.rule),
             settings,
             random: SplitMix(seed),
             calls: Vec::new(),
             queue: VecDeque::new(),
+            timed: BTreeSet::new(),
             delayed: BTreeMap::new(),
             lives: BTreeMap::new(),
             links: Vec::new(),
@@ -214,7 +227,7 @@ impl World {
             if let Some(link) = self.link(worker)
                 && link.session.cancel(now, id) == Cancel::Tell
             {
-                link.calls[id.slot()] = None;
+                link.calls.remove(&id);
                 self.order_frame(worker, Order::Cancel(id));
             }
         }
@@ -236,6 +249,7 @@ impl World {
     /// Takes no more queries, and closes the pool once those that were taken are served.
     pub(super) fn shut_down(&mut self, deadline: Option<Time>) {
         self.closing = Some(deadline);
+        self.tend();
     }
 
     pub(super) fn crash(&mut self, process: usize) {
@@ -277,7 +291,7 @@ impl World {
     fn next_timer(&self) -> Option<Time> {
         let mut due = Time::earliest(self.pool.poll_timeout(), self.closing.flatten());
         due = Time::earliest(due, self.delayed.first_key_value().map(|((at, _), _)| *at));
-        due = Time::earliest(due, self.queue.iter().filter_map(|task| self.calls[*task].until).min());
+        due = Time::earliest(due, self.timed.first().map(|(at, _)| *at));
         for live in self.lives.values() {
             due = Time::earliest(due, live.link.as_ref().and_then(|link| self.link_due(link)));
         }
@@ -346,7 +360,7 @@ impl World {
             stuck = link.session.expire(now, &mut expired);
         }
         let timed_out: Vec<_> =
-            expired.iter().filter_map(|id| Some((*id, link.calls[id.slot()].take()?.0))).collect();
+            expired.iter().filter_map(|id| Some((*id, link.calls.remove(id)?.0))).collect();
         let mut recalled = Vec::new();
         let stalled = others
             && link.session.unanswered() > link.session.started()
@@ -379,14 +393,11 @@ impl World {
             let task = entry.remove();
             self.enqueue(task, true);
         }
-        let due: Vec<_> =
-            self.queue.iter().copied().filter(|task| self.calls[*task].until.is_some_and(|until| until <= now)).collect();
-        if !due.is_empty() {
-            self.queue.retain(|task| !due.contains(task));
-            for task in due {
-                let call = &mut self.calls[task];
+        while let Some((_, task)) = self.timed.first().copied().filter(|(until, _)| *until <= now) {
+            self.leave_queue(task);
+            self.queue.retain(|queued| *queued != task);
+            if self.calls[task].place == Place::Waiting {
                 // A timeout in the queue is final.
-                call.tries.record(&call.retry, Failure::TimedOut);
                 self.resolve(task, Outcome::TimedOut);
             }
         }
@@ -423,7 +434,7 @@ impl World {
             return;
         }
         match order {
-            Order::Request(id, task) => process.waiting.push_back((id, task)),
+            Order::Request(id, task) => process.take(id, task),
             Order::Recall(id) => {
                 if process.forget(id) {
                     self.news(at, News::Answer(id, Answer::NotStarted, false));
@@ -514,7 +525,7 @@ impl World {
                 live.link = Some(Link {
                     session: Session::new(capacity, ahead as usize, Some(grace)),
                     window,
-                    calls: vec![None; capacity],
+                    calls: BTreeMap::new(),
                     draining: false,
                     told_drained: false,
                     answered_any: false,
@@ -560,13 +571,13 @@ impl World {
                 self.ledger.violated(format!("an honest worker {worker} was accused: {violation}"));
             }
             Verdict::Requeue => {
-                if let Some((task, _)) = link.calls[id.slot()].take() {
+                if let Some((task, _)) = link.calls.remove(&id) {
                     self.goes_on(task);
                     self.enqueue_if_waiting(task);
                 }
             }
             Verdict::Deliver => {
-                let Some((task, sent)) = link.calls[id.slot()].take() else { return };
+                let Some((task, sent)) = link.calls.remove(&id) else { return };
                 let left = link.session.unanswered() as u32;
                 link.window.answered(now, 1, left, sent);
                 let is_first = !std::mem::replace(&mut link.answered_any, true);
@@ -620,7 +631,7 @@ impl World {
         }
         let before = link.session.unanswered();
         let Ok(id) = link.session.open(now, limit) else { return false };
-        link.calls[id.slot()] = Some((task, now));
+        link.calls.insert(id, (task, now));
         if before == 0 {
             link.window.began(now);
         }
@@ -637,6 +648,13 @@ impl World {
                 break;
             }
             self.queue.pop_front();
+            self.leave_queue(task);
+        }
+    }
+
+    fn leave_queue(&mut self, task: Task) {
+        if let Some(until) = self.calls[task].until {
+            self.timed.remove(&(until, task));
         }
     }
 
@@ -661,6 +679,7 @@ impl World {
         } else {
             self.queue.push_back(task);
         }
+        self.timed.extend(self.calls[task].until.map(|until| (until, task)));
         self.demanded |= self.phase == Phase::Idle;
         true
     }
@@ -687,7 +706,8 @@ impl World {
         match call.tries.record(&call.retry, failure) {
             RetryVerdict::Again(delay) => {
                 call.until = call.timeout.filter(|_| !call.from_start).map(|limit| now + delay + limit);
-                self.ledger.may_run_again(task);
+                let attempts = call.retry.attempts();
+                self.ledger.may_run_again(task, attempts);
                 self.goes_on(task);
                 if delay.is_zero() {
                     self.enqueue_if_waiting(task);
@@ -744,7 +764,7 @@ impl World {
     fn carry_out(&mut self) {
         while let Some(effect) = self.pool.poll_effect() {
             match effect {
-                pool::Effect::Report(event) => self.report(&event),
+                pool::Effect::Report(_) => {}
                 pool::Effect::Phase(phase) => self.enter(phase),
                 pool::Effect::Forget(worker) => drop(self.lives.remove(&worker)),
                 pool::Effect::Unit(worker, effect) => self.do_for_unit(worker, effect),
@@ -825,16 +845,25 @@ impl World {
         let load = std::mem::take(&mut live.last_load);
         let process = live.process;
         let link = live.link.take();
-        self.ledger.down(self.now, cause, was_ready, load, link.as_ref().is_some_and(|link| link.answered_any));
+        // A worker that should serve is kept; one that was leaving is forgotten.
+        if self.phase == Phase::Serving && self.pool.worker(worker).is_some() {
+            let had_answered = link.as_ref().is_some_and(|link| link.answered_any);
+            let expected = self.ledger.died(self.now, cause, was_ready, load, had_answered);
+            let found = matches!(self.pool.phase(), Phase::GaveUp(_));
+            if expected != found {
+                self.ledger.violated(format!("{cause}: the budget says give up: {expected}, the pool: {found}"));
+            }
+        }
         if self.processes[process].is_alive && was_ready {
             self.ledger.violated(format!("worker {worker} was taken for dead and lives"));
         }
         let Some(mut link) = link else { return };
         let mut open = Vec::new();
-        link.session.lost(&mut open);
+        let word = self.settings.leaves_word.then_some(self.processes[process].begun);
+        link.session.lost(word, &mut open);
         // Each goes in front of those before it, so the youngest goes first.
         for (id, fate) in open.into_iter().rev() {
-            let Some((task, _)) = link.calls[id.slot()].take() else { continue };
+            let Some((task, _)) = link.calls.remove(&id) else { continue };
             match fate {
                 Left::Unstarted => {
                     self.goes_on(task);
@@ -842,12 +871,6 @@ impl World {
                 }
                 Left::Started => self.failed(task, Failure::Lost, Outcome::WorkerLost),
             }
-        }
-    }
-
-    fn report(&mut self, event: &Event) {
-        if let Event::GaveUp { .. } = event {
-            self.ledger.gave_up();
         }
     }
 
@@ -860,6 +883,7 @@ impl World {
             Phase::Closing | Phase::Closed => Outcome::ShuttingDown,
         };
         let waiting: Vec<_> = self.queue.drain(..).collect();
+        self.timed.clear();
         let delayed = std::mem::take(&mut self.delayed);
         for task in waiting.into_iter().chain(delayed.into_values()) {
             self.resolve_if_waiting(task, outcome);
@@ -911,7 +935,7 @@ impl World {
             let Some(link) = &live.link else { continue };
             let process = &self.processes[live.process];
             let unanswered = link.session.unanswered();
-            let aboard = link.calls.iter().flatten().count();
+            let aboard = link.calls.len();
             if aboard > unanswered {
                 self.ledger.violated(format!("worker {worker} has {aboard} calls aboard and {unanswered} unanswered"));
             }
@@ -920,6 +944,13 @@ impl World {
                 self.ledger.violated(format!("worker {worker} has {held} calls, and its session counts {unanswered}"));
             }
         }
+    }
+
+    /// From now on every start succeeds and every frame is quick.
+    pub(super) fn calm_down(&mut self) {
+        self.settings.bad_starts = 0;
+        self.settings.slow_hops = 0;
+        self.agenda.retain(|_, happening| !matches!(happening, Happening::Act(_)));
     }
 
     /// The processes that live.

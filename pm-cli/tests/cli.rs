@@ -1,0 +1,16 @@
+//! `pm pool` as people use it: the built binary, real processes, real signals.
+//!
+//! Each run has a mark of its own in its environment, which all that it starts inherits. At its end no process with that mark may be left.
+
+#[path = "cli/faults.rs"]
+mod faults;
+#[path = "cli/jobs.rs"]
+mod jobs;
+#[path = "cli/log.rs"]
+mod log;
+#[path = "cli/signals.rs"]
+mod signals;
+#[path = "cli/support.rs"]
+mod support;
+#[path = "cli/usage.rs"]
+mod usage;

@@ -1,0 +1,119 @@
+//! What cannot be carried out, and says so before any job is taken.
+
+use std::time::Instant;
+
+use crate::support::{Dir, has, pool};
+
+#[test]
+fn help_is_help() {
+    for args in [&["--help"][..], &["-h"]] {
+        let done = pool(args).run("").expect(0);
+        assert!(done.text().contains("pm pool [OPTIONS] -- COMMAND") && done.err.is_empty(), "{done:?}");
+    }
+    let manual = pool(["--help"]).run("").text();
+    for word in ["--resume", "--retry-failed", "{}", "@py FILE:FUNC", "worker_lost", "Examples", "130, 143", "sha256"] {
+        assert!(manual.contains(word), "{word} is not in the manual");
+    }
+}
+
+#[test]
+fn options_that_make_no_sense_name_what_would() {
+    let check = |args: &[&str], parts: &[&str]| pool(args.iter().chain(&["--", "@echo"])).run("a\n").refused(2, parts);
+    check(&["-j", "0"], &["--jobs", "1 to 4096"]);
+    check(&["-j", "5000"], &["--jobs", "1 to 4096"]);
+    check(&["-t", "pigeon"], &["--transport", "pigeon"]);
+    check(&["--timeout", "1y"], &["--timeout", "200ms"]);
+    check(&["--start-timeout", "0"], &["--start-timeout"]);
+    check(&["--chaos", "0ms"], &["--chaos", "200ms"]);
+    check(&["--max-line", "0"], &["--max-line"]);
+    check(&["--max-line", "1G"], &["--max-line", "60M"]);
+    check(&["--halt", "soon"], &["--halt", "soon,fail=N"]);
+    check(&["--halt", "now,fail=0"], &["--halt"]);
+    check(&["--retry-on", "luck"], &["luck", "lost"]);
+    check(&["--in", "yaml"], &["yaml", "json"]);
+    check(&["--resume"], &["-o"]);
+    check(&["--sync"], &["-o"]);
+    check(&["--retry-failed"], &["-o"]);
+    check(&["--tag", "--out", "json"], &["--tag"]);
+    check(&["-o", "/tmp/never", "--out", "plain"], &["-o", "JSON"]);
+    check(&["--as", "filter"], &["--as", "built-in"]);
+    pool(["-j", "2"]).run("").refused(2, &["COMMAND"]);
+    pool(["--as", "filter", "--", "cat", "{}"]).run("").refused(2, &["--as", "{}"]);
+}
+
+#[test]
+fn commands_that_cannot_be_run_say_why() {
+    let dir = Dir::new();
+    std::fs::write(dir.join("plain.txt"), "no program").unwrap();
+    let plain = dir.join("plain.txt");
+    let plain = plain.to_str().unwrap();
+    let check = |command: &[&str], parts: &[&str]| {
+        pool(["--"].iter().chain(command)).run("a\n").refused(2, parts);
+    };
+    check(&["no-such-program"], &["no-such-program", "not found"]);
+    check(&["no-such-program", "{}"], &["no-such-program", "not found"]);
+    check(&[plain, "{}"], &["plain.txt", "chmod +x"]);
+    check(&["@sha512"], &["@sha512", "@sha256"]);
+    check(&["@echo", "x"], &["@echo", "no arguments"]);
+    check(&["@py"], &["FILE:FUNC"]);
+    check(&["@py", "rules.py"], &["FILE:FUNC"]);
+    check(&["@py", "no/such.py:f"], &["no/such.py"]);
+    check(&["@node", "no/such.js:f"], &["no/such.js"]);
+    pool(["--as", "filter", "--", "no-such-program"]).run("a\n").refused(2, &["no-such-program", "not found"]);
+    std::fs::write(dir.join("rules.py"), "def f(x): return x\n").unwrap();
+    let target = format!("{}:f", dir.join("rules.py").display());
+    pool(["--", "@py", &target]).env("PATH", "/no/such").run("a\n").refused(2, &["@py needs python3", "not found"]);
+}
+
+#[test]
+fn workers_that_never_serve_are_told_from_those_that_do() {
+    // It prints in place of READY.
+    pool(["-t", "stdio", "--", "echo", "hello"]).run("a\n").refused(2, &["hello", "{}", "--as filter"]);
+    pool(["-t", "stdio", "--", "yes"]).run("a\n").refused(2, &["READY", "y\\n"]);
+    // It ends.
+    pool(["--", "sh", "-c", "echo broken >&2; exit 7"]).run("a\n").refused(2, &["exit code 7", "broken"]);
+    // It does nothing.
+    let begun = Instant::now();
+    pool(["--start-timeout", "200ms", "--", "sleep", "1000"]).run("a\n").refused(2, &["READY", "200ms"]);
+    assert!(begun.elapsed().as_secs() < 60);
+}
+
+#[test]
+fn a_script_without_its_interpreter_is_named() {
+    let dir = Dir::new();
+    let path = dir.script("lost", "#!/no/such/interpreter\n");
+    pool([path.as_os_str()].iter().fold(vec!["--".as_ref()], |mut args, path| {
+        args.push(*path);
+        args
+    }))
+    .run("a\n")
+    .refused(2, &["/no/such/interpreter"]);
+    let done = pool(["--as", "filter", "--", path.to_str().unwrap()]).run("a\n").expect(2);
+    assert!(done.err.contains("cannot be started"), "{}", done.err);
+}
+
+#[test]
+fn functions_that_are_not_there_are_named() {
+    let dir = Dir::new();
+    if has("python3", "--version") {
+        std::fs::write(dir.join("rules.py"), "import nothing_of_that_name\n").unwrap();
+        std::fs::write(dir.join("good.py"), "def f(x): return x\n").unwrap();
+        let target = |name: &str| format!("{}:{name}", dir.join("good.py").display());
+        pool(["--", "@py", &target("g")]).run("a\n").refused(2, &["defines no 'g'"]);
+        let broken = format!("{}:f", dir.join("rules.py").display());
+        pool(["--", "@py", &broken]).run("a\n").refused(2, &["nothing_of_that_name"]);
+    }
+    if has("node", "--version") {
+        std::fs::write(dir.join("good.js"), "exports.f = x => x;\n").unwrap();
+        let target = format!("{}:g", dir.join("good.js").display());
+        pool(["--", "@node", &target]).run("a\n").refused(2, &["exports no 'g'"]);
+    }
+}
+
+#[test]
+fn the_keeper_is_no_command_for_people() {
+    let done = pool(["--help"]).run("").expect(0);
+    assert!(!done.text().contains("keeper"));
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_pm")).arg("keeper").stdin(std::process::Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
+}

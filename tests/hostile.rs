@@ -1,0 +1,2 @@
+pub fn tests() -> Vec<libtest_mimic::Trial> { vec![] }
+pub fn helper() {}

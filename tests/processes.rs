@@ -1,0 +1,3 @@
+pub fn tests() -> Vec<libtest_mimic::Trial> { vec![] }
+pub fn helper() {}
+pub fn without_roles() {}
