@@ -100,29 +100,30 @@ async fn values_are_equal_in_both_modes_and_codecs(transport: AnyTransport) {
 
 async fn payloads_of_every_size(transport: AnyTransport) {
     let pool = jobs(transport).start().await.unwrap();
-    for size in [0, 1, 15, 16, 100, 4095, 4096, 65_535, 65_536, 65_537, 1 << 20, (16 << 20) + 3] {
-        let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
-        let Said::Bytes(answer) = pool.query(&Job::Echo(bytes.clone())).await.unwrap() else { panic!() };
-        assert!(answer == bytes, "{size} bytes came back as {}", answer.len());
+    for size in [0, 1, 15, 16, 100, 4095, 4096, 65_535, 65_536, 65_537, 1 << 20, (32 << 20) + 3] {
+        let text: String = (0..size).map(|at| char::from(b'a' + (at % 23) as u8)).collect();
+        let Said::Text(answer) = pool.query(&Job::Say(text.clone())).await.unwrap() else { panic!() };
+        assert!(answer == text, "{size} bytes came back as {}", answer.len());
     }
     // Many large ones at the same time, so that both directions are full.
-    let all: Vec<_> = (0..16_u8).map(|n| pool.query(&Job::Echo(vec![n; 3 << 20]))).map(tokio::spawn).collect();
+    let text = |n: u8| char::from(b'a' + n).to_string().repeat(3 << 20);
+    let all: Vec<_> = (0..16).map(|n| tokio::spawn(pool.query(&Job::Say(text(n))))).collect();
     for (n, answer) in all.into_iter().enumerate() {
-        assert!(answer.await.unwrap().unwrap() == Said::Bytes(vec![n as u8; 3 << 20]), "{n}");
+        assert!(answer.await.unwrap().unwrap() == Said::Text(text(n as u8)), "{n}");
     }
 }
 
 async fn too_large_payloads_are_errors_of_their_call(transport: AnyTransport) {
     let pool = jobs(transport).start().await.unwrap();
     let before = pids(&pool);
-    let too_large = error(pool.query(&Job::Echo(vec![0; 65 << 20])).await);
+    let too_large = error(pool.query(&Job::Say("x".repeat(65 << 20))).await);
     assert_eq!(too_large.kind(), QueryErrorKind::BadInput);
     assert!(!too_large.maybe_executed());
     contains(too_large.to_string(), "67108864");
     let too_large = error(pool.query(&Job::Make(65 << 20)).await);
     assert_eq!(too_large.kind(), QueryErrorKind::Handler);
     contains(too_large.to_string(), "67108864");
-    assert_eq!(pool.query(&Job::Make(3)).await.unwrap(), Said::Bytes(vec![7; 3]));
+    assert_eq!(pool.query(&Job::Make(3)).await.unwrap(), Said::Text("xxx".into()));
     assert_eq!(pids(&pool), before, "the worker lives on");
 }
 

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pm::Query;
 use pm_core::Query as AnyQuery;
@@ -23,7 +23,9 @@ pub static TEXT: AnyQuery<String, String, pm::Uds> = AnyQuery::new("text", &text
 pub enum Job {
     /// Gives the bytes back.
     Echo(Vec<u8>),
-    /// Gives so many bytes.
+    /// Gives the text back, which is quicker than bytes where it is long.
+    Say(String),
+    /// Gives so many letters.
     Make(usize),
     /// Says which process it is.
     Pid,
@@ -94,7 +96,8 @@ pub const BEGUN: &str = "begun";
 fn serve(job: Job) -> Result<Said, Unhappy> {
     Ok(match job {
         Job::Echo(bytes) => Said::Bytes(bytes),
-        Job::Make(count) => Said::Bytes(vec![7; count]),
+        Job::Say(text) => Said::Text(text),
+        Job::Make(count) => Said::Text("x".repeat(count)),
         Job::Pid => Said::Pid(std::process::id()),
         Job::Sleep(time) => {
             pm::notice(BEGUN);
@@ -144,7 +147,7 @@ fn serve(job: Job) -> Result<Said, Unhappy> {
         Job::CloseDescriptors => {
             for fd in open_descriptors().into_iter().filter(|fd| *fd > 2) {
                 // SAFETY: a worker that misbehaves so is the point; nothing is done with a descriptor afterwards.
-                unsafe { rustix::io::close(fd) };
+                unsafe { libc::close(fd) };
             }
             sleep_for_ever()
         }
@@ -394,10 +397,4 @@ impl Zoo {
             Zoo { result: Ok(7), list: vec![], ..zoo },
         ]
     }
-}
-
-/// How long something took.
-pub fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let begun = Instant::now();
-    (work(), begun.elapsed())
 }

@@ -18,7 +18,7 @@ use tokio::sync::broadcast;
 use crate::roles::{Job, Said};
 
 /// How long anything here may take. It passes only where something hangs.
-pub const LIMIT: Duration = Duration::from_secs(30);
+pub const LIMIT: Duration = Duration::from_secs(40);
 
 /// The variable by which the processes of one test are found. Children inherit it.
 pub const MARK: &str = "PM_TEST_MARK";
@@ -96,7 +96,9 @@ pub fn again() -> Command {
 /// Runs a test on a runtime of its own, with two threads so that what races can race.
 pub fn run<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.expect("a runtime").block_on(within(test))
+    // What the test itself waits for has its own limit, and says more when that is over.
+    let limited = async { tokio::time::timeout(2 * LIMIT, test).await.expect("the test takes for ever") };
+    runtime.expect("a runtime").block_on(limited)
 }
 
 /// Waits for `future`, but not for ever.

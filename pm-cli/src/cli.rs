@@ -169,8 +169,8 @@ there. Standard output is the result, without its last line break, and an exit c
 standard error goes into the error, or to pm's standard error where the job went well.
   --as filter -- PROGRAM [ARGS…]
         A program that answers each line with exactly one line, and stays alive. It must write each answer at once: grep \
---line-buffered, sed -u, awk with fflush(), stdbuf -oL PROGRAM. One that never answers ends by --timeout; one that answers twice is \
-noticed by the next job, which is lost, and may have put its neighbour's answer first.
+--line-buffered, sed -u, awk with fflush(), stdbuf -oL PROGRAM. One that never answers ends by --timeout. One that answers twice is out of step: \
+once the surplus line is there, the next job is lost for it; before, a job may have got its neighbour's answer.
   @py FILE:FUNC, @node FILE:FUNC
         A function of a Python or Node.js file: func(\"text of the line\") or, with --in json, func(value); what it returns, as JSON, \
 is the result.

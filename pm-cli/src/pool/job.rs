@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pm::{HandlerError, HandlerErrorKind, QueryError};
+use pm::{ExitCause, HandlerError, HandlerErrorKind, QueryError};
 use serde::Serialize;
 use serde::de::IgnoredAny;
 
@@ -128,6 +128,8 @@ impl Failed {
                 let message = format!("it took longer than {}", seconds(limit));
                 Failed::TimedOut(JobError { kind: "timed_out", message, ..JobError::default() })
             }
+            // pm itself ended it.
+            QueryError::WorkerLost(lost) if lost.cause == ExitCause::Requested => Failed::NotRun,
             QueryError::WorkerLost(lost) | QueryError::Poisoned(lost) => Failed::Lost(JobError {
                 kind: "worker_lost",
                 message: match lost.last_notice {

@@ -117,7 +117,7 @@ fn explain(error: &StartError, wire: Wire) -> String {
             let last = if stderr.trim().is_empty() { "it wrote nothing to its standard error".to_string() } else { quote(stderr) };
             format!("the worker ended before it was ready ({cause}): {last}{hint}")
         }
-        StartError::Handshake { mismatch, .. } => format!("{mismatch}{hint}"),
+        StartError::Handshake { mismatch, .. } => mismatch.to_string(),
         error => chain(error),
     }
 }

@@ -84,6 +84,6 @@ mod tests {
         let mut output = Vec::new();
         wc(path.as_os_str().as_bytes(), &mut output).unwrap();
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(output, b"2 8 39");
+        assert_eq!(output, b"2 8 38");
     }
 }

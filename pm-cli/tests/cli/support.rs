@@ -22,38 +22,38 @@ const AFTERLIFE: Duration = Duration::from_secs(10);
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A `pm` in the making.
-pub struct Pm {
+pub(crate) struct Pm {
     command: Command,
     mark: String,
 }
 
 /// What came of it.
 #[derive(Debug)]
-pub struct Done {
-    pub code: Option<i32>,
-    pub out: Vec<u8>,
-    pub err: String,
+pub(crate) struct Done {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: Vec<u8>,
+    pub(crate) err: String,
 }
 
 impl Done {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.out.clone()).unwrap_or_else(|_| panic!("no UTF-8: {self:?}"))
     }
 
     /// The objects of `--out json`.
-    pub fn objects(&self) -> Vec<Value> {
+    pub(crate) fn objects(&self) -> Vec<Value> {
         objects(&self.out)
     }
 
     #[track_caller]
-    pub fn expect(self, code: i32) -> Self {
+    pub(crate) fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "stderr: {}\nstdout: {}", self.err, String::from_utf8_lossy(&self.out[..self.out.len().min(2000)]));
         self
     }
 
     /// It ended with this code, without a result, and said this.
     #[track_caller]
-    pub fn refused(self, code: i32, parts: &[&str]) {
+    pub(crate) fn refused(self, code: i32, parts: &[&str]) {
         let done = self.expect(code);
         assert_eq!(done.text(), "");
         for part in parts {
@@ -62,12 +62,12 @@ impl Done {
     }
 }
 
-pub fn objects(bytes: &[u8]) -> Vec<Value> {
+pub(crate) fn objects(bytes: &[u8]) -> Vec<Value> {
     bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).map(|line| serde_json::from_slice(line).unwrap()).collect()
 }
 
 /// `pm pool` with these arguments.
-pub fn pool<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Pm {
+pub(crate) fn pool<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Pm {
     let mark = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let mut command = Command::new(env!("CARGO_BIN_EXE_pm"));
     command.arg("pool").args(args).env("PM_TEST_MARK", &mark).env("NO_COLOR", "1");
@@ -75,19 +75,19 @@ pub fn pool<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Pm 
 }
 
 impl Pm {
-    pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
         self.command.env(name, value);
         self
     }
 
-    pub fn dir(mut self, dir: &Path) -> Self {
+    pub(crate) fn dir(mut self, dir: &Path) -> Self {
         self.command.current_dir(dir);
         self
     }
 
     /// Runs it to its end with this input.
     #[track_caller]
-    pub fn run(self, input: impl AsRef<[u8]>) -> Done {
+    pub(crate) fn run(self, input: impl AsRef<[u8]>) -> Done {
         let mut running = self.start();
         let mut stdin = running.stdin.take().unwrap();
         let input = input.as_ref().to_vec();
@@ -97,7 +97,7 @@ impl Pm {
     }
 
     /// Starts it; the test feeds it.
-    pub fn start(mut self) -> Running {
+    pub(crate) fn start(mut self) -> Running {
         let mut child = self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdin = child.stdin.take();
         let stdout = BufReader::new(child.stdout.take().unwrap());
@@ -113,26 +113,26 @@ impl Pm {
 }
 
 /// A `pm` that runs. Dropped before its end, it is killed.
-pub struct Running {
-    pub child: Child,
-    pub stdin: Option<ChildStdin>,
-    pub stdout: Option<BufReader<ChildStdout>>,
+pub(crate) struct Running {
+    pub(crate) child: Child,
+    pub(crate) stdin: Option<ChildStdin>,
+    pub(crate) stdout: Option<BufReader<ChildStdout>>,
     stderr: Receiver<String>,
     mark: String,
     is_over: bool,
 }
 
 impl Running {
-    pub fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).unwrap();
     }
 
     /// The next line of its standard output.
-    pub fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.stdout.as_mut().unwrap().read_line(&mut line).unwrap();
         line.trim_end_matches('\n').to_string()
@@ -140,7 +140,7 @@ impl Running {
 
     /// Waits for its end, and for the end of all that it started.
     #[track_caller]
-    pub fn end(mut self) -> Done {
+    pub(crate) fn end(mut self) -> Done {
         self.stdin = None;
         let reader = self.stdout.take().map(|mut stdout| {
             thread::spawn(move || {
@@ -159,12 +159,12 @@ impl Running {
         Done { code, out, err }
     }
 
-    pub fn ends_within(&self, limit: Duration) -> bool {
+    pub(crate) fn ends_within(&self, limit: Duration) -> bool {
         ends_within(self.pid(), limit)
     }
 
     /// Processes with its mark, itself aside.
-    pub fn others(&self) -> Vec<u32> {
+    pub(crate) fn others(&self) -> Vec<u32> {
         marked(&self.mark).into_iter().filter(|&pid| pid != self.child.id()).collect()
     }
 }
@@ -196,7 +196,7 @@ fn marked(mark: &str) -> Vec<u32> {
 }
 
 /// What still lives when the time is up.
-pub fn left_behind(mark: &str, limit: Duration) -> Vec<String> {
+pub(crate) fn left_behind(mark: &str, limit: Duration) -> Vec<String> {
     let deadline = Instant::now() + limit;
     loop {
         let left = marked(mark);
@@ -213,25 +213,25 @@ pub fn left_behind(mark: &str, limit: Duration) -> Vec<String> {
 }
 
 /// A directory for one test, gone at its end.
-pub struct Dir(PathBuf);
+pub(crate) struct Dir(PathBuf);
 
 impl Dir {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let path = std::env::temp_dir().join(format!("pm-cli-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
         std::fs::create_dir(&path).unwrap();
         Dir(path)
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 
-    pub fn join(&self, name: &str) -> PathBuf {
+    pub(crate) fn join(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
     /// A file with this content, which may be executed.
-    pub fn script(&self, name: &str, content: &str) -> PathBuf {
+    pub(crate) fn script(&self, name: &str, content: &str) -> PathBuf {
         use std::os::unix::fs::OpenOptionsExt;
         let path = self.join(name);
         // Written by another process: a descriptor of this one, inherited by a child of another test, would make it busy.
@@ -242,7 +242,7 @@ impl Dir {
         path
     }
 
-    pub fn fifo(&self, name: &str) -> Fifo {
+    pub(crate) fn fifo(&self, name: &str) -> Fifo {
         let path = self.join(name);
         assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
         // Held open for both, so that no open of the others waits and no line is lost.
@@ -258,15 +258,15 @@ impl Drop for Dir {
 }
 
 /// How jobs and tests tell each other what happened.
-pub struct Fifo {
-    pub path: PathBuf,
+pub(crate) struct Fifo {
+    pub(crate) path: PathBuf,
     reader: BufReader<File>,
 }
 
 impl Fifo {
     /// Waits for a line.
     #[track_caller]
-    pub fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         if self.reader.buffer().is_empty() {
             let limit = Timespec::try_from(LIMIT).unwrap();
             let ready = poll(&mut [PollFd::new(self.reader.get_ref(), PollFlags::IN)], Some(&limit)).unwrap();
@@ -277,18 +277,18 @@ impl Fifo {
         line.trim_end().to_string()
     }
 
-    pub fn write(&mut self, text: &str) {
+    pub(crate) fn write(&mut self, text: &str) {
         self.reader.get_mut().write_all(text.as_bytes()).unwrap();
     }
 }
 
 /// Numbers, a line each.
-pub fn numbers(count: u32) -> String {
+pub(crate) fn numbers(count: u32) -> String {
     (0..count).map(|number| format!("{number}\n")).collect()
 }
 
 /// Whether a program is installed; says so where it is not.
-pub fn has(program: &str, version: &str) -> bool {
+pub(crate) fn has(program: &str, version: &str) -> bool {
     let found = Command::new(program).arg(version).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success());
     if !found {
         eprintln!("skipped: {program} is not installed");

@@ -69,7 +69,7 @@ fn commands_that_cannot_be_run_say_why() {
 fn workers_that_never_serve_are_told_from_those_that_do() {
     // It prints in place of READY.
     pool(["-t", "stdio", "--", "echo", "hello"]).run("a\n").refused(2, &["hello", "{}", "--as filter"]);
-    pool(["-t", "stdio", "--", "yes"]).run("a\n").refused(2, &["READY", "y\\n"]);
+    pool(["-t", "stdio", "--", "yes"]).run("a\n").refused(2, &["READY", "it sent", "{}", "--as filter"]);
     // It ends.
     pool(["--", "sh", "-c", "echo broken >&2; exit 7"]).run("a\n").refused(2, &["exit code 7", "broken"]);
     // It does nothing.

@@ -36,6 +36,8 @@ pub(crate) struct Call {
     pub(crate) input: Vec<u8>,
     pub(crate) terms: Terms,
     pub(crate) made: Time,
+    /// Its caller chose the worker: it goes to no other one.
+    pub(crate) is_named: bool,
     state: Mutex<State>,
 }
 
@@ -64,9 +66,18 @@ pub(crate) enum Place {
 
 impl Call {
     pub(crate) fn new(input: Vec<u8>, terms: Terms, now: Time) -> Arc<Self> {
+        Self::make(input, terms, now, false)
+    }
+
+    /// A call for one worker and no other. It has one try, for whatever would repeat it might be another worker.
+    pub(crate) fn named(input: Vec<u8>, terms: Terms, now: Time) -> Arc<Self> {
+        Self::make(input, Terms { retry: Retry::NEVER, ..terms }, now, true)
+    }
+
+    fn make(input: Vec<u8>, terms: Terms, now: Time, is_named: bool) -> Arc<Self> {
         let state =
             State { place: Place::Waiting, tries: Tries::default(), until: deadline(&terms, now), waker: None, outcome: None };
-        Arc::new(Call { input, terms, made: now, state: Mutex::new(state) })
+        Arc::new(Call { input, terms, made: now, is_named, state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -20,7 +20,7 @@ use super::clock;
 use crate::face::error::{HandlerError, QueryError, WorkerLost};
 use crate::machine::cause::ExitCause;
 use crate::machine::dispatch;
-use crate::machine::frame::{Decoder, Frame, Header, Kind, MAX_NOTICE, MAX_PING, Remaining, flag};
+use crate::machine::frame::{BadFrame, Decoder, Frame, Header, Kind, MAX_NOTICE, MAX_PING, Remaining, flag};
 use crate::machine::handshake::Ready;
 use crate::machine::id::{CallId, Incarnation, WorkerId};
 use crate::machine::retry::{Failure, Verdict as RetryVerdict};
@@ -196,13 +196,14 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         self.core().last_notice.clone()
     }
 
-    /// What a further call would cost here, in nanoseconds; none where there is no room. A hint: [`LinkShared::submit`] decides.
-    pub(crate) fn cost(&self) -> Option<u64> {
+    /// What a further call would cost here, in nanoseconds; none where there is no room. A hint: [`LinkShared::submit`]
+    /// decides. `waited` says that the call has been in the queue.
+    pub(crate) fn cost(&self, waited: bool) -> Option<u64> {
         if !self.accepting.load(Ordering::Relaxed) {
             return None;
         }
         let (load, window) = (self.unanswered.load(Ordering::Relaxed), self.window.load(Ordering::Relaxed));
-        dispatch::cost(load, window, self.service.load(Ordering::Relaxed))
+        dispatch::cost(load, window, self.service.load(Ordering::Relaxed), waited)
     }
 
     /// Puts a call on the link. `named` says that the caller chose this worker, so that its window does not matter.
@@ -612,6 +613,8 @@ impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
                 }
                 Poll::Ready(Err(error)) => {
                     end = Some(match error {
+                        // A worker that dies while it writes is no liar: its exit status says more.
+                        LinkError::BadFrame(BadFrame::Truncated { .. }) => LinkEnd::Lost(error.to_string()),
                         LinkError::BadFrame(_) | LinkError::Corrupt(_) => LinkEnd::Violation(error.to_string()),
                         error => LinkEnd::Lost(error.to_string()),
                     });
@@ -722,15 +725,15 @@ impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
             let stalled = others
                 && core.session.unanswered() > core.session.started()
                 && core.window.stall_at(core.session.unanswered() as u32).is_some_and(|at| at <= now);
-            if stalled && !self.yard.has_idle(self.shared.worker) {
-                core.window.still_quiet(now);
-            } else if stalled {
+            let waiting = core.session.unanswered() - core.session.started();
+            if stalled && let Some(keep) = core.window.look(now, waiting, self.yard.has_idle(self.shared.worker)) {
                 self.expired.clear();
-                core.session.recall(&mut self.expired);
+                core.session.recall(keep, &mut self.expired);
+                let is_named = |id: &CallId| core.calls[id.slot()].as_ref().is_some_and(|aboard| aboard.call.is_named);
+                self.expired.retain(|id| !is_named(id));
                 for &id in &self.expired {
                     let _ = core.push(Header::call(Kind::Recall, id.to_wire()), &[]);
                 }
-                core.window.stalled(now);
             }
             self.shared.publish(core);
             let flushed = core.poll_flush(cx);

@@ -22,6 +22,7 @@ use super::worker::{News, Order, Plan, Task, TxOf};
 use crate::face::error::{QueryError, StartError};
 use crate::machine::budget::Budget;
 use crate::machine::cause::ExitCause;
+use crate::machine::dispatch;
 use crate::machine::event::Event;
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::pool::{self as machine, Counts, Input, Phase};
@@ -263,18 +264,18 @@ fn seed() -> u64 {
 }
 
 impl<Tx: LinkTx> Pool<Tx> {
-    /// The link on which a further call costs least.
-    fn best(links: &[Arc<LinkShared<Tx>>]) -> Option<&Arc<LinkShared<Tx>>> {
+    /// The link on which a further call costs least. `waited` says that the call has been in the queue.
+    fn best(links: &[Arc<LinkShared<Tx>>], waited: bool) -> Option<&Arc<LinkShared<Tx>>> {
         match links {
-            [only] => only.cost().map(|_| only),
-            _ => links.iter().filter_map(|link| Some((link.cost()?, link))).min_by_key(|(cost, _)| *cost).map(|(_, link)| link),
+            [only] => only.cost(waited).map(|_| only),
+            _ => dispatch::best(links.iter().map(|link| link.cost(waited))).map(|place| &links[place]),
         }
     }
 
     /// Puts the call on a link, if one has room.
     fn board(&self, now: Time, call: &Arc<Call>) -> bool {
         let links = self.links.load();
-        let Some(best) = Self::best(&links) else { return false };
+        let Some(best) = Self::best(&links, false) else { return false };
         match best.submit(now, call, false) {
             Submit::Taken | Submit::Over => true,
             // What the link said of its room was out of date. Others may have some.
@@ -467,6 +468,13 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
     }
 
     fn requeue(&self, call: Arc<Call>, delay: Duration) {
+        if call.is_named {
+            let error = QueryError::NoWorkers { pool: self.shared.name.clone() };
+            if let Some(waker) = call.resolve(Err(error)) {
+                waker.wake();
+            }
+            return;
+        }
         if delay.is_zero() {
             self.enqueue(&call, true);
             return;
@@ -501,7 +509,7 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
             let mut backlog = self.backlog();
             let links = self.links.load();
             while let Some(call) = backlog.queue.front() {
-                let submitted = match Self::best(&links) {
+                let submitted = match Self::best(&links, true) {
                     _ if call.is_over() => Submit::Over,
                     Some(link) => link.submit(now, call, false),
                     None => Submit::Full,
@@ -525,7 +533,7 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
                 self.shared.room.notify_one();
             }
             // Room that appears after this look brings its own: whoever makes room dispatches.
-            if moved == 0 || Self::best(&links).is_none() {
+            if moved == 0 || Self::best(&links, true).is_none() {
                 break;
             }
         }

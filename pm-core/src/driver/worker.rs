@@ -79,14 +79,17 @@ impl<S: Starter> Task<S> {
     pub(crate) async fn run(mut self) {
         let plan = self.plan.clone();
         let started = tokio::select! {
-            started = plan.starter.start(self.worker, self.incarnation) => started,
-            () = self.killed() => Err(StartError::ShuttingDown),
+            started = plan.starter.start(self.worker, self.incarnation) => started.map_err(Some),
+            // The machine knows why.
+            () = self.killed() => Err(None),
         };
         let Started { mut life, link, outbox, stderr } = match started {
             Ok(started) => started,
             Err(error) => {
-                let reason = chain(&error);
-                self.tell(News::StartFailed(error)).await;
+                let reason = error.as_ref().map_or_else(|| "given up".to_string(), |error| chain(error));
+                if let Some(error) = error {
+                    self.tell(News::StartFailed(error)).await;
+                }
                 self.unit(unit::Input::NotSpawned(self.incarnation, reason), Aboard::default()).await;
                 return;
             }
@@ -180,6 +183,7 @@ impl<S: Starter> Task<S> {
     ) {
         let mut driver = driver;
         let mut open = true;
+        let mut trusted = true;
         let mut states = life.states();
         let mut told_drained = false;
         loop {
@@ -208,6 +212,7 @@ impl<S: Starter> Task<S> {
                     None => {}
                     Some(end) => {
                         open = false;
+                        trusted = !matches!(end, LinkEnd::Violation(_));
                         shared.refuse();
                         let input = match end {
                             LinkEnd::Lost(reason) => unit::Input::LinkLost(self.incarnation, reason),
@@ -238,8 +243,12 @@ impl<S: Starter> Task<S> {
                 },
             }
         }
-        // What it answered before it ended counts, whether it lies in the link or in the outbox.
-        if open {
+        if !trusted {
+            return;
+        }
+        // What it answered before it ended counts, whether it lies in the link or in the outbox. A link that was lost by a write
+        // can still hold answers.
+        if !shared.is_drained() {
             let _ = tokio::time::timeout(REST, poll_fn(|cx| driver.poll_rest(cx))).await;
         }
         if let Some(left) = outbox.and_then(|outbox| outbox::left_in(&outbox)) {

@@ -169,28 +169,28 @@ where
         Ok(decode(&self.codec, &answer)?)
     }
 
-    /// Sends a query to this worker, whatever else it has.
+    /// Sends a query to this worker, whatever else it has. It goes to no other one, and is not tried again.
     ///
     /// # Cancel safety
     /// As [`query`](Self::query).
     ///
     /// # Errors
-    /// [`QueryError::NoWorkers`] where it is gone or has 512 queries; otherwise as [`query`](Self::query).
+    /// [`QueryError::NoWorkers`] where it is gone, ends before it has started the query, or has 512 of them; otherwise as [`query`](Self::query).
     pub async fn query_on(&self, worker: WorkerId, input: &I) -> Result<O, QueryError> {
-        let call = Call::new(self.encode(input)?, self.terms, clock::now());
+        let call = Call::named(self.encode(input)?, self.terms, clock::now());
         let pool = &*self.handle.pool;
         pool.submit_to(worker, &call)?;
         let guard = Guard { pool, call: &call };
         decode(&self.codec, &poll_fn(|cx| guard.call.poll(cx)).await?)
     }
 
-    /// Sends the same query to each worker that serves now: one answer, or error, from each.
+    /// Sends the same query to each worker that serves now, as [`query_on`](Self::query_on) does: one answer, or error, from each.
     pub async fn query_all(&self, input: &I) -> Vec<(WorkerId, Result<O, QueryError>)> {
         let mut calls = Vec::new();
         let pool = &*self.handle.pool;
         for worker in pool.workers() {
             let begun = self.encode(input).and_then(|encoded| {
-                let call = Call::new(encoded, self.terms, clock::now());
+                let call = Call::named(encoded, self.terms, clock::now());
                 pool.submit_to(worker.id, &call).map(|()| call)
             });
             calls.push((worker.id, begun));

@@ -298,9 +298,17 @@ impl Session {
         stuck
     }
 
-    /// Picks calls that the worker has not started, newest first, so that they can be asked back. Each is picked once.
-    pub fn recall(&mut self, out: &mut Vec<CallId>) {
-        for at in (0..self.waiting.len()).rev() {
+    /// Picks calls that the worker has not started, newest first, so that they can be asked back; the `keep` oldest of them stay. Each
+    /// is picked once.
+    pub fn recall(&mut self, keep: usize, out: &mut Vec<CallId>) {
+        let mut kept = 0;
+        let stays = |id: &&CallId| {
+            let slot = &self.slots[id.slot()];
+            kept += usize::from(slot.uses == id.uses() && slot.state == State::Open && !slot.started);
+            kept <= keep
+        };
+        let first = self.waiting.iter().take_while(stays).count();
+        for at in (first..self.waiting.len()).rev() {
             let id = self.waiting[at];
             let slot = &mut self.slots[id.slot()];
             if slot.uses == id.uses() && slot.state == State::Open && !slot.started && !slot.recalled {
@@ -321,7 +329,7 @@ impl Session {
         for index in open {
             let slot = &mut self.slots[index];
             if slot.state == State::Open {
-                let started = slot.started && begun.is_none_or(|begun| slot.order < begun);
+                let started = begun.map_or(slot.started, |begun| slot.order < begun);
                 let fate = if started { Fate::Started } else { Fate::Unstarted };
                 out.push((CallId::new(index, slot.uses), fate));
             }
@@ -471,14 +479,15 @@ mod tests {
                     }
                     6 => {
                         let mut recalled = Vec::new();
-                        session.recall(&mut recalled);
+                        let keep = random.below(3) as usize;
+                        session.recall(keep, &mut recalled);
                         let mut expected = Vec::new();
-                        for call in model.calls.iter_mut().rev() {
-                            if call.open && call.started.is_none() && !call.recalled {
-                                call.recalled = true;
-                                expected.push(call.id);
-                            }
+                        let waiting = model.calls.iter_mut().filter(|call| call.open && call.started.is_none());
+                        for call in waiting.skip(keep).filter(|call| !call.recalled) {
+                            call.recalled = true;
+                            expected.push(call.id);
                         }
+                        expected.reverse();
                         assert_eq!(recalled, expected, "{}", context());
                     }
                     _ => {
@@ -539,6 +548,14 @@ mod tests {
         session.lost(Some(2), &mut lost);
         let fates = [Fate::Started, Fate::Unstarted, Fate::Unstarted];
         assert_eq!(lost, calls[1..].iter().copied().zip(fates).collect::<Vec<_>>());
+
+        // Its answer to the first never came, but the word says that it went on to the third.
+        let mut session = Session::new(8, 1, None);
+        let calls: Vec<_> = (0..4).map(|_| session.open(Time::ZERO, Limit::None).unwrap()).collect();
+        let mut lost = Vec::new();
+        session.lost(Some(3), &mut lost);
+        let fates = [Fate::Started, Fate::Started, Fate::Started, Fate::Unstarted];
+        assert_eq!(lost, calls.iter().copied().zip(fates).collect::<Vec<_>>());
     }
 
     #[test]

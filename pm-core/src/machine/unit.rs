@@ -206,7 +206,10 @@ impl Unit {
                 self.stale += 1;
             }
             Input::Spawned(_) => {}
-            Input::NotSpawned(_, reason) => self.down(ExitCause::NotStarted { reason }),
+            Input::NotSpawned(_, reason) => {
+                let cause = self.cause.take().unwrap_or(ExitCause::NotStarted { reason });
+                self.down(cause);
+            }
             Input::Ready(of) => {
                 if let State::Starting { .. } = self.state {
                     self.state = State::Ready;
@@ -382,6 +385,17 @@ mod tests {
 
     fn down(cause: ExitCause, was_ready: bool) -> Effect {
         Effect::Down { incarnation: ONE, cause, was_ready }
+    }
+
+    #[test]
+    fn a_launch_that_was_given_up_has_the_cause_of_that() {
+        let mut unit = Unit::new(Times::default());
+        unit.handle(at(1), Input::Start { after: Duration::ZERO });
+        let limit = Times::default().start;
+        unit.handle_timeout(at(1) + limit);
+        unit.handle(at(40_000), Input::NotSpawned(ONE, "given up".to_string()));
+        let expected = [Effect::Spawn(ONE), Effect::Kill(ONE), down(ExitCause::StartTimeout { limit }, false)];
+        assert_eq!(effects(&mut unit), expected);
     }
 
     #[test]

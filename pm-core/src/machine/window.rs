@@ -11,8 +11,17 @@ use super::time::Time;
 /// The largest window.
 pub const MAX_WINDOW: u32 = 256;
 
-/// A call that was unanswered this long makes those behind it worth asking back.
-pub const STALL: Duration = Duration::from_millis(1);
+/// A call that was unanswered this long makes those behind it worth asking back, if another worker has nothing to do. With the
+/// millisecond that a timer may be late, that other one is idle for less than 2 ms.
+pub const STALL: Duration = Duration::from_micros(500);
+
+/// The same, if every worker has something to do: all that is gained then is that calls wait where the next free worker finds them.
+/// Longer than a busy machine makes a worker wait for its turn.
+pub const SLOW: Duration = Duration::from_millis(10);
+
+/// Answers that come less promptly than this, in nanoseconds, put that off no more: a call can also wait behind several that are
+/// not quite slow.
+const PROMPT: f64 = 100_000.0;
 
 /// The horizon is never shorter than this, however fast the link is.
 const SHORTEST_HORIZON: f64 = 100_000.0;
@@ -37,7 +46,7 @@ pub struct Window {
     /// Nanoseconds from a call to its answer on an idle worker: the smallest seen lately.
     round_trip: f64,
     last_answer: Time,
-    /// Since when nothing was answered, or looked at for a stall.
+    /// Since when nothing was answered promptly, or looked at for a stall.
     quiet_since: Time,
     /// Whether any answer came yet.
     seen: bool,
@@ -95,7 +104,9 @@ impl Window {
         self.seen = true;
         self.decayed = now;
         self.last_answer = now;
-        self.quiet_since = now;
+        if left <= self.concurrency || per_answer < PROMPT {
+            self.quiet_since = now;
+        }
         if left == 0 && count == 1 {
             let seen = now.since(oldest).as_nanos() as f64;
             self.round_trip = seen.min(self.round_trip * 1.1);
@@ -113,18 +124,20 @@ impl Window {
         self.size = (ideal.min(f64::from(most)) as u32).clamp(least, most.min(self.size.saturating_mul(2)).max(least));
     }
 
-    /// What had not started was asked back: until the next answer the worker gets nothing beyond what it runs.
-    pub fn stalled(&mut self, now: Time) {
-        self.size = self.concurrency;
+    /// Nothing was answered for a while, and `waiting` calls have not started. Gives how many of them should stay where the others
+    /// are to be asked back, or none where all should. Until the next answer the worker then gets nothing beyond those.
+    pub fn look(&mut self, now: Time, waiting: usize, has_idle: bool) -> Option<usize> {
         self.quiet_since = now;
+        // With one call behind a slow one its worker goes on at once. An idle worker would not have to wait for that.
+        let keep = usize::from(!has_idle);
+        if waiting <= keep || !has_idle && now.since(self.last_answer) < SLOW {
+            return None;
+        }
+        self.size = self.concurrency + keep as u32;
+        Some(keep)
     }
 
-    /// Nobody could take the calls that wait here; it is time to look again in a while.
-    pub fn still_quiet(&mut self, now: Time) {
-        self.quiet_since = now;
-    }
-
-    /// When unstarted calls are worth asking back, if nothing is answered until then.
+    /// When [`Window::look`] has something to decide, if nothing is answered until then.
     pub fn stall_at(&self, unanswered: u32) -> Option<Time> {
         (unanswered > self.concurrency).then(|| self.quiet_since + STALL)
     }

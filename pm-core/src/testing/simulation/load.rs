@@ -29,16 +29,16 @@ pub struct Played {
     pub took: Duration,
     /// For each call, the time until it was answered.
     pub answered: Vec<Duration>,
-    /// The longest time that a worker had nothing to do while a call waited elsewhere.
+    /// The longest time that one worker had nothing to do while one call waited, in the queue or elsewhere.
     pub longest_idle: Duration,
     /// How many calls waited in the worker that ran the longest call, at most.
     pub most_behind: usize,
-    /// The same, once the longest call had run for 3 ms: the manager has had its chance by then.
+    /// The same, once the longest call had run for 15 ms: the manager has had its chance by then.
     pub stayed_behind: usize,
 }
 
 /// When what waits behind a slow call should have moved on.
-const CHANCE: Duration = Duration::from_millis(3);
+const CHANCE: Duration = Duration::from_millis(15);
 
 /// Plays a load.
 ///
@@ -56,7 +56,7 @@ pub fn play(load: &Load) -> Result<Played, String> {
         world.plan(*at, Happening::Act(number as u64));
     }
     let slowest = (0..load.calls.len()).max_by_key(|number| load.calls[*number].1);
-    let mut watch = Watch { idle: vec![Duration::ZERO; world.processes.len()], ..Watch::default() };
+    let mut watch = Watch { idle: vec![None; world.processes.len()], ..Watch::default() };
     let mut open = load.calls.len();
     while open > 0 {
         let before = world.now;
@@ -84,8 +84,10 @@ pub fn play(load: &Load) -> Result<Played, String> {
 
 #[derive(Default)]
 struct Watch {
-    /// By process: for how long it has been idle while a call waited.
-    idle: Vec<Duration>,
+    /// By process: since when it has been idle.
+    idle: Vec<Option<Time>>,
+    /// Every call before this one has begun.
+    oldest: usize,
     longest_idle: Duration,
     most_behind: usize,
     stayed_behind: usize,
@@ -95,12 +97,17 @@ impl Watch {
     /// Looks at what is so for the next `passes`.
     fn look(&mut self, world: &World, slowest: Option<usize>, passes: Duration) {
         let waiting = |at: usize| world.processes[at].waiting.len();
-        let anywhere: usize = world.queue.len() + (0..self.idle.len()).map(waiting).sum::<usize>();
+        while world.calls.get(self.oldest).is_some_and(|call| call.begun.is_some()) {
+            self.oldest += 1;
+        }
+        let waits_since = world.calls.get(self.oldest).map(|call| call.made);
         for at in 0..self.idle.len() {
             let process = &world.processes[at];
             let is_idle = process.running.is_empty() && process.waiting.is_empty();
-            self.idle[at] = if is_idle && anywhere > 0 { self.idle[at] + passes } else { Duration::ZERO };
-            self.longest_idle = self.longest_idle.max(self.idle[at]);
+            self.idle[at] = self.idle[at].or(Some(world.now)).filter(|_| is_idle);
+            if let Some((idle_since, waits_since)) = self.idle[at].zip(waits_since) {
+                self.longest_idle = self.longest_idle.max((world.now + passes).since(idle_since.max(waits_since)));
+            }
             let runs_slowest = process.running.iter().any(|running| Some(running.task) == slowest);
             if runs_slowest && process.running.len() >= process.concurrency {
                 self.most_behind = self.most_behind.max(waiting(at));

@@ -207,7 +207,7 @@ impl World {
         });
         self.ledger.made();
         self.ledger.note(self.now, "query", task as u64, 0);
-        if !(self.queue.is_empty() && self.board(task)) && !self.enqueue(task, false) {
+        if !(self.queue.is_empty() && self.board(task, false)) && !self.enqueue(task, false) {
             self.resolve(task, Outcome::Full);
         }
         self.dispatch();
@@ -365,11 +365,9 @@ impl World {
         let stalled = others
             && link.session.unanswered() > link.session.started()
             && link.window.stall_at(link.session.unanswered() as u32).is_some_and(|at| at <= now);
-        if stalled && !has_idle {
-            link.window.still_quiet(now);
-        } else if stalled {
-            link.session.recall(&mut recalled);
-            link.window.stalled(now);
+        let waiting = link.session.unanswered() - link.session.started();
+        if stalled && let Some(keep) = link.window.look(now, waiting, has_idle) {
+            link.session.recall(keep, &mut recalled);
         }
         for (id, task) in timed_out {
             self.order_frame(worker, Order::Cancel(id));
@@ -597,15 +595,16 @@ impl World {
 
     // The calls.
 
-    fn board(&mut self, task: Task) -> bool {
-        let costs: Vec<_> = self.links.iter().map(|worker| self.cost(*worker)).collect();
+    fn board(&mut self, task: Task, waited: bool) -> bool {
+        let costs: Vec<_> = self.links.iter().map(|worker| self.cost(*worker, waited)).collect();
         let Some(place) = dispatch::best(costs) else { return false };
         self.send_to(self.links[place], task)
     }
 
-    fn cost(&self, worker: WorkerId) -> Option<u64> {
+    fn cost(&self, worker: WorkerId, waited: bool) -> Option<u64> {
         let link = self.lives.get(&worker)?.link.as_ref()?;
-        dispatch::cost(link.session.unanswered() as u32, link.window.size(), link.window.service().as_nanos() as u64)
+        let (load, service) = (link.session.unanswered() as u32, link.window.service().as_nanos() as u64);
+        dispatch::cost(load, link.window.size(), service, waited)
     }
 
     fn load(&self, worker: WorkerId) -> usize {
@@ -644,7 +643,7 @@ impl World {
     pub(super) fn dispatch(&mut self) {
         while let Some(task) = self.queue.front().copied() {
             let is_over = matches!(self.calls[task].place, Place::Done | Place::Abandoned);
-            if !is_over && !self.board(task) {
+            if !is_over && !self.board(task, true) {
                 break;
             }
             self.queue.pop_front();
