@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::roles::{JOB, Job, Said, sleep_for_ever};
 use crate::support::{
-    Builder, MARK, Pool, Scratch, TRANSPORTS, both, both_alone, contains, crash, error, event, eventually, lost, mark, marked, pids,
+    Builder, MARK, Pool, Scratch, TRANSPORTS, both, both_alone, contains, crash, error, eventually, lost, mark, marked, pids,
     replaced, resident, run, this_program,
 };
 
@@ -332,7 +332,7 @@ async fn one_opens_badly(transport: AnyTransport, steps: Vec<Step>, part: &'stat
 }
 
 async fn end_at_every_offset_of_an_answer(transport: AnyTransport) {
-    let answer = Sent::Frame { kind: 17, flags: 0, id: Of::Call(0), content: Content::Bytes([&[2, 9], &[b'x'; 9][..]].concat()) };
+    let answer = Sent::Frame { kind: 17, flags: 0, id: Of::Call(0), content: Content::Bytes([&[1, 9], &[b'x'; 9][..]].concat()) };
     let whole = 16 + 11;
     for last in [Step::Exit(0), Step::Kill] {
         let scratch = Scratch::new();
@@ -480,8 +480,6 @@ async fn headers_that_claim_the_most_take_no_memory(transport: AnyTransport) {
     let limit = QueryOptions::new().timeout(Some(LONG));
     let _waiting: Vec<_> = (0..workers).map(|_| Box::pin(pool.query_with(&Job::Pid, limit))).map(tokio::spawn).collect();
     eventually("all have one", || pool.workers().iter().all(|worker| worker.load == 1)).await;
-    let unread = || pool.workers().len();
-    assert_eq!(unread(), workers as usize);
     let after = resident(std::process::id());
     // Each has a buffer of 64 KiB, and none of 64 MiB.
     assert!(after < before + (16 << 20), "{before} bytes were resident before, {after} after");
@@ -499,7 +497,7 @@ async fn a_flood_of_notices_takes_no_memory(transport: AnyTransport) {
 /// A worker sends a million frames and reads nothing.
 async fn flood(transport: AnyTransport, sent: Sent) {
     let scratch = Scratch::new();
-    let steps = [Step::Hello, Step::Ready, Step::Calls(1), Step::Times(1_000_000, sent), frame(17, 0, Of::Call(0), done()), Step::Serve];
+    let steps = [Step::Hello, Step::Ready, Step::Calls(1), Step::Times(std::env::var("N").map_or(1_000_000, |n| n.parse().unwrap()), sent), frame(17, 0, Of::Call(0), done()), Step::Serve];
     let pool = hostile(transport, &steps, &scratch, 1).start().await.unwrap();
     let before = resident(std::process::id());
     assert_eq!(pool.query(&Job::Pid).await.unwrap(), Said::Done);
@@ -517,7 +515,6 @@ async fn event_free(pool: &Pool) {
     while let Ok(happened) = events.try_recv() {
         assert!(!matches!(happened, Event::Crashed { .. }), "{happened:?}");
     }
-    let _ = event::<()>;
 }
 
 // --- the worker's side

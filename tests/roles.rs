@@ -67,6 +67,11 @@ pub enum Job {
     Allocate(usize),
     /// One thing after the other; the last one answers.
     Both(Box<Job>, Box<Job>),
+    /// Sends a notice, then waits until somebody writes a byte into this pipe, or nobody has it open for writing any more.
+    Wait(PathBuf),
+    /// Adds a line to a file, `id pid nanoseconds`, then does the first of these the first time that the file has this id, the second one the
+    /// second time, and the last one from then on.
+    Log(PathBuf, u32, Vec<Job>),
 }
 
 /// What came of it.
@@ -191,6 +196,12 @@ fn serve(job: Job) -> Result<Said, Unhappy> {
             serve(*first)?;
             return serve(*second);
         }
+        Job::Wait(pipe) => {
+            pm::notice(BEGUN);
+            let woken = std::fs::File::open(pipe).and_then(|mut pipe| pipe.read(&mut [0]));
+            Said::Number(woken.map_err(|error| Unhappy(error.to_string()))? as i64)
+        }
+        Job::Log(file, id, jobs) => return serve(log(&file, id, jobs)),
     })
 }
 
@@ -205,6 +216,7 @@ async fn serve_async(job: Job) -> Result<Said, Unhappy> {
             tokio::task::yield_now().await;
             panic!("{text}")
         }
+        Job::Log(file, id, jobs) => Box::pin(serve_async(log(&file, id, jobs))).await,
         job => serve(job),
     }
 }
@@ -222,6 +234,24 @@ pub fn count(file: &PathBuf) {
     let line = format!("{}\n", std::process::id());
     let opened = std::fs::OpenOptions::new().append(true).create(true).open(file);
     opened.and_then(|mut file| file.write_all(line.as_bytes())).expect("a line in the counter");
+}
+
+/// Adds the line of [`Job::Log`], and says what is to be done.
+fn log(file: &PathBuf, id: u32, mut jobs: Vec<Job>) -> Job {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it writes into a local variable of the type that it wants.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let nanoseconds = now.tv_sec * 1_000_000_000 + now.tv_nsec;
+    let line = format!("{id} {} {nanoseconds}\n", std::process::id());
+    let opened = std::fs::OpenOptions::new().append(true).create(true).open(file);
+    opened.and_then(|mut file| file.write_all(line.as_bytes())).expect("a line in the log");
+    if jobs.len() > 1 {
+        let prefix = format!("{id} ");
+        let text = std::fs::read_to_string(file).expect("the log");
+        let times = text.lines().filter(|line| line.starts_with(&prefix)).count();
+        jobs.truncate(times);
+    }
+    jobs.pop().unwrap_or(Job::Pid)
 }
 
 pub fn spin() -> ! {

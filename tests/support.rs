@@ -329,3 +329,26 @@ impl Drop for Scratch {
         let _ = fs::remove_dir_all(&self.0);
     }
 }
+
+/// A pipe with a name, at which jobs wait ([`Job::Wait`]). Dropping it lets all go that wait.
+pub struct Gate(fs::File, PathBuf);
+
+impl Gate {
+    pub fn new(scratch: &Scratch) -> Self {
+        let path = scratch.path(format!("gate-{}", mark()));
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).expect("a pipe with a name");
+        // Open for both, so that opening it never waits for the other side.
+        let file = fs::OpenOptions::new().read(true).write(true).open(&path).expect("both ends of the pipe");
+        Gate(file, path)
+    }
+
+    pub fn wait(&self) -> Job {
+        Job::Wait(self.1.clone())
+    }
+
+    /// Lets so many go, now or when they come.
+    pub fn open(&self, count: usize) {
+        std::io::Write::write_all(&mut &self.0, &vec![1; count]).expect("bytes in the pipe");
+    }
+}

@@ -59,7 +59,14 @@ pub struct PoolArgs {
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Failures")]
     pub retry: u32,
     /// What is tried again: a lost worker, a timeout, an error of the job
-    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',', default_value = "lost", help_heading = "Failures")]
+    #[arg(
+        long,
+        value_name = "WHAT",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "lost",
+        help_heading = "Failures"
+    )]
     pub retry_on: Vec<RetryOn>,
     /// When to stop early: never; soon,fail=N (let jobs aboard finish); now,fail=N (kill them)
     #[arg(long, value_name = "WHEN", default_value = "never", help_heading = "Failures")]

@@ -36,7 +36,9 @@ pub enum CliError {
         problem: String,
     },
     /// There is no such built-in worker.
-    #[error("there is no built-in worker {0:?}: write @echo, @sha256, @wc, @py FILE:FUNC or @node FILE:FUNC; a program of that name is ./{0}")]
+    #[error(
+        "there is no built-in worker {0:?}: write @echo, @sha256, @wc, @py FILE:FUNC or @node FILE:FUNC; a program of that name is ./{0}"
+    )]
     NoBuiltIn(String),
     /// A built-in worker got words that it does not take.
     #[error("{worker} takes {takes}, not {got:?}")]
@@ -62,7 +64,9 @@ pub enum CliError {
         source: LaunchError,
     },
     /// The file of `@py` or `@node` cannot be read.
-    #[error("{worker} cannot read {path:?}: give the path of the file that defines the function, as in {worker} rules.{ending}:check")]
+    #[error(
+        "{worker} cannot read {path:?}: give the path of the file that defines the function, as in {worker} rules.{ending}:check"
+    )]
     NoScript {
         /// `@py` or `@node`.
         worker: &'static str,

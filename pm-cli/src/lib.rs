@@ -48,5 +48,7 @@ fn keeper() -> error::CliError {
     use pm::core::driver::launch::KEEPER_ROLE;
     use pm::core::transport::ROLE_VARIABLE;
 
-    error::CliError::Keeper(std::process::Command::new("/proc/self/exe").arg0(KEEPER_ROLE).env(ROLE_VARIABLE, KEEPER_ROLE).exec())
+    error::CliError::Keeper(
+        std::process::Command::new("/proc/self/exe").arg0(KEEPER_ROLE).env(ROLE_VARIABLE, KEEPER_ROLE).exec(),
+    )
 }

@@ -184,7 +184,10 @@ impl Plan {
             (_, true) => Output::Json,
         };
         if args.tag && output == Output::Json {
-            return Err(option("--tag", "an object of --out json and -o holds the input anyway; leave out --tag".to_string()));
+            return Err(option(
+                "--tag",
+                "an object of --out json and -o holds the input anyway; leave out --tag".to_string(),
+            ));
         }
         Ok(Plan {
             workers,
@@ -289,7 +292,11 @@ impl Worker {
             _ => return Err(CliError::NoBuiltIn(worker.to_string())),
         };
         if !rest.is_empty() {
-            return Err(CliError::BuiltInArgs { worker: worker.to_string(), takes: "no arguments", got: rest.to_vec() });
+            return Err(CliError::BuiltInArgs {
+                worker: worker.to_string(),
+                takes: "no arguments",
+                got: rest.to_vec(),
+            });
         }
         // An echo of a JSON value is that value.
         let is_json = worker == "@echo" && args.input == Input::Json;
@@ -324,8 +331,11 @@ impl Worker {
         });
         readable.map_err(|source| CliError::NoScript { worker, path: path.clone(), ending, source })?;
         let search = std::env::var_os("PATH");
-        let program = resolve_program(interpreter, search.as_deref())
-            .map_err(|source| CliError::NoInterpreter { worker, program: interpreter, source })?;
+        let program = resolve_program(interpreter, search.as_deref()).map_err(|source| CliError::NoInterpreter {
+            worker,
+            program: interpreter,
+            source,
+        })?;
         let spec = Spec::program(program).args(kit.iter().copied()).arg(target.clone());
         Ok(Worker {
             name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),

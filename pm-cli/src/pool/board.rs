@@ -76,8 +76,7 @@ pub(super) enum Flush {
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Board {
-    format: Format,
-    halt: Halt,
+    ledger: Ledger,
     finished: Option<Finished>,
     /// In order: the jobs that were taken and not written, the oldest first. Their numbers start at `first`.
     window: Option<VecDeque<Slot>>,
@@ -86,15 +85,23 @@ pub(super) struct Board {
     next_number: u64,
     next_seq: u64,
     ended: bool,
-    halted: Option<Halt>,
     in_flight: usize,
     /// Bytes of jobs that were taken, and of results that wait for their turn.
     held: usize,
     sink: Sink,
     /// Bytes that the writer has taken and not written.
     writing: usize,
-    tally: Tally,
     latency: Latency,
+}
+
+/// What came of the jobs.
+#[derive(Debug)]
+struct Ledger {
+    format: Format,
+    halt: Halt,
+    /// Whether and how it stopped early.
+    halted: Option<Halt>,
+    tally: Tally,
 }
 
 #[derive(Debug)]
@@ -105,10 +112,15 @@ enum Slot {
 
 impl Board {
     /// `concurrency` is how many jobs the workers run at once, where that is known.
-    pub(super) fn new(format: Format, halt: Halt, ordered: bool, finished: Option<Finished>, concurrency: Option<usize>) -> Self {
+    pub(super) fn new(
+        format: Format,
+        halt: Halt,
+        ordered: bool,
+        finished: Option<Finished>,
+        concurrency: Option<usize>,
+    ) -> Self {
         Board {
-            format,
-            halt,
+            ledger: Ledger { format, halt, halted: None, tally: Tally::default() },
             finished,
             window: ordered.then(VecDeque::new),
             first: 0,
@@ -116,19 +128,17 @@ impl Board {
             next_number: 0,
             next_seq: 0,
             ended: false,
-            halted: None,
             in_flight: 0,
             held: 0,
             sink: Sink::default(),
             writing: 0,
-            tally: Tally::default(),
             latency: Latency::new(concurrency),
         }
     }
 
     /// More lines.
     pub(super) fn add(&mut self, lines: Vec<Line>) {
-        if self.halted.is_none() {
+        if self.ledger.halted.is_none() {
             self.lines.extend(lines);
         }
     }
@@ -140,7 +150,7 @@ impl Board {
 
     /// Takes no further job.
     pub(super) fn stop(&mut self, how: Halt) {
-        self.halted = match (self.halted, how) {
+        self.ledger.halted = match (self.ledger.halted, how) {
             (Some(Halt::Now(n)), _) => Some(Halt::Now(n)),
             _ => Some(how),
         };
@@ -149,7 +159,7 @@ impl Board {
 
     /// Whether and how it stopped early.
     pub(super) fn stopped(&self) -> Option<Halt> {
-        self.halted
+        self.ledger.halted
     }
 
     /// Whether more lines should be fetched.
@@ -181,12 +191,12 @@ impl Board {
             let number = self.next_number;
             self.next_number += 1;
             if let Some(finished) = &self.finished
-                && finished.has(number, &line, &self.format)
+                && finished.has(number, &line, &self.ledger.format)
             {
-                self.tally.skipped += 1;
+                self.ledger.tally.skipped += 1;
                 continue;
             }
-            let payload = payload(&line, self.format.input, self.format.wire);
+            let payload = payload(&line, self.ledger.format.input, self.ledger.format.wire);
             let job = Job { number, seq: self.next_seq, line, payload: payload.as_ref().cloned().unwrap_or_default() };
             self.next_seq += 1;
             self.held += cost(&job);
@@ -209,12 +219,12 @@ impl Board {
 
     /// Whether all jobs that there are have an outcome.
     pub(super) fn is_over(&self) -> bool {
-        (self.ended || self.halted.is_some()) && self.lines.is_empty() && self.in_flight == 0
+        (self.ended || self.ledger.halted.is_some()) && self.lines.is_empty() && self.in_flight == 0
     }
 
     /// The job of this lane is tried again.
     pub(super) fn again(&mut self, now: Instant, lane: usize) {
-        self.tally.retried += 1;
+        self.ledger.tally.retried += 1;
         self.latency.finish(now, lane, false);
         self.latency.submit(now, lane);
     }
@@ -238,26 +248,30 @@ impl Board {
     fn settle(&mut self, job: &Job, outcome: Outcome) {
         self.in_flight -= 1;
         self.held -= cost(job);
-        let Some(window) = &mut self.window else {
-            return render(&self.format, job, outcome, &mut self.sink, &mut self.tally, self.halt, &mut self.halted, &mut self.lines);
-        };
-        if job.seq == self.first {
-            window.pop_front();
-            self.first += 1;
-            render(&self.format, job, outcome, &mut self.sink, &mut self.tally, self.halt, &mut self.halted, &mut self.lines);
-            while let Some(Slot::Ready(_)) = window.front()
-                && let Some(Slot::Ready(ready)) = window.pop_front()
-            {
+        match &mut self.window {
+            None => self.ledger.enter(job, outcome, &mut self.sink),
+            Some(window) if job.seq == self.first => {
+                self.ledger.enter(job, outcome, &mut self.sink);
+                window.pop_front();
                 self.first += 1;
-                self.held -= ready.out.len() + ready.err.len();
-                self.sink.out.extend_from_slice(&ready.out);
-                self.sink.err.extend_from_slice(&ready.err);
+                while let Some(Slot::Ready(ready)) = window.front_mut() {
+                    let ready = std::mem::take(ready);
+                    window.pop_front();
+                    self.first += 1;
+                    self.held -= ready.out.len() + ready.err.len();
+                    self.sink.out.extend_from_slice(&ready.out);
+                    self.sink.err.extend_from_slice(&ready.err);
+                }
             }
-        } else {
-            let mut sink = Sink::default();
-            render(&self.format, job, outcome, &mut sink, &mut self.tally, self.halt, &mut self.halted, &mut self.lines);
-            self.held += sink.out.len() + sink.err.len();
-            window[(job.seq - self.first) as usize] = Slot::Ready(sink);
+            Some(window) => {
+                let mut sink = Sink::default();
+                self.ledger.enter(job, outcome, &mut sink);
+                self.held += sink.out.len() + sink.err.len();
+                window[(job.seq - self.first) as usize] = Slot::Ready(sink);
+            }
+        }
+        if self.ledger.halted.is_some() {
+            self.lines.clear();
         }
     }
 
@@ -265,7 +279,7 @@ impl Board {
     pub(super) fn take_output(&mut self, empty: Sink) -> (Sink, Tally) {
         let full = std::mem::replace(&mut self.sink, empty);
         self.writing = full.out.len() + full.err.len();
-        (full, self.tally)
+        (full, self.ledger.tally)
     }
 
     /// What was handed over is written.
@@ -275,7 +289,7 @@ impl Board {
 
     /// How jobs came out so far.
     pub(super) fn tally(&self) -> Tally {
-        self.tally
+        self.ledger.tally
     }
 
     /// How many jobs there are in all, once that is known.
@@ -298,38 +312,128 @@ fn cost(job: &Job) -> usize {
     JOB_BYTES + line + job.payload.len()
 }
 
-#[expect(clippy::too_many_arguments, reason = "these are the fields of the board that may change while another one is borrowed")]
-fn render(
-    format: &Format,
-    job: &Job,
-    outcome: Outcome,
-    sink: &mut Sink,
-    tally: &mut Tally,
-    halt: Halt,
-    halted: &mut Option<Halt>,
-    lines: &mut VecDeque<Line>,
-) {
-    let error = match outcome {
-        Outcome::NotRun => {
-            tally.not_run += 1;
-            return;
-        }
-        Outcome::Answer(answer, tries) => match format.result(job.number, &job.line, &answer, tries, sink) {
-            Ok(()) => {
-                tally.done += 1;
+impl Ledger {
+    /// Writes and counts the outcome of a job.
+    fn enter(&mut self, job: &Job, outcome: Outcome, sink: &mut Sink) {
+        let error = match outcome {
+            Outcome::NotRun => {
+                self.tally.not_run += 1;
                 return;
             }
-            Err(error) => error,
-        },
-        Outcome::Error(error) => error,
-    };
-    tally.failed += 1;
-    format.error(job.number, &job.line, &error, sink);
-    if let Halt::Soon(limit) | Halt::Now(limit) = halt
-        && tally.failed >= limit
-        && halted.is_none()
-    {
-        *halted = Some(halt);
-        lines.clear();
+            Outcome::Answer(answer, tries) => match self.format.result(job.number, &job.line, &answer, tries, sink) {
+                Ok(()) => {
+                    self.tally.done += 1;
+                    return;
+                }
+                Err(error) => error,
+            },
+            Outcome::Error(error) => error,
+        };
+        self.tally.failed += 1;
+        self.format.error(job.number, &job.line, &error, sink);
+        if let Halt::Soon(limit) | Halt::Now(limit) = self.halt
+            && self.tally.failed >= limit
+            && self.halted.is_none()
+        {
+            self.halted = Some(self.halt);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::cli::{Input, Output};
+    use crate::plan::Wire;
+
+    fn board(ordered: bool, halt: Halt) -> Board {
+        let format = Format { output: Output::Plain, input: Input::Lines, wire: Wire::Text, tag: false };
+        Board::new(format, halt, ordered, None, Some(1))
+    }
+
+    fn lines(count: usize, length: usize) -> Vec<Line> {
+        (0..count).map(|_| Line::Whole(Bytes::from(vec![b'x'; length]))).collect()
+    }
+
+    fn jobs(board: &mut Board) -> Vec<Job> {
+        let now = Instant::now();
+        let jobs = (0..).map_while(|lane| match board.next(now, lane) {
+            Next::Job(job) => Some(job),
+            Next::Wait | Next::End => None,
+        });
+        jobs.collect()
+    }
+
+    fn answer(board: &mut Board, jobs: &[Job], number: usize) -> Flush {
+        let outcome = Outcome::Answer(number.to_string().into_bytes(), 1);
+        board.complete(Instant::now(), number, &jobs[number], outcome)
+    }
+
+    fn output(board: &mut Board) -> String {
+        let (sink, _) = board.take_output(Sink::default());
+        board.written();
+        String::from_utf8(sink.out).unwrap_or_default()
+    }
+
+    #[test]
+    fn results_wait_for_their_turn() {
+        let mut board = board(true, Halt::Never);
+        board.add(lines(3, 1));
+        let taken = jobs(&mut board);
+        assert_eq!(answer(&mut board, &taken, 2), Flush::No);
+        assert_eq!(answer(&mut board, &taken, 0), Flush::Soon);
+        assert_eq!(output(&mut board), "0\n");
+        assert_eq!(answer(&mut board, &taken, 1), Flush::Now, "nothing else is on its way");
+        assert_eq!(output(&mut board), "1\n2\n");
+        assert!(!board.is_over(), "more may come");
+        board.end_input();
+        assert!(board.is_over());
+        assert_eq!(board.held, 0);
+    }
+
+    #[test]
+    fn the_window_is_bounded_in_jobs_and_bytes() {
+        let mut small = board(true, Halt::Never);
+        small.add(lines(10_000, 0));
+        assert_eq!(jobs(&mut small).len(), WINDOW);
+        let mut large = board(true, Halt::Never);
+        large.add(lines(1000, 4096));
+        let taken = jobs(&mut large);
+        assert!((100..200).contains(&taken.len()), "{}", taken.len());
+        for number in 1..taken.len() {
+            answer(&mut large, &taken, number);
+        }
+        assert!(large.room() > 0, "small results make room behind a slow job");
+        let mut unordered = board(false, Halt::Never);
+        unordered.add(lines(3, 0));
+        let taken = jobs(&mut unordered);
+        answer(&mut unordered, &taken, 2);
+        answer(&mut unordered, &taken, 0);
+        assert_eq!(output(&mut unordered), "2\n0\n");
+        let mut huge = board(true, Halt::Never);
+        huge.add(lines(2, 2 * WINDOW_BYTES));
+        assert_eq!(jobs(&mut huge).len(), 1, "one at a time, and not none");
+    }
+
+    #[test]
+    fn jobs_that_were_not_run_leave_no_gap() {
+        let mut board = board(true, Halt::Soon(1));
+        board.add(lines(5, 1));
+        let taken = jobs(&mut board);
+        let failed = Outcome::Error(JobError::default());
+        board.complete(Instant::now(), 1, &taken[1], failed);
+        assert_eq!(board.stopped(), Some(Halt::Soon(1)));
+        board.add(lines(5, 1));
+        for number in [0, 2] {
+            board.complete(Instant::now(), number, &taken[number], Outcome::NotRun);
+        }
+        answer(&mut board, &taken, 4);
+        answer(&mut board, &taken, 3);
+        assert_eq!(output(&mut board), "3\n4\n");
+        assert!(board.is_over());
+        let expected = Tally { done: 2, failed: 1, not_run: 2, ..Tally::default() };
+        assert_eq!(board.tally(), expected);
     }
 }

@@ -38,12 +38,20 @@ pub(super) struct Sink {
 
 impl Format {
     /// Writes the result of a job. The answer of a worker that is not what it should be becomes an error.
-    pub(super) fn result(&self, number: u64, line: &Line, answer: &[u8], tries: u32, sink: &mut Sink) -> Result<(), JobError> {
+    pub(super) fn result(
+        &self,
+        number: u64,
+        line: &Line,
+        answer: &[u8],
+        tries: u32,
+        sink: &mut Sink,
+    ) -> Result<(), JobError> {
         let bad = |message: &str| JobError::bad_answer(message.to_string(), tries);
         let result = match self.wire {
             Wire::Text => answer,
             Wire::Printed => {
-                let printed = Printed::read(answer).ok_or_else(|| bad("a worker of pm answered what cannot be read"))?;
+                let printed =
+                    Printed::read(answer).ok_or_else(|| bad("a worker of pm answered what cannot be read"))?;
                 if !printed.stderr.is_empty() {
                     sink.err.extend_from_slice(printed.stderr);
                     if !printed.stderr.ends_with(b"\n") {
@@ -53,7 +61,8 @@ impl Format {
                 printed.stdout
             }
             Wire::Json => {
-                let is_json = serde_json::from_slice::<IgnoredAny>(answer).is_ok() && std::str::from_utf8(answer).is_ok();
+                let is_json =
+                    serde_json::from_slice::<IgnoredAny>(answer).is_ok() && std::str::from_utf8(answer).is_ok();
                 if !is_json {
                     return Err(bad("the worker's answer is not JSON"));
                 }
@@ -138,7 +147,9 @@ impl Format {
                 let _ = write!(out, "{{\"sha256\":\"{}\",\"bytes\":{}}}", hex(&Sha256::digest(bytes)), bytes.len());
             }
             Line::Whole(bytes) => match self.input {
-                Input::Json if serde_json::from_slice::<IgnoredAny>(bytes).is_ok() && std::str::from_utf8(bytes).is_ok() => {
+                Input::Json
+                    if serde_json::from_slice::<IgnoredAny>(bytes).is_ok() && std::str::from_utf8(bytes).is_ok() =>
+                {
                     one_line(out, bytes.trim_ascii());
                 }
                 Input::Json | Input::Lines => text(out, bytes),

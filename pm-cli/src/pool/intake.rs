@@ -18,10 +18,7 @@ pub(super) enum Line {
     /// Without what ended it.
     Whole(Bytes),
     /// It was longer than it may be. This is what remains of it.
-    TooLong {
-        sha256: [u8; 32],
-        bytes: u64,
-    },
+    TooLong { sha256: [u8; 32], bytes: u64 },
 }
 
 /// What came from standard input: lines, or why there are no more.
@@ -129,7 +126,9 @@ impl Cutter {
 
     fn line(&self, bytes: &Bytes) -> Line {
         match bytes.len() {
-            length if length > self.max_line => Line::TooLong { sha256: Sha256::digest(bytes).into(), bytes: length as u64 },
+            length if length > self.max_line => {
+                Line::TooLong { sha256: Sha256::digest(bytes).into(), bytes: length as u64 }
+            }
             _ => Line::Whole(bytes.clone()),
         }
     }

@@ -69,7 +69,8 @@ pub(super) fn payload(line: &Line, input: Input, wire: Wire) -> Result<Bytes, Jo
     match (input, wire) {
         (Input::Lines, Wire::Text | Wire::Printed) => Ok(bytes.clone()),
         (Input::Lines, Wire::Json) => {
-            let text = std::str::from_utf8(bytes).map_err(|error| bad(format!("the line is no UTF-8, and this worker takes JSON: {error}")))?;
+            let text = std::str::from_utf8(bytes)
+                .map_err(|error| bad(format!("the line is no UTF-8, and this worker takes JSON: {error}")))?;
             serde_json::to_vec(text).map(Bytes::from).map_err(|error| bad(error.to_string()))
         }
         (Input::Json, Wire::Json) => {
@@ -159,7 +160,12 @@ mod tests {
     fn payloads_are_what_the_worker_takes() {
         let check = |line: &'static [u8], input, wire, expected: Option<&str>| {
             let payload = payload(&Line::Whole(Bytes::from_static(line)), input, wire).ok();
-            assert_eq!(payload.as_deref(), expected.map(str::as_bytes), "{} as {input:?} over {wire:?}", line.escape_ascii());
+            assert_eq!(
+                payload.as_deref(),
+                expected.map(str::as_bytes),
+                "{} as {input:?} over {wire:?}",
+                line.escape_ascii()
+            );
         };
         check(b"a\"b", Input::Lines, Wire::Text, Some("a\"b"));
         check(b"a\"b", Input::Lines, Wire::Json, Some(r#""a\"b""#));

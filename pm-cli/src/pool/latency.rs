@@ -39,7 +39,8 @@ impl Latency {
             waiting: VecDeque::new(),
             next: 0,
             // Two significant digits of microseconds are enough for people, and 30 KiB.
-            histogram: Histogram::new_with_bounds(1, LONGEST, 2).unwrap_or_else(|error| unreachable!("1 < {LONGEST}: {error}")),
+            histogram: Histogram::new_with_bounds(1, LONGEST, 2)
+                .unwrap_or_else(|error| unreachable!("1 < {LONGEST}: {error}")),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The result file: what it says is done, and the way to go on where it ends.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -16,9 +17,13 @@ use crate::plan::Log;
 /// A line of the file that is longer than this was not written by pm: a result has at most 64 MiB, which JSON may escape six-fold.
 const LONGEST: u64 = 512 << 20;
 
-/// The jobs that need not be done again: for each number a digest of its input, 0 where it is to be done.
+/// How many jobs share a page of [`Finished`].
+const PAGE: u64 = 4096;
+
+/// The jobs that need not be done again: for each number a digest of its input, 0 where it is to be done. In pages, so that a number out of
+/// the way costs no more than its page.
 #[derive(Debug, Default)]
-pub(super) struct Finished(Vec<u64>);
+pub(super) struct Finished(BTreeMap<u64, Box<[u64]>>);
 
 #[derive(Deserialize)]
 struct Entry<'a> {
@@ -34,7 +39,7 @@ struct Entry<'a> {
 impl Finished {
     /// Whether the file has this job, with this input.
     pub(super) fn has(&self, number: u64, line: &Line, format: &Format) -> bool {
-        let known = usize::try_from(number).ok().and_then(|number| self.0.get(number)).copied().unwrap_or(0);
+        let known = self.0.get(&(number / PAGE)).map_or(0, |page| page[(number % PAGE) as usize]);
         if known == 0 {
             return false;
         }
@@ -44,16 +49,13 @@ impl Finished {
     }
 
     fn note(&mut self, entry: &Entry<'_>) {
-        let number = entry.job as usize;
-        if self.0.len() <= number {
-            self.0.resize(number + 1, 0);
-        }
-        self.0[number] = digest(entry.input.get().as_bytes());
+        let page = self.0.entry(entry.job / PAGE).or_insert_with(|| vec![0; PAGE as usize].into());
+        page[(entry.job % PAGE) as usize] = digest(entry.input.get().as_bytes());
     }
 
     fn forget(&mut self, entry: &Entry<'_>) {
-        if let Some(known) = self.0.get_mut(entry.job as usize) {
-            *known = 0;
+        if let Some(page) = self.0.get_mut(&(entry.job / PAGE)) {
+            page[(entry.job % PAGE) as usize] = 0;
         }
     }
 }
@@ -71,7 +73,11 @@ fn digest(shown: &[u8]) -> u64 {
 /// # Errors
 /// [`CliError::Log`].
 pub(super) fn open(log: &Log) -> Result<(File, Option<Finished>), CliError> {
-    let failed = |problem: &str, source| CliError::Log { path: log.path.clone(), problem: problem.to_string(), source: Some(source) };
+    let failed = |problem: &str, source| CliError::Log {
+        path: log.path.clone(),
+        problem: problem.to_string(),
+        source: Some(source),
+    };
     let wrong = |problem: String| CliError::Log { path: log.path.clone(), problem, source: None };
     let open = OpenOptions::new().read(true).append(true).create(true).open(&log.path);
     let mut file = open.map_err(|source| failed("cannot be opened for results", source))?;
@@ -87,21 +93,29 @@ pub(super) fn open(log: &Log) -> Result<(File, Option<Finished>), CliError> {
     if !log.resume {
         return match file.metadata().map(|meta| meta.len()) {
             Ok(0) => Ok((file, None)),
-            _ => Err(wrong("has results already; --resume goes on where they end, or remove it to begin anew".to_string())),
+            _ => Err(wrong(
+                "has results already; --resume goes on where they end, or remove it to begin anew".to_string(),
+            )),
         };
     }
     let mut finished = Finished::default();
     let mut failures = false;
     let end = read(&file, |number, entry| {
-        let entry = entry.ok_or_else(|| wrong(format!("has no result of pm pool in its line {number}; is it another file?")))?;
+        let entry = entry
+            .ok_or_else(|| wrong(format!("has no result of pm pool in its line {number}; is it another file?")))?;
         failures |= entry.error.is_some();
-        if entry.error.is_some() && log.retry_failed { finished.forget(&entry) } else { finished.note(&entry) }
+        if entry.error.is_some() && log.retry_failed {
+            finished.forget(&entry)
+        } else {
+            finished.note(&entry)
+        }
         Ok(())
     })
     .map_err(|source| failed("cannot be read", source))??;
     file.set_len(end).map_err(|source| failed("cannot be cut where its last whole line ends", source))?;
     if log.retry_failed && failures {
-        file = without_failures(&file, log).map_err(|source| failed("cannot be written anew without its failures", source))?;
+        file = without_failures(&file, log)
+            .map_err(|source| failed("cannot be written anew without its failures", source))?;
     }
     Ok((file, Some(finished)))
 }
@@ -134,8 +148,7 @@ fn read<E>(file: &File, mut see: impl FnMut(u64, Option<Entry<'_>>) -> Result<()
         number += 1;
         end += count as u64;
         let entry = serde_json::from_slice::<Entry<'_>>(&line).ok();
-        // No job has a number that could not be a line's.
-        let entry = entry.filter(|entry| entry.result.is_some() != entry.error.is_some() && entry.job < 1 << 40);
+        let entry = entry.filter(|entry| entry.result.is_some() != entry.error.is_some());
         if let Err(error) = see(number, entry) {
             return Ok(Err(error));
         }

@@ -61,8 +61,8 @@ impl Progress {
                     bar.set_style(style("{bar:30} {pos}/{len} {msg}, {eta} left"));
                     bar.set_length(total);
                 }
-                bar.set_position(finished + written.skipped);
                 bar.set_message(text);
+                bar.set_position(finished + written.skipped);
             }
             (Some(bar), None) => {
                 bar.set_message(text);

@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pm::{
-    AnyTransport, Budget, PoolBuilder, QueryError, QueryManager, StartError, Stderr, TimeoutFrom, Verbatim,
-};
+use pm::{AnyTransport, Budget, PoolBuilder, QueryError, QueryManager, StartError, Stderr, TimeoutFrom, Verbatim};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -114,7 +112,11 @@ fn explain(error: &StartError, wire: Wire) -> String {
     let hint = if wire == Wire::Json { hint } else { "" };
     match error {
         StartError::Died { cause, stderr } => {
-            let last = if stderr.trim().is_empty() { "it wrote nothing to its standard error".to_string() } else { quote(stderr) };
+            let last = if stderr.trim().is_empty() {
+                "it wrote nothing to its standard error".to_string()
+            } else {
+                quote(stderr)
+            };
             format!("the worker ended before it was ready ({cause}): {last}{hint}")
         }
         StartError::Handshake { mismatch, .. } => mismatch.to_string(),
@@ -165,7 +167,8 @@ impl Run {
 
     /// Until all jobs are over, or it is to end before.
     async fn watch(self: &Arc<Self>, plan: &Plan, progress: &Progress, signals: &mut Signals) -> Ending {
-        let mut chaos = plan.chaos.map(|interval| tokio::time::interval_at(tokio::time::Instant::now() + interval, interval));
+        let mut chaos =
+            plan.chaos.map(|interval| tokio::time::interval_at(tokio::time::Instant::now() + interval, interval));
         let mut frames = progress.interval().map(tokio::time::interval);
         let mut random = Random::new();
         let mut ending = Ending::Over;

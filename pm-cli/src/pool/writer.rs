@@ -193,7 +193,10 @@ fn write_results(target: &Target, bytes: &[u8]) -> io::Result<()> {
                     Err(rustix::io::Errno::INTR) => {}
                     Err(rustix::io::Errno::AGAIN) => {
                         // Somebody else made it non-blocking.
-                        let mut fds = [rustix::event::PollFd::from_borrowed_fd(rustix::stdio::stdout(), rustix::event::PollFlags::OUT)];
+                        let mut fds = [rustix::event::PollFd::from_borrowed_fd(
+                            rustix::stdio::stdout(),
+                            rustix::event::PollFlags::OUT,
+                        )];
                         let _ = rustix::event::poll(&mut fds, None);
                     }
                     Err(error) => return Err(error.into()),

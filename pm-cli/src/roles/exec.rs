@@ -15,8 +15,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use pm::{HandlerError, ExitStatus, Role};
 use pm::core::worker::role::Service;
+use pm::{ExitStatus, HandlerError, Role};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 

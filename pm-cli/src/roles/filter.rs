@@ -82,7 +82,9 @@ impl Running {
         command.arg0(&name).args(words).stdin(Stdio::piped()).stdout(Stdio::piped());
         let started = command.spawn().map_err(|cause| cause.to_string());
         let piped = started.and_then(|mut child| match (child.stdin.take(), child.stdout.take()) {
-            (Some(stdin), Some(stdout)) => Ok(Running { child, stdin, stdout: BufReader::with_capacity(64 << 10, stdout) }),
+            (Some(stdin), Some(stdout)) => {
+                Ok(Running { child, stdin, stdout: BufReader::with_capacity(64 << 10, stdout) })
+            }
             _ => Err("it has no pipes".to_string()),
         });
         piped.unwrap_or_else(|cause| {
@@ -96,7 +98,9 @@ impl Running {
             return Err(error("input", "a filter takes one line, and this job holds a line break", ""));
         }
         if self.has_surplus() {
-            eprintln!("the filter is out of step: it wrote a line that no job had asked for; each line must be answered with one line");
+            eprintln!(
+                "the filter is out of step: it wrote a line that no job had asked for; each line must be answered with one line"
+            );
             std::process::exit(OUT_OF_STEP);
         }
         let mut line = Vec::with_capacity(input.len() + 1);
@@ -120,7 +124,8 @@ impl Running {
     fn has_surplus(&self) -> bool {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         !self.stdout.buffer().is_empty()
-            || poll(&mut [PollFd::from_borrowed_fd(self.stdout.get_ref().as_fd(), PollFlags::IN)], Some(&now)).is_ok_and(|n| n > 0)
+            || poll(&mut [PollFd::from_borrowed_fd(self.stdout.get_ref().as_fd(), PollFlags::IN)], Some(&now))
+                .is_ok_and(|n| n > 0)
                 && !self.is_at_end()
     }
 

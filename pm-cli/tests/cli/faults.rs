@@ -1,7 +1,6 @@
 //! Workers and jobs that crash, hang, lie or are killed.
 
 use std::io::Write;
-use std::process::Command;
 use std::time::Instant;
 
 use rustix::process::Signal;
@@ -67,7 +66,8 @@ fn retries_are_for_what_they_are_asked_for() {
     assert_eq!(done.objects()[0]["result"], "done a");
     assert!(done.err.contains("2 retried"), "{}", done.err);
 
-    let script = format!("[ $(wc -l < {0}) -ge 1 ] || {{ echo x >> {0}; sleep 1000; }}; echo done {{}}", count.display());
+    let script =
+        format!("[ $(wc -l < {0}) -ge 1 ] || {{ echo x >> {0}; sleep 1000; }}; echo done {{}}", count.display());
     std::fs::write(&count, "").unwrap();
     let args = ["--timeout", "300ms", "--retry", "1", "--retry-on", "timeout", "--", "sh", "-c", &script];
     assert_eq!(pool(args).run("a\n").expect(0).text(), "done a\n");
@@ -81,7 +81,8 @@ fn a_job_that_takes_too_long_is_ended_with_all_that_it_started() {
         "case $1 in 1) setsid sleep 1000 & sleep 1000 & echo up > {}; trap '' TERM; while :; do sleep 1000; done;; *) echo $1;; esac",
         started.path.display()
     );
-    let mut running = pool(["-j1", "--timeout", "700ms", "--out", "json", "--", "sh", "-c", &script, "sh", "{}"]).start();
+    let mut running =
+        pool(["-j1", "--timeout", "700ms", "--out", "json", "--", "sh", "-c", &script, "sh", "{}"]).start();
     let mut stdin = running.stdin.take().unwrap();
     stdin.write_all(b"0\n1\n").unwrap();
     assert_eq!(started.line(), "up");
@@ -93,9 +94,10 @@ fn a_job_that_takes_too_long_is_ended_with_all_that_it_started() {
     stdin.write_all(b"2\n").unwrap();
     // The next job has a new worker: what the old one had started is gone by then.
     assert!(running.line().contains("\"result\":\"2\""));
-    let sleepers = running.others().into_iter().filter(|pid| {
-        std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default().starts_with(b"sleep")
-    });
+    let sleepers = running
+        .others()
+        .into_iter()
+        .filter(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default().starts_with(b"sleep"));
     assert_eq!(sleepers.count(), 0);
     drop(stdin);
     running.end().expect(1);
@@ -110,27 +112,36 @@ fn time_in_the_queue_is_no_time_of_the_job() {
 #[test]
 fn a_filter_that_does_not_keep_step_is_noticed() {
     // It never answers.
-    let args = ["-j1", "--timeout", "200ms", "--out", "json", "--as", "filter", "--", "sh", "-c", "while read x; do :; done"];
+    let args =
+        ["-j1", "--timeout", "200ms", "--out", "json", "--as", "filter", "--", "sh", "-c", "while read x; do :; done"];
     let objects = pool(args).run(numbers(2)).expect(1).objects();
     assert!(objects.iter().all(|object| object["error"]["kind"] == "timed_out"), "{objects:?}");
     // It answers twice, in one write: the first answer stands, and the next job is lost.
     let script = "while read x; do printf '%s\\nmore\\n' $x; done";
-    let objects = pool(["-j1", "--out", "json", "--as", "filter", "--", "sh", "-c", script]).run(numbers(20)).expect(1).objects();
-    let lost = objects.iter().filter(|object| object["error"]["stderr"].as_str().is_some_and(|text| text.contains("out of step")));
+    let objects =
+        pool(["-j1", "--out", "json", "--as", "filter", "--", "sh", "-c", script]).run(numbers(20)).expect(1).objects();
+    let lost = objects
+        .iter()
+        .filter(|object| object["error"]["stderr"].as_str().is_some_and(|text| text.contains("out of step")));
     assert!(lost.count() > 0, "{objects:?}");
-    assert!(objects.iter().all(|object| object["result"].is_null() || object["result"] == object["input"]), "{objects:?}");
+    assert!(
+        objects.iter().all(|object| object["result"].is_null() || object["result"] == object["input"]),
+        "{objects:?}"
+    );
     // It ends after each answer: the answer counts, and the next job has another one.
     let script = "read x; echo $x";
     let done = pool(["-j1", "--retry", "100", "--as", "filter", "--", "sh", "-c", script]).run(numbers(20)).expect(0);
     assert_eq!(done.text(), numbers(20));
     // It fails.
     let script = "read x; echo oops >&2; exit 9";
-    let object = &pool(["-j1", "--out", "json", "--as", "filter", "--", "sh", "-c", script]).run("a\n").expect(1).objects()[0];
+    let object =
+        &pool(["-j1", "--out", "json", "--as", "filter", "--", "sh", "-c", script]).run("a\n").expect(1).objects()[0];
     assert_eq!(object["error"]["message"], "the worker was lost: exit code 9");
     assert!(object["error"]["stderr"].as_str().unwrap().contains("oops"));
     // It closes its output and lives on.
     let script = "read x; exec >&-; sleep 1000";
-    let object = &pool(["-j1", "--out", "json", "--as", "filter", "--", "sh", "-c", script]).run("a\n").expect(1).objects()[0];
+    let object =
+        &pool(["-j1", "--out", "json", "--as", "filter", "--", "sh", "-c", script]).run("a\n").expect(1).objects()[0];
     assert_eq!(object["error"]["kind"], "worker_lost");
 }
 
@@ -192,7 +203,7 @@ fn halt_soon_lets_the_others_finish_and_halt_now_does_not() {
     let mut stdin = running.stdin.take().unwrap();
     stdin.write_all(b"0\n").unwrap();
     assert_eq!(started.line(), "up");
-    let _ = stdin.write_all(numbers(2000)[2..].as_bytes());
+    let _ = stdin.write_all(&numbers(2000).as_bytes()[2..]);
     let objects = running.end().expect(1).objects();
     assert!((3..100).contains(&objects.len()), "{}", objects.len());
     assert!(objects.iter().all(|object| object["error"]["kind"] == "exit"), "job 0 was not done: {objects:?}");
@@ -207,7 +218,8 @@ fn halt_soon_lets_the_others_finish_and_halt_now_does_not() {
 fn nothing_outlives_a_pm_that_was_killed() {
     let dir = Dir::new();
     let mut started = dir.fifo("started");
-    let script = format!("setsid sleep 1000 & (sleep 1000 &) ; echo up > {}; while :; do :; done", started.path.display());
+    let script =
+        format!("setsid sleep 1000 & (sleep 1000 &) ; echo up > {}; while :; do :; done", started.path.display());
     let mut running = pool(["-j2", "--", "sh", "-c", &script, "{}"]).start();
     running.stdin.as_mut().unwrap().write_all(b"a\nb\n").unwrap();
     started.line();
@@ -215,12 +227,4 @@ fn nothing_outlives_a_pm_that_was_killed() {
     assert!(running.others().len() >= 8, "{:?}", running.others());
     running.signal(Signal::KILL);
     assert_eq!(running.end().code, None);
-}
-
-#[test]
-fn programs_are_started_at_least_as_they_are_by_xargs() {
-    // No timing: that both start all of them, and none is left. How fast is measured elsewhere.
-    let done = pool(["-j4", "--", "true", "{}"]).run(numbers(500)).expect(0);
-    assert_eq!((done.text().as_str(), done.err.as_str()), ("", ""));
-    assert!(Command::new("true").status().unwrap().success());
 }

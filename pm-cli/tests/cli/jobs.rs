@@ -75,8 +75,11 @@ fn results_come_at_once_where_nothing_else_is_on_its_way() {
 #[test]
 fn digests_and_counts_are_those_of_the_real_programs() {
     let dir = Dir::new();
-    let names: Vec<std::ffi::OsString> =
-        ["empty", "with space", "-dash", "new\nline"].map(Into::into).into_iter().chain([OsStringExt::from_vec(b"\xff".to_vec())]).collect();
+    let names: Vec<std::ffi::OsString> = ["empty", "with space", "-dash", "new\nline"]
+        .map(Into::into)
+        .into_iter()
+        .chain([OsStringExt::from_vec(b"\xff".to_vec())])
+        .collect();
     for (number, name) in names.iter().enumerate() {
         std::fs::write(dir.path().join(name), "words and\nlines ".repeat(number * 1000)).unwrap();
     }
@@ -125,7 +128,11 @@ fn what_a_program_prints_is_the_result() {
     assert_eq!(plain("true").text(), "");
     let noisy = plain("echo out; echo warning >&2");
     assert_eq!((noisy.text().as_str(), noisy.err.as_str()), ("out\n", "warning\n"));
-    assert_eq!(pool(["--", "cat", "--", "/dev/stdin", "/dev/null", "--", "/proc/self/{}"]).run("x\n").expect(1).text(), "", "its stdin is empty");
+    assert_eq!(
+        pool(["--", "cat", "--", "/dev/stdin", "/dev/null", "--", "/proc/self/{}"]).run("x\n").expect(1).text(),
+        "",
+        "its stdin is empty"
+    );
     let big = pool(["--out", "json", "--", "sh", "-c", "yes | head -c 70000000; : {}"]).run("a\n").expect(1);
     assert_eq!(big.objects()[0]["error"]["kind"], "output_too_large");
     let large = pool(["--", "sh", "-c", "yes | head -c 5000000; : {}"]).run("a\n").expect(0);
@@ -161,7 +168,10 @@ fn json_goes_in_and_comes_out() {
     let done = pool(["--in", "json", "--out", "json", "--", "@echo"]).run(values).expect(1);
     let objects = done.objects();
     assert_eq!(objects[0], json!({"job": 0, "input": {"a": [1.5, null]}, "result": {"a": [1.5, null]}}));
-    assert!(done.text().starts_with("{\"job\":0,\"input\":{\"a\": [1.50, null]},\"result\":{\"a\": [1.50, null]}}\n"), "as it was written");
+    assert!(
+        done.text().starts_with("{\"job\":0,\"input\":{\"a\": [1.50, null]},\"result\":{\"a\": [1.50, null]}}\n"),
+        "as it was written"
+    );
     assert_eq!(objects[1], json!({"job": 1, "input": "texté", "result": "texté"}));
     assert_eq!(objects[2]["result"], 17);
     assert_eq!(objects[3]["input"], "{nonsense");
@@ -225,7 +235,11 @@ fn node_functions_are_served() {
         return;
     }
     let dir = Dir::new();
-    std::fs::write(dir.join("rules.js"), "exports.f = async x => { if (x === 2) throw new TypeError('two'); return [x]; };\n").unwrap();
+    std::fs::write(
+        dir.join("rules.js"),
+        "exports.f = async x => { if (x === 2) throw new TypeError('two'); return [x]; };\n",
+    )
+    .unwrap();
     for transport in ["uds", "stdio"] {
         let args = ["-t", transport, "--in", "json", "--out", "json", "--", "@node", "rules.js:f"];
         let done = pool(args).dir(dir.path()).run(numbers(4)).expect(1);

@@ -45,7 +45,9 @@ fn a_run_that_was_killed_anywhere_goes_on_to_the_same_end() {
     // A write that was torn at any byte.
     for cut in (1..expected.len()).step_by(expected.len() / 7) {
         std::fs::write(&torn, &expected[..cut]).unwrap();
-        pool(["--resume".as_ref(), "-o".as_ref(), torn.as_os_str(), "--".as_ref(), "@echo".as_ref()]).run(&input).expect(0);
+        pool(["--resume".as_ref(), "-o".as_ref(), torn.as_os_str(), "--".as_ref(), "@echo".as_ref()])
+            .run(&input)
+            .expect(0);
         assert!(std::fs::read(&torn).unwrap() == expected, "cut at {cut}");
     }
 }
@@ -56,7 +58,11 @@ fn unordered_runs_resume_as_well() {
     let (whole, torn) = (dir.join("whole"), dir.join("torn"));
     let args = |path: &Path| {
         let path = path.to_str().unwrap().to_string();
-        ["--unordered", "--sync", "-j3", "--resume", "-o"].map(String::from).into_iter().chain([path, "--".into(), "@echo".into()]).collect::<Vec<_>>()
+        ["--unordered", "--sync", "-j3", "--resume", "-o"]
+            .map(String::from)
+            .into_iter()
+            .chain([path, "--".into(), "@echo".into()])
+            .collect::<Vec<_>>()
     };
     let input = numbers(20_000);
     pool(args(&whole)).run(&input).expect(0);
@@ -75,7 +81,9 @@ fn only_what_matches_is_skipped() {
     let dir = Dir::new();
     let (log, seen) = (dir.join("log"), dir.join("seen"));
     let script = format!("echo {{}} >> {}; echo done {{}}", seen.display());
-    let args = |option: &'static str| ["-j1", option, "-o", log.to_str().unwrap(), "--", "sh", "-c", &script].map(String::from);
+    let args = |option: &'static str| {
+        ["-j1", option, "-o", log.to_str().unwrap(), "--", "sh", "-c", &script].map(String::from)
+    };
     let long = "x".repeat(5000);
     pool(args("--resume")).run(format!("a\nb\n{long}\nd\n")).expect(0);
     std::fs::write(&seen, "").unwrap();
@@ -94,7 +102,11 @@ fn only_what_matches_is_skipped() {
 fn failures_are_done_again_where_that_is_asked_for() {
     let dir = Dir::new();
     let (log, switch, seen) = (dir.join("log"), dir.join("switch"), dir.join("seen"));
-    let script = format!("echo {{}} >> {}; case {{}} in 3|7) [ -e {} ] || exit 1;; esac; echo done {{}}", seen.display(), switch.display());
+    let script = format!(
+        "echo {{}} >> {}; case {{}} in 3|7) [ -e {} ] || exit 1;; esac; echo done {{}}",
+        seen.display(),
+        switch.display()
+    );
     let args = |options: &[&'static str]| {
         let rest = ["-j1", "-o", log.to_str().unwrap(), "--", "sh", "-c", &script];
         options.iter().chain(&rest).map(ToString::to_string).collect::<Vec<_>>()

@@ -12,7 +12,8 @@ fn the_first_signal_lets_jobs_aboard_finish() {
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let dir = Dir::new();
         let (mut started, mut gate) = (dir.fifo("started"), dir.fifo("gate"));
-        let script = format!("echo up > {}; read line < {}; echo done {{}}", started.path.display(), gate.path.display());
+        let script =
+            format!("echo up > {}; read line < {}; echo done {{}}", started.path.display(), gate.path.display());
         let mut running = pool(["-j2", "--", "sh", "-c", &script]).start();
         let mut stdin = running.stdin.take().unwrap();
         stdin.write_all(numbers(100).as_bytes()).unwrap();

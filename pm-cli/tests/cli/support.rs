@@ -47,7 +47,13 @@ impl Done {
 
     #[track_caller]
     pub(crate) fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "stderr: {}\nstdout: {}", self.err, String::from_utf8_lossy(&self.out[..self.out.len().min(2000)]));
+        assert_eq!(
+            self.code,
+            Some(code),
+            "stderr: {}\nstdout: {}",
+            self.err,
+            String::from_utf8_lossy(&self.out[..self.out.len().min(2000)])
+        );
         self
     }
 
@@ -63,7 +69,11 @@ impl Done {
 }
 
 pub(crate) fn objects(bytes: &[u8]) -> Vec<Value> {
-    bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).map(|line| serde_json::from_slice(line).unwrap()).collect()
+    bytes
+        .split(|&byte| byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_slice(line).unwrap())
+        .collect()
 }
 
 /// `pm pool` with these arguments.
@@ -98,7 +108,8 @@ impl Pm {
 
     /// Starts it; the test feeds it.
     pub(crate) fn start(mut self) -> Running {
-        let mut child = self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdin = child.stdin.take();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let mut pipe = child.stderr.take().unwrap();
@@ -187,7 +198,9 @@ fn ends_within(pid: Pid, limit: Duration) -> bool {
 /// The processes with this mark that live, zombies aside.
 fn marked(mark: &str) -> Vec<u32> {
     let mark = format!("PM_TEST_MARK={mark}");
-    let pids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u32>().ok());
+    let pids = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u32>().ok());
     pids.filter(|pid| {
         let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environ.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes())
@@ -202,7 +215,12 @@ pub(crate) fn left_behind(mark: &str, limit: Duration) -> Vec<String> {
         let left = marked(mark);
         let now = Instant::now();
         if left.is_empty() || now > deadline {
-            return left.iter().map(|pid| format!("{pid}: {}", std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default())).collect();
+            return left
+                .iter()
+                .map(|pid| {
+                    format!("{pid}: {}", std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default())
+                })
+                .collect();
         }
         for pid in left {
             if let Some(pid) = Pid::from_raw(pid as i32) {
@@ -217,7 +235,11 @@ pub(crate) struct Dir(PathBuf);
 
 impl Dir {
     pub(crate) fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("pm-cli-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        let path = std::env::temp_dir().join(format!(
+            "pm-cli-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        ));
         std::fs::create_dir(&path).unwrap();
         Dir(path)
     }
@@ -235,7 +257,13 @@ impl Dir {
         use std::os::unix::fs::OpenOptionsExt;
         let path = self.join(name);
         // Written by another process: a descriptor of this one, inherited by a child of another test, would make it busy.
-        let mut cat = Command::new("sh").arg("-c").arg("cat > \"$0\" && chmod 755 \"$0\"").arg(&path).stdin(Stdio::piped()).spawn().unwrap();
+        let mut cat = Command::new("sh")
+            .arg("-c")
+            .arg("cat > \"$0\" && chmod 755 \"$0\"")
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
         cat.stdin.take().unwrap().write_all(content.as_bytes()).unwrap();
         assert!(cat.wait().unwrap().success());
         let _ = std::fs::OpenOptions::new().read(true).mode(0o755).open(&path).unwrap();
@@ -289,7 +317,12 @@ pub(crate) fn numbers(count: u32) -> String {
 
 /// Whether a program is installed; says so where it is not.
 pub(crate) fn has(program: &str, version: &str) -> bool {
-    let found = Command::new(program).arg(version).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+    let found = Command::new(program)
+        .arg(version)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
     if !found {
         eprintln!("skipped: {program} is not installed");
     }

@@ -114,6 +114,10 @@ fn functions_that_are_not_there_are_named() {
 fn the_keeper_is_no_command_for_people() {
     let done = pool(["--help"]).run("").expect(0);
     assert!(!done.text().contains("keeper"));
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_pm")).arg("keeper").stdin(std::process::Stdio::null()).output().unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_pm"))
+        .arg("keeper")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(64), "{output:?}");
 }

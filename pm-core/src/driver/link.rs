@@ -438,6 +438,7 @@ impl<Tx: LinkTx> Core<Tx> {
                     return Err(format!("a PING of {} bytes; at most {MAX_PING} are allowed", payload.len()));
                 }
                 let _ = self.push(Header::new(Kind::Pong), payload);
+                drain.replied = true;
             }
             Some(Kind::Pong) => {}
             Some(Kind::Bye) => self.bye = true,
@@ -468,6 +469,8 @@ impl<Tx: LinkTx> Core<Tx> {
 struct Drained {
     count: u32,
     oldest: Option<Time>,
+    /// Something was pushed that must not wait for the next call.
+    replied: bool,
 }
 
 impl Drained {
@@ -548,6 +551,9 @@ fn deliver_from<Tx: LinkTx, Rx: LinkRx>(
     }
     shared.publish(core);
     drop(guard);
+    if drained.replied {
+        shared.kick();
+    }
     after.run(shared, yard, now);
     yard.dispatch();
     result

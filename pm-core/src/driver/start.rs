@@ -179,10 +179,20 @@ impl<T: Transport> ProcessStarter<T> {
         command.env = env;
         command.cwd = spec.cwd().cloned();
         command.nice = spec.nice();
-        command.rlimits = spec.limits().iter().map(|&(resource, limit)| (resource, limit, limit)).collect();
+        command.rlimits = spec.limits().iter().map(|&(resource, limit)| (resource, limit, hard(resource, limit))).collect();
         (command.uid, command.gid) = spec.user();
         Ok(command)
     }
+}
+
+/// The hard limit beside a soft one. At the soft limit of processor time the kernel sends SIGXCPU, which says what happened, and at the hard one
+/// SIGKILL, which does not; where both are the same it is SIGKILL. So this one is a second higher, if the manager's own leaves room.
+fn hard(resource: spec::Resource, limit: u64) -> u64 {
+    if resource != spec::Resource::Cpu {
+        return limit;
+    }
+    let more = limit.saturating_add(1);
+    rustix::process::getrlimit(rustix::process::Resource::Cpu).maximum.map_or(more, |own| own.clamp(limit, more))
 }
 
 fn receiver(fd: OwnedFd) -> io::Result<pipe::Receiver> {

@@ -16,7 +16,7 @@ use super::stderr::{self, Tail};
 use crate::face::error::StartError;
 use crate::machine::cause::ExitCause;
 use crate::machine::event::Event;
-use crate::machine::frame::{Header, Kind, MAX_PAYLOAD};
+use crate::machine::frame::{Header, Kind, MAX_PAYLOAD, flag};
 use crate::machine::handshake::{Hello, Mismatch, Ready, VERSION};
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::pool::Aboard;
@@ -312,6 +312,9 @@ async fn shake_hands<Tx: LinkTx, Rx: LinkRx>(tx: &mut Tx, rx: &mut Rx, hello: &H
             }
             // Workers in slow languages may have something to say while they load.
             Ok(Some(frame)) if frame.header.kind == Kind::Notice as u8 => {}
+            // A newer worker may say something that only a newer manager understands.
+            Ok(Some(frame))
+                if Kind::from_wire(frame.header.kind).is_none() && frame.header.flags & flag::CRITICAL == 0 => {}
             Ok(Some(frame)) => {
                 let what = format!("a frame of kind {} came before READY", frame.header.kind);
                 return Err(Unready::Mismatch(Mismatch::not_ready(what, frame.payload)));

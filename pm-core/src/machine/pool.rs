@@ -879,7 +879,6 @@ mod tests {
                 world.check_calm();
                 if world.gave_up {
                     world.handle(Input::Revive);
-                    world.target = world.known.len();
                     world.calm();
                     world.check_calm();
                 }

@@ -207,7 +207,7 @@ impl Spec {
         self.nice
     }
 
-    /// Its limits, both soft and hard.
+    /// Its limits, both soft and hard; of processor time the hard one is a second higher, so that the process dies of SIGXCPU.
     pub fn limits(&self) -> &[(Resource, u64)] {
         &self.limits
     }
