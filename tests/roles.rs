@@ -33,6 +33,8 @@ pub enum Job {
     Sleep(Duration),
     /// The same, but wakes when it is cancelled.
     Nap(Duration),
+    /// Sends a notice, then waits until this file is there.
+    Until(PathBuf),
     /// Sends a notice, then computes for ever.
     Spin,
     Panic(String),
@@ -56,6 +58,8 @@ pub enum Job {
     IgnoreTerm,
     /// Adds a line to a file, then does something else.
     Count(PathBuf, Box<Job>),
+    /// The same if the file is not there yet, and nothing otherwise.
+    Once(PathBuf, Box<Job>),
     /// Says how long its call has left.
     TimeLeft,
     Environment,
@@ -115,6 +119,13 @@ fn serve(job: Job) -> Result<Said, Unhappy> {
             pm::on_cancel(move || drop(woken.send(())));
             let woken = wake.recv_timeout(time).is_ok();
             Said::Text(if woken { "cancelled" } else { "rested" }.to_string())
+        }
+        Job::Until(file) => {
+            pm::notice(BEGUN);
+            while !file.exists() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Said::Done
         }
         Job::Spin => {
             pm::notice(BEGUN);
@@ -177,6 +188,11 @@ fn serve(job: Job) -> Result<Said, Unhappy> {
             Said::Done
         }
         Job::Count(file, job) => {
+            count(&file);
+            return serve(*job);
+        }
+        Job::Once(file, _) if file.exists() => Said::Done,
+        Job::Once(file, job) => {
             count(&file);
             return serve(*job);
         }

@@ -24,7 +24,7 @@ use crate::machine::frame::{BadFrame, Decoder, Frame, Header, Kind, MAX_NOTICE, 
 use crate::machine::handshake::Ready;
 use crate::machine::id::{CallId, Incarnation, WorkerId};
 use crate::machine::retry::{Failure, Verdict as RetryVerdict};
-use crate::machine::session::{Answer, Cancel, Fate, Session, Verdict};
+use crate::machine::session::{Answer, Cancel, Fate, Session, Verdict, Word};
 use crate::machine::time::Time;
 use crate::machine::window::Window;
 use crate::transport::{LinkError, LinkRx, LinkTx};
@@ -115,8 +115,8 @@ struct Core<Tx> {
     calls: Vec<Option<Aboard>>,
     /// Calls are open or frames unsent, and the task must be told of what comes.
     due: Option<Time>,
-    /// How many calls the worker had begun with, where it left word of that when it died.
-    begun: Option<u64>,
+    /// What is known of the calls of the worker, once it is gone.
+    word: Word,
     /// How many answers came together last.
     last_batch: u32,
     draining: bool,
@@ -171,7 +171,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 tx: Some(tx),
                 calls: (0..capacity).map(|_| None).collect(),
                 due: None,
-                begun: None,
+                word: Word::Nothing,
                 last_batch: 0,
                 draining: false,
                 bye: false,
@@ -229,6 +229,9 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             Ok(false) => {
                 core.session.retract(id);
                 let goes_on = call.leave();
+                drop(guard);
+                // What fills the link may be nothing that anybody else would flush.
+                self.kick();
                 return if goes_on { Submit::Full } else { Submit::Over };
             }
             Err(_) => {
@@ -306,44 +309,45 @@ impl<Tx: LinkTx> LinkShared<Tx> {
     /// The worker is dead: every call that it had is resolved or goes back to the queue.
     pub(crate) fn settle(&self, cause: &ExitCause, stderr: &str, yard: &dyn Yard) {
         self.accepting.store(false, Ordering::SeqCst);
-        let mut after = After::default();
         let now = clock::now();
         let mut guard = self.core();
         let core = &mut *guard;
         let mut open = Vec::new();
-        core.session.lost(core.begun, &mut open);
+        core.session.lost(core.word, &mut open);
         self.unanswered.store(0, Ordering::SeqCst);
         let last_notice = core.last_notice.clone();
         // The requeue puts each in front of those before it, so the youngest goes first.
-        for (id, fate) in open.into_iter().rev() {
-            let Some(Aboard { call, .. }) = core.calls[id.slot()].take() else { continue };
-            match fate {
-                Fate::Unstarted => {
-                    if call.leave() {
-                        after.requeue.push((call, Duration::ZERO));
-                    }
-                }
-                Fate::Started => {
-                    let lost = WorkerLost {
-                        worker: self.worker,
-                        pid: self.pid,
-                        cause: cause.clone(),
-                        stderr: stderr.to_string(),
-                        last_notice: last_notice.clone(),
-                        input: yard.describe(&call.input),
-                        tries: 0,
-                    };
-                    after.failed(now, call, Failure::Lost, |tries, poisoned| {
-                        let lost = Box::new(WorkerLost { tries, ..lost });
-                        if poisoned { QueryError::Poisoned(lost) } else { QueryError::WorkerLost(lost) }
-                    });
-                }
-            }
-        }
+        let aboard: Vec<_> = open
+            .into_iter()
+            .rev()
+            .filter_map(|(id, fate)| Some((core.calls[id.slot()].take()?.call, fate)))
+            .collect();
         let left: Vec<_> = core.calls.iter_mut().filter_map(Option::take).collect();
         let tx = core.tx.take();
         drop(guard);
         drop((left, tx));
+        let mut after = After::default();
+        for (call, fate) in aboard {
+            if fate == Fate::Unstarted {
+                if call.leave() {
+                    after.requeue.push((call, Duration::ZERO));
+                }
+                continue;
+            }
+            let lost = WorkerLost {
+                worker: self.worker,
+                pid: self.pid,
+                cause: cause.clone(),
+                stderr: stderr.to_string(),
+                last_notice: last_notice.clone(),
+                input: yard.describe(&call.input),
+                tries: 0,
+            };
+            after.failed(now, call, Failure::Lost, |tries, poisoned| {
+                let lost = Box::new(WorkerLost { tries, ..lost });
+                if poisoned { QueryError::Poisoned(lost) } else { QueryError::WorkerLost(lost) }
+            });
+        }
         after.run(self, yard, now);
         yard.dispatch();
     }
@@ -580,6 +584,8 @@ pub(crate) struct LinkDriver<Tx, Rx> {
     after: After,
     expired: Vec<CallId>,
     sleep: std::pin::Pin<Box<tokio::time::Sleep>>,
+    /// Frames may have come together with READY.
+    is_new: bool,
     /// The others have had the chance to add to what is flushed next.
     gathered: bool,
     /// Something was pushed that has not gone.
@@ -595,6 +601,7 @@ impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
             after: After::default(),
             expired: Vec::new(),
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            is_new: true,
             gathered: false,
             unflushed: false,
         }
@@ -605,6 +612,11 @@ impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
         self.shared.task.register(cx.waker());
         let mut end = None;
         let mut more = true;
+        if std::mem::take(&mut self.is_new)
+            && let Err(violation) = self.deliver()
+        {
+            return Poll::Ready(LinkEnd::Violation(violation));
+        }
         for _ in 0..FILLS_A_TURN {
             match self.rx.poll_fill(cx) {
                 Poll::Pending => {
@@ -618,6 +630,9 @@ impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
                     }
                 }
                 Poll::Ready(Err(error)) => {
+                    if matches!(error, LinkError::Closed) {
+                        self.shared.core().word = Word::Answers;
+                    }
                     end = Some(match error {
                         // A worker that dies while it writes is no liar: its exit status says more.
                         LinkError::BadFrame(BadFrame::Truncated { .. }) => LinkEnd::Lost(error.to_string()),
@@ -645,16 +660,25 @@ impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
         loop {
             match self.rx.poll_fill(cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(())) if self.deliver().is_ok() => {}
-                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Ready(Ok(())) => {
+                    if self.deliver().is_err() {
+                        return Poll::Ready(());
+                    }
+                }
+                Poll::Ready(Err(_)) => {
+                    self.shared.core().word = Word::Answers;
+                    return Poll::Ready(());
+                }
             }
         }
     }
 
     /// Delivers the answers that a dead worker left in its outbox. Those that had come over the link as well are late.
     /// `begun` is how many calls it had begun with.
-    pub(crate) fn recover(&mut self, frames: &[u8], begun: u64) {
-        self.shared.core().begun = Some(begun);
+    pub(crate) fn recover(&mut self, frames: &[u8], begun: Option<u64>) {
+        if let Some(begun) = begun {
+            self.shared.core().word = Word::Begun(begun);
+        }
         let mut decoder = Decoder::new(frames.len());
         decoder.buffer().extend_from_slice(frames);
         // It is dead; whatever else it left there does not matter any more.

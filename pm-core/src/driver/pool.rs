@@ -5,6 +5,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -104,7 +105,7 @@ pub(crate) struct Settings {
 pub(crate) trait AnyPool: Send + Sync {
     fn name(&self) -> &Arc<str>;
     /// Takes a call to a worker or into the queue; false where neither has room, see [`AnyPool::room`].
-    fn submit(&self, call: &Arc<Call>) -> bool;
+    fn submit(&self, now: Time, call: &Arc<Call>) -> bool;
     /// Takes a call to this worker.
     fn submit_to(&self, worker: WorkerId, call: &Arc<Call>) -> Result<(), QueryError>;
     /// The caller of this call has gone.
@@ -145,6 +146,8 @@ struct Shared {
     room: Notify,
     queue_limit: usize,
     commands: mpsc::Sender<Command>,
+    /// No further query is taken.
+    closing: AtomicBool,
     /// The last handle has gone.
     killed: AtomicBool,
     events: broadcast::Sender<Event>,
@@ -222,6 +225,7 @@ pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf
             room: Notify::new(),
             queue_limit: settings.queue,
             commands,
+            closing: AtomicBool::new(false),
             killed: AtomicBool::new(false),
             events: broadcast::channel(EVENTS).0,
             wake: Notify::new(),
@@ -253,6 +257,15 @@ pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf
     pool
 }
 
+/// Runs a hook of the program. A hook that panics must not take the task of a worker with it, and with that the calls that it has.
+fn guarded<T>(hook: &str, run: impl FnOnce() -> T) -> Option<T> {
+    let result = catch_unwind(AssertUnwindSafe(run));
+    if result.is_err() {
+        tracing::error!(target: "pm::pool", hook, "a hook panicked");
+    }
+    result.ok()
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -275,10 +288,15 @@ impl<Tx: LinkTx> Pool<Tx> {
     /// Puts the call on a link, if one has room.
     fn board(&self, now: Time, call: &Arc<Call>) -> bool {
         let links = self.links.load();
-        let Some(best) = Self::best(&links, false) else { return false };
+        Self::place(&links, now, call, false)
+    }
+
+    /// The same, with the links at hand.
+    fn place(links: &[Arc<LinkShared<Tx>>], now: Time, call: &Arc<Call>, waited: bool) -> bool {
+        let Some(best) = Self::best(links, waited) else { return false };
         match best.submit(now, call, false) {
             Submit::Taken | Submit::Over => true,
-            // What the link said of its room was out of date. Others may have some.
+            // What the link said of its room was out of date, or its buffer is full. Others may have some.
             Submit::Full | Submit::Closed => {
                 links.iter().any(|link| matches!(link.submit(now, call, false), Submit::Taken | Submit::Over))
             }
@@ -325,6 +343,7 @@ impl<Tx: LinkTx> Pool<Tx> {
         let mut backlog = self.backlog();
         let place = backlog.queue.iter().position(|waiting| std::ptr::eq(&**waiting, call));
         let taken = place.and_then(|place| backlog.queue.remove(place));
+        backlog.delayed.retain(|Reverse(delayed)| !std::ptr::eq(&*delayed.call, call));
         self.shared.queued.store(backlog.queue.len(), Ordering::SeqCst);
         let is_served = backlog.closing && backlog.queue.is_empty();
         drop(backlog);
@@ -371,8 +390,9 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         &self.shared.name
     }
 
-    fn submit(&self, call: &Arc<Call>) -> bool {
-        if self.shared.queued.load(Ordering::SeqCst) == 0 && self.board(call.made, call) {
+    fn submit(&self, now: Time, call: &Arc<Call>) -> bool {
+        let is_open = !self.shared.closing.load(Ordering::Relaxed);
+        if is_open && self.shared.queued.load(Ordering::SeqCst) == 0 && self.board(now, call) {
             return true;
         }
         if !self.enqueue(call, false) {
@@ -389,6 +409,9 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         let link = links.iter().chain(leaving.iter()).find(|link| link.worker == worker).cloned();
         drop(leaving);
         let gone = || QueryError::NoWorkers { pool: self.shared.name.clone() };
+        if self.shared.closing.load(Ordering::Relaxed) {
+            return Err(QueryError::ShuttingDown { pool: self.shared.name.clone() });
+        }
         match link.ok_or_else(gone)?.submit(clock::now(), call, true) {
             Submit::Taken | Submit::Over => Ok(()),
             Submit::Full | Submit::Closed => Err(gone()),
@@ -453,7 +476,7 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
     fn notice(&self, worker: WorkerId, text: &str) {
         tracing::debug!(target: "pm::pool", pool = &*self.shared.name, %worker, notice = text);
         if let Some(notice) = &self.shared.hooks.notice {
-            notice(worker, text);
+            guarded("on_notice", || notice(worker, text));
         }
     }
 
@@ -462,7 +485,8 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
         if let Some((threshold, slow)) = &self.shared.hooks.slow {
             let took = now.since(call.made);
             if took >= *threshold {
-                slow(SlowQuery { worker, took, input: self.describe(&call.input) });
+                let slow_query = SlowQuery { worker, took, input: self.describe(&call.input) };
+                guarded("on_slow", || slow(slow_query));
             }
         }
     }
@@ -480,6 +504,13 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
             return;
         }
         let mut backlog = self.backlog();
+        if let Some(error) = backlog.refusal(&self.shared.name, true) {
+            drop(backlog);
+            if let Some(waker) = call.resolve(Err(error)) {
+                waker.wake();
+            }
+            return;
+        }
         backlog.next += 1;
         let delayed = Delayed { due: clock::now() + delay, order: backlog.next, call };
         backlog.delayed.push(Reverse(delayed));
@@ -492,10 +523,8 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
     }
 
     fn describe(&self, input: &[u8]) -> String {
-        match &self.shared.hooks.describe {
-            Some(describe) => describe(input),
-            None => format!("{} bytes", input.len()),
-        }
+        let described = self.shared.hooks.describe.as_ref().and_then(|describe| guarded("describe", || describe(input)));
+        described.unwrap_or_else(|| format!("{} bytes", input.len()))
     }
 
     fn dispatch(&self) {
@@ -509,18 +538,11 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
             let mut backlog = self.backlog();
             let links = self.links.load();
             while let Some(call) = backlog.queue.front() {
-                let submitted = match Self::best(&links, true) {
-                    _ if call.is_over() => Submit::Over,
-                    Some(link) => link.submit(now, call, false),
-                    None => Submit::Full,
-                };
-                match submitted {
-                    Submit::Taken | Submit::Over => {
-                        over.extend(backlog.queue.pop_front());
-                        moved += 1;
-                    }
-                    Submit::Full | Submit::Closed => break,
+                if !call.is_over() && !Self::place(&links, now, call, true) {
+                    break;
                 }
+                over.extend(backlog.queue.pop_front());
+                moved += 1;
             }
             self.shared.queued.store(backlog.queue.len(), Ordering::SeqCst);
             let is_served = backlog.closing && backlog.queue.is_empty();
@@ -659,8 +681,9 @@ impl<S: Starter> TaskOf<S> {
                 }
             }
             Command::Shutdown(deadline) => {
+                self.pool.shared.closing.store(true, Ordering::Relaxed);
                 lock(&self.pool.shared.backlog).closing = true;
-                self.shutdown = Some(deadline);
+                self.shutdown = Some(Time::earliest(self.shutdown.flatten(), deadline));
             }
             Command::Chaos(random) => {
                 let links = self.pool.links.load();
@@ -783,7 +806,7 @@ impl<S: Starter> TaskOf<S> {
     fn spawn(&mut self, worker: WorkerId, incarnation: Incarnation) {
         let (orders, inbox) = mpsc::channel(16);
         let tail = Tail::default();
-        let task = Task { plan: self.plan.clone(), worker, incarnation, tail: tail.clone(), orders: inbox };
+        let task = Task { plan: self.plan.clone(), worker, incarnation, tail: tail.clone(), orders: inbox, deserted: false };
         let task = tokio::spawn(task.run()).abort_handle();
         self.lives.insert(worker, Live { incarnation, pid: None, orders, tail, link: None, task });
     }

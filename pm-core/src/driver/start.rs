@@ -4,11 +4,14 @@ use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use super::launch::{self, Child, ChildState, Command, LaunchError};
 use crate::face::error::StartError;
+use crate::machine::cause::ExitCause;
 use crate::machine::exit::{ExitStatus, Signal};
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::spec::{self, Program, Spec};
@@ -16,6 +19,10 @@ use crate::sys::outbox;
 use crate::transport::{
     Accept, Identity, LINK_FD, LINK_VARIABLE, Link, OUTBOX_FD_VARIABLE, ROLE_VARIABLE, Transport,
 };
+
+/// How long the last words of a process are waited for that ended before it took its link, and how many bytes they may have.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+const MOST_WORDS: u64 = 4 << 10;
 
 /// Starts workers of one sort.
 pub(crate) trait Starter: Send + Sync + 'static {
@@ -122,9 +129,18 @@ impl<T: Transport> Starter for ProcessStarter<T> {
             command.fds.push((number, Arc::new(fd)));
         }
         let outbox = self.outbox(&mut command);
-        let child = launch::launch(self.spec.guard(), command).await?;
-        let link = accept.accept(&Identity { pid: child.pid() }).await?;
-        let stderr = receiver(reader.into()).map_err(|error| refused("watch the pipe for its prints", error))?;
+        let mut child = launch::launch(self.spec.guard(), command).await?;
+        let mut stderr = receiver(reader.into()).map_err(|error| refused("watch the pipe for its prints", error))?;
+        let peer = Identity { pid: child.pid() };
+        let link = tokio::select! {
+            biased;
+            link = accept.accept(&peer) => link?,
+            // It will never take its half of the link.
+            exit = child.exited() => {
+                let cause = ExitCause::Exited(exit.status);
+                return Err(StartError::Died { cause, stderr: last_words(&mut stderr).await });
+            }
+        };
         Ok(Started { life: Life::Process(child), link, outbox, stderr: Some(stderr) })
     }
 
@@ -193,6 +209,13 @@ fn hard(resource: spec::Resource, limit: u64) -> u64 {
     }
     let more = limit.saturating_add(1);
     rustix::process::getrlimit(rustix::process::Resource::Cpu).maximum.map_or(more, |own| own.clamp(limit, more))
+}
+
+/// What a process printed that has ended. A grandchild may hold the pipe open.
+async fn last_words(stderr: &mut pipe::Receiver) -> String {
+    let mut words = Vec::new();
+    let _ = tokio::time::timeout(LAST_WORDS, stderr.take(MOST_WORDS).read_to_end(&mut words)).await;
+    String::from_utf8_lossy(&words).into_owned()
 }
 
 fn receiver(fd: OwnedFd) -> io::Result<pipe::Receiver> {

@@ -53,13 +53,6 @@ pub(crate) async fn follow(mut pipe: pipe::Receiver, tail: Tail, policy: Stderr,
     loop {
         tokio::select! {
             biased;
-            read = pipe.read(&mut buffer) => match read {
-                Ok(count) if count > 0 => {
-                    tail.push(&buffer[..count]);
-                    lines.take(&buffer[..count]);
-                }
-                _ => break,
-            },
             () = &mut ended => {
                 let rest = async {
                     while let Ok(count) = pipe.read(&mut buffer).await && count > 0 {
@@ -70,6 +63,13 @@ pub(crate) async fn follow(mut pipe: pipe::Receiver, tail: Tail, policy: Stderr,
                 let _ = tokio::time::timeout(LAST_WORDS, rest).await;
                 break;
             }
+            read = pipe.read(&mut buffer) => match read {
+                Ok(count) if count > 0 => {
+                    tail.push(&buffer[..count]);
+                    lines.take(&buffer[..count]);
+                }
+                _ => break,
+            },
         }
     }
     lines.finish();

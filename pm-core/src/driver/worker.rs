@@ -72,6 +72,8 @@ pub(crate) struct Task<S: Starter> {
     pub(crate) incarnation: Incarnation,
     pub(crate) tail: Tail,
     pub(crate) orders: mpsc::Receiver<Order>,
+    /// The pool has let go of this task.
+    pub(crate) deserted: bool,
 }
 
 impl<S: Starter> Task<S> {
@@ -132,11 +134,11 @@ impl<S: Starter> Task<S> {
                     shaken = &mut shake => break Some(shaken),
                     // What it had said by then is still to be read: a program that prints and exits gets a telling error.
                     _ = life.ended() => break tokio::time::timeout(REST, &mut shake).await.ok(),
-                    order = self.orders.recv() => match order {
-                        Some(Order::Drain) => {}
-                        Some(Order::Terminate) => life.terminate(),
-                        Some(Order::CloseLink) => break None,
-                        Some(Order::Kill) | None => life.kill(),
+                    order = next_order(&mut self.orders, &mut self.deserted) => match order {
+                        Order::Drain => {}
+                        Order::Terminate => life.terminate(),
+                        Order::CloseLink => break None,
+                        Order::Kill => life.kill(),
                     },
                 }
             }
@@ -232,14 +234,14 @@ impl<S: Starter> Task<S> {
                     Some(_) => {}
                     None => states = None,
                 },
-                order = self.orders.recv() => match order {
-                    Some(Order::Drain) => shared.drain(),
-                    Some(Order::CloseLink) => {
+                order = next_order(&mut self.orders, &mut self.deserted) => match order {
+                    Order::Drain => shared.drain(),
+                    Order::CloseLink => {
                         open = false;
                         shared.close();
                     }
-                    Some(Order::Terminate) => life.terminate(),
-                    Some(Order::Kill) | None => life.kill(),
+                    Order::Terminate => life.terminate(),
+                    Order::Kill => life.kill(),
                 },
             }
         }
@@ -261,10 +263,10 @@ impl<S: Starter> Task<S> {
         loop {
             tokio::select! {
                 _ = life.ended() => return,
-                order = self.orders.recv() => match order {
-                    Some(Order::Drain | Order::CloseLink) => {}
-                    Some(Order::Terminate) => life.terminate(),
-                    Some(Order::Kill) | None => life.kill(),
+                order = next_order(&mut self.orders, &mut self.deserted) => match order {
+                    Order::Drain | Order::CloseLink => {}
+                    Order::Terminate => life.terminate(),
+                    Order::Kill => life.kill(),
                 },
             }
         }
@@ -290,6 +292,15 @@ impl<S: Starter> Task<S> {
     /// A pool that is gone needs no news.
     async fn tell(&self, news: News<TxOf<S>>) {
         let _ = self.plan.news.send(news).await;
+    }
+}
+
+/// The next order. A pool that has let go of a worker, which could not be killed before, wants it dead: once.
+async fn next_order(orders: &mut mpsc::Receiver<Order>, deserted: &mut bool) -> Order {
+    match orders.recv().await {
+        Some(order) => order,
+        None if !std::mem::replace(deserted, true) => Order::Kill,
+        None => std::future::pending().await,
     }
 }
 

@@ -161,7 +161,7 @@ where
         let encoded = self.encode(&input)?;
         let call = Call::new(encoded, self.terms, clock::now());
         let pool = &*self.handle.pool;
-        if !pool.submit(&call) {
+        if !pool.submit(call.made, &call) {
             return Err(TryQueryError::Full(input));
         }
         let guard = Guard { pool, call: &call };
@@ -360,7 +360,7 @@ async fn carry(handle: &Handle, encoded: Vec<u8>, terms: Terms) -> Outcome {
     let pool = &*handle.pool;
     let call = Call::new(encoded, terms, clock::now());
     let guard = Guard { pool, call: &call };
-    if !pool.submit(&call) {
+    if !pool.submit(call.made, &call) {
         wait_for_room(pool, &call).await?;
     }
     poll_fn(|cx| guard.call.poll(cx)).await
@@ -371,7 +371,7 @@ async fn wait_for_room(pool: &dyn AnyPool, call: &Arc<Call>) -> Result<(), Query
         let mut room = std::pin::pin!(pool.room().notified());
         // From here on no room is missed.
         room.as_mut().enable();
-        if pool.submit(call) {
+        if pool.submit(clock::now(), call) {
             // The call may have gone to a worker, and the room in the queue is there for the next who waits.
             pool.room().notify_one();
             return Ok(());
@@ -408,20 +408,16 @@ fn decode<O, C: Codec<O>>(codec: &C, answer: &[u8]) -> Result<O, QueryError> {
 
 async fn settle(pool: &Arc<dyn AnyPool>, input: Input) -> Result<(), StartError> {
     let (answer, settled) = oneshot::channel();
-    let sent = pool.commands().send(Command::Settle(input, answer)).await;
-    match (sent, settled.await) {
-        (Ok(()), Ok(answer)) => answer,
-        _ => Err(StartError::ShuttingDown),
-    }
+    // What could not be sent holds the answer's other end, and nobody would ever drop it while this waits.
+    pool.commands().send(Command::Settle(input, answer)).await.map_err(|_| StartError::ShuttingDown)?;
+    settled.await.unwrap_or(Err(StartError::ShuttingDown))
 }
 
 async fn begin(pool: &Arc<dyn AnyPool>, workers: u32) -> Result<(), StartError> {
     let (answer, started) = oneshot::channel();
-    let sent = pool.commands().send(Command::Start(Input::Scale { workers, idlest: Vec::new() }, answer)).await;
-    match (sent, started.await) {
-        (Ok(()), Ok(answer)) => answer,
-        _ => Err(StartError::ShuttingDown),
-    }
+    let command = Command::Start(Input::Scale { workers, idlest: Vec::new() }, answer);
+    pool.commands().send(command).await.map_err(|_| StartError::ShuttingDown)?;
+    started.await.unwrap_or(Err(StartError::ShuttingDown))
 }
 
 fn within_limits(workers: u32) -> Result<u32, StartError> {

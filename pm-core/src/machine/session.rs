@@ -89,6 +89,18 @@ pub enum Fate {
     Unstarted,
 }
 
+/// What is known of the calls of a worker that is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Word {
+    /// Nothing: its answers were not read to the end. It may have started every call.
+    #[default]
+    Nothing,
+    /// All its answers. It has started no more than it had leave to.
+    Answers,
+    /// With how many calls of the session it had begun, in the order of opening.
+    Begun(u64),
+}
+
 /// What [`Session::cancel`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cancel {
@@ -320,16 +332,19 @@ impl Session {
 
     /// The link is lost. Adds every open call to `out`, oldest first, and what became of it. Cancelled ones have no caller any more.
     ///
-    /// `begun` is how many of the calls of this session the worker had begun with, counted in the order of opening, where it left word of
-    /// that; otherwise every call counts as started that it had leave to start.
-    pub fn lost(&mut self, begun: Option<u64>, out: &mut Vec<(CallId, Fate)>) {
+    /// In doubt a call counts as started, so that none is run twice.
+    pub fn lost(&mut self, word: Word, out: &mut Vec<(CallId, Fate)>) {
         let mut open: Vec<usize> =
             (0..self.slots.len()).filter(|&index| self.slots[index].state != State::Free).collect();
         open.sort_unstable_by_key(|&index| self.slots[index].order);
         for index in open {
             let slot = &mut self.slots[index];
             if slot.state == State::Open {
-                let started = begun.map_or(slot.started, |begun| slot.order < begun);
+                let started = match word {
+                    Word::Nothing => true,
+                    Word::Answers => slot.started,
+                    Word::Begun(begun) => slot.order < begun,
+                };
                 let fate = if started { Fate::Started } else { Fate::Unstarted };
                 out.push((CallId::new(index, slot.uses), fate));
             }
@@ -525,7 +540,7 @@ mod tests {
                 assert_eq!(session.started(), started, "{}", context());
             }
             let mut lost = Vec::new();
-            session.lost(None, &mut lost);
+            session.lost(Word::Answers, &mut lost);
             let expected: Vec<_> = model
                 .calls
                 .iter()
@@ -545,7 +560,7 @@ mod tests {
         session.retract(never_sent);
         assert_eq!(session.answered(Time::ZERO, calls[0], Answer::Outcome), Verdict::Deliver);
         let mut lost = Vec::new();
-        session.lost(Some(2), &mut lost);
+        session.lost(Word::Begun(2), &mut lost);
         let fates = [Fate::Started, Fate::Unstarted, Fate::Unstarted];
         assert_eq!(lost, calls[1..].iter().copied().zip(fates).collect::<Vec<_>>());
 

@@ -30,6 +30,9 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 /// The two fields.
 const HEADER: usize = 16;
 
+/// What `begun` says until a worker has taken the outbox: a worker that does without leaves no word of what it has begun.
+const NO_WORD: u64 = u64::MAX;
+
 /// Where `begun` stands.
 const BEGUN: usize = 8;
 
@@ -43,6 +46,7 @@ const CAPACITY: usize = 64 << 10;
 pub(crate) fn create() -> io::Result<OwnedFd> {
     let fd = memfd_create(c"pm-outbox", MemfdFlags::CLOEXEC)?;
     ftruncate(&fd, (HEADER + CAPACITY) as u64)?;
+    rustix::io::pwrite(&fd, &NO_WORD.to_ne_bytes(), BEGUN as u64)?;
     Ok(fd)
 }
 
@@ -51,8 +55,8 @@ pub(crate) fn create() -> io::Result<OwnedFd> {
 pub(crate) struct Left {
     /// Answers that may not have come over the link.
     pub(crate) frames: Vec<u8>,
-    /// How many calls it had begun with.
-    pub(crate) begun: u64,
+    /// How many calls it had begun with, where it left word of that.
+    pub(crate) begun: Option<u64>,
 }
 
 /// Reads it. None where it cannot be read.
@@ -65,7 +69,8 @@ pub(crate) fn left_in(fd: &OwnedFd) -> Option<Left> {
     let (length, rest) = bytes[..have].split_first_chunk::<8>()?;
     let (begun, frames) = rest.split_first_chunk::<8>()?;
     let length = usize::try_from(u64::from_ne_bytes(*length)).unwrap_or(usize::MAX).min(frames.len());
-    Some(Left { frames: frames[..length].to_vec(), begun: u64::from_ne_bytes(*begun) })
+    let begun = Some(u64::from_ne_bytes(*begun)).filter(|begun| *begun != NO_WORD);
+    Some(Left { frames: frames[..length].to_vec(), begun })
 }
 
 /// The worker's side of an outbox.
@@ -92,7 +97,9 @@ impl Outbox {
         // SAFETY: A new mapping at an address of the kernel's choice touches no memory of this process.
         let map = unsafe { mmap(ptr::null_mut(), HEADER + CAPACITY, protection, MapFlags::SHARED, fd, 0) }?;
         let map = NonNull::new(map.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Outbox { map, length: 0 })
+        let mut outbox = Outbox { map, length: 0 };
+        outbox.begin(0);
+        Ok(outbox)
     }
 
     /// Adds a frame, or gives false where it does not fit.
@@ -157,13 +164,14 @@ mod tests {
     #[test]
     fn what_was_added_is_found_by_the_other_side() {
         let fd = create().unwrap();
+        assert_eq!(left_in(&fd), Some(Left::default()), "nobody has taken it");
         let mut outbox = Outbox::map(&fd).unwrap();
         assert!(outbox.add(b"head", b"body") && outbox.add(b"more", b""));
         assert_eq!(outbox.frames(), b"headbodymore");
         outbox.begin(3);
-        assert_eq!(left_in(&fd), Some(Left { frames: b"headbodymore".to_vec(), begun: 3 }));
+        assert_eq!(left_in(&fd), Some(Left { frames: b"headbodymore".to_vec(), begun: Some(3) }));
         outbox.clear();
-        assert_eq!(left_in(&fd), Some(Left { frames: Vec::new(), begun: 3 }));
+        assert_eq!(left_in(&fd), Some(Left { frames: Vec::new(), begun: Some(3) }));
         assert!(!outbox.add(b"head", &[0; CAPACITY]), "it has room for less");
         assert!(outbox.add(b"", &[1; CAPACITY]));
         assert_eq!(left_in(&fd).unwrap().frames.len(), CAPACITY);

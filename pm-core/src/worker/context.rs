@@ -76,6 +76,11 @@ impl CancelFlag {
         self.cancelled.load(Ordering::Relaxed)
     }
 
+    /// Whether it can serve another call: no hook of the last one is left in it.
+    pub(crate) fn is_fresh(&self) -> bool {
+        !self.is_cancelled() && self.hooks.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Gives the hooks, to be run where no lock is held.
     pub(crate) fn cancel(&self) -> Vec<Hook> {
         let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);

@@ -4,6 +4,7 @@
 //! that has not started can be given back, a PING is answered and a cancel is heard, however long a handler computes.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -189,7 +190,21 @@ impl Desk {
                 return Ok(());
             }
             self.flush(&mut state)?;
-            self.receive(&mut state)?;
+            state = self.await_more(state)?;
+        }
+    }
+
+    /// Waits for more with the lock open: other threads may have notices to send meanwhile. Only the thread that runs handlers waits
+    /// here, and nobody else receives then.
+    fn await_more<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Result<MutexGuard<'a, State>, Ended> {
+        let mut decoder = std::mem::replace(&mut state.decoder, Decoder::new(MAX_PAYLOAD));
+        drop(state);
+        let received = self.link.recv(decoder.buffer());
+        let mut state = self.state();
+        state.decoder = decoder;
+        match received {
+            Ok(0) | Err(_) => Err(self.end(&mut state, 0)),
+            Ok(_) => Ok(state),
         }
     }
 
@@ -399,7 +414,10 @@ impl State {
 fn run_hooks(mut state: MutexGuard<'_, State>) {
     let hooks = std::mem::take(&mut state.hooks);
     drop(state);
-    hooks.into_iter().for_each(|hook| hook());
+    for hook in hooks {
+        // Whoever reads the link goes on reading it; the panic has been printed.
+        let _ = catch_unwind(AssertUnwindSafe(hook));
+    }
 }
 
 /// A frame out of the buffer. Rare frames are copied, so that what they lead to may use the buffer.

@@ -66,7 +66,7 @@ fn serve_calls(desk: &Arc<Desk>, handler: &BlockingHandler, pulse: &Pulse, atten
     let mut output = Vec::new();
     let mut cancel = Arc::new(CancelFlag::default());
     loop {
-        if Arc::strong_count(&cancel) > 1 || cancel.is_cancelled() {
+        if Arc::strong_count(&cancel) > 1 || !cancel.is_fresh() {
             cancel = Arc::default();
         }
         desk.next(&mut job, &cancel)?;

@@ -12,7 +12,7 @@ use crate::machine::exit::ExitStatus;
 use crate::machine::id::{CallId, Incarnation, WorkerId};
 use crate::machine::pool::{self, Aboard, Phase, Pool};
 use crate::machine::retry::{Failure, Retry, Tries, Verdict as RetryVerdict};
-use crate::machine::session::{Answer, Cancel, Fate as Left, Limit, Session, Verdict};
+use crate::machine::session::{Answer, Cancel, Fate as Left, Limit, Session, Verdict, Word};
 use crate::machine::time::Time;
 use crate::machine::unit::{self, Times};
 use crate::machine::window::Window;
@@ -858,7 +858,10 @@ impl World {
         }
         let Some(mut link) = link else { return };
         let mut open = Vec::new();
-        let word = self.settings.leaves_word.then_some(self.processes[process].begun);
+        let word = match self.settings.leaves_word {
+            true => Word::Begun(self.processes[process].begun),
+            false => Word::Answers,
+        };
         link.session.lost(word, &mut open);
         // Each goes in front of those before it, so the youngest goes first.
         for (id, fate) in open.into_iter().rev() {
