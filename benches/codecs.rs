@@ -17,7 +17,8 @@ struct Job {
 }
 
 fn codec<C: Codec<Job>>(c: &mut Criterion, codec: &C, size: usize) {
-    let job = Job { id: 7, name: "a job of ordinary length".into(), scores: (0..size).map(|n| n as f64 / 3.0).collect() };
+    let job =
+        Job { id: 7, name: "a job of ordinary length".into(), scores: (0..size).map(|n| n as f64 / 3.0).collect() };
     let mut payload = Vec::new();
     codec.encode(&job, &mut payload).expect("a value that fits");
     assert_eq!(codec.decode(&payload).expect("what was encoded"), job, "right before fast");

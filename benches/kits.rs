@@ -20,7 +20,8 @@ fn main() {
     let python = python.env("PYTHONPATH", workers.join("python"));
     let node = format!("require({:?}).serve((text) => text)", workers.join("node/pm_worker.js"));
     let node = Spec::program("node").arg("-e").arg(node);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     for (language, program, own, script) in [
         ("Python", python, "multiprocessing.Pool", ["python3", "languages/pool.py"]),
         ("Node.js", node, "child_process.fork", ["node", "languages/fork.js"]),

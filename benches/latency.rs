@@ -52,7 +52,14 @@ fn main() {
                     .expect("a runtime");
                 let mut table = Table::default();
                 // The work runs on a worker thread, as a server's does, and not on the thread that blocks for it.
-                runtime.block_on(async { tokio::spawn(async move { round(place, time, &mut table).await; table }).await.expect("no panic") })
+                runtime.block_on(async {
+                    tokio::spawn(async move {
+                        round(place, time, &mut table).await;
+                        table
+                    })
+                    .await
+                    .expect("no panic")
+                })
             })
             .join()
             .map(|round| table.rows.extend(round.rows))
@@ -137,11 +144,23 @@ impl Table {
     }
 
     fn rate(&mut self, name: &str, rate: f64, limit: Option<f64>) {
-        self.rows.push((format!("{name}: {IN_FLIGHT} in flight, k/s"), [rate / 1000.0, 0.0, 0.0, 0.0], limit.map(|limit| rate / limit)));
+        self.rows.push((
+            format!("{name}: {IN_FLIGHT} in flight, k/s"),
+            [rate / 1000.0, 0.0, 0.0, 0.0],
+            limit.map(|limit| rate / limit),
+        ));
     }
 
     fn print(&self, place: Place) {
-        println!("\n{:44} {:>9} {:>9} {:>9} {:>9} {:>8}", format!("{place}"), "p50/rate", "p99", "p99.9", "mean", "of limit");
+        println!(
+            "\n{:44} {:>9} {:>9} {:>9} {:>9} {:>8}",
+            format!("{place}"),
+            "p50/rate",
+            "p99",
+            "p99.9",
+            "mean",
+            "of limit"
+        );
         let mut names: Vec<&String> = Vec::new();
         for (name, _, _) in &self.rows {
             if !names.contains(&name) {
@@ -156,9 +175,19 @@ impl Table {
                 values[values.len() / 2]
             };
             let columns: Vec<f64> = (0..4).map(|at| median(&|row, _| row[at])).collect();
-            let ratio = if rows[0].2.is_some() { format!("{:.2}", median(&|_, ratio| ratio.unwrap_or(0.0))) } else { String::new() };
+            let ratio = if rows[0].2.is_some() {
+                format!("{:.2}", median(&|_, ratio| ratio.unwrap_or(0.0)))
+            } else {
+                String::new()
+            };
             let cell = |value: f64| if value == 0.0 { String::new() } else { format!("{value:.2}") };
-            println!("{name:44} {:>9} {:>9} {:>9} {:>9} {ratio:>8}", cell(columns[0]), cell(columns[1]), cell(columns[2]), cell(columns[3]));
+            println!(
+                "{name:44} {:>9} {:>9} {:>9} {:>9} {ratio:>8}",
+                cell(columns[0]),
+                cell(columns[1]),
+                cell(columns[2]),
+                cell(columns[3])
+            );
         }
     }
 }

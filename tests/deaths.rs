@@ -4,13 +4,16 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
-use pm::{AnyTransport, Budget, Event, ExitCause, ExitStatus, Incarnation, QueryErrorKind, QueryOptions, Retry, Signal, StartError};
+use pm::{
+    AnyTransport, Budget, Event, ExitCause, ExitStatus, Incarnation, QueryErrorKind, QueryOptions, Retry, Signal,
+    StartError,
+};
 
 use crate::query::listening;
 use crate::roles::{EARLY, Job, Said};
 use crate::support::{
-    MARK, Scratch, both, both_alone, contains, crash, descriptors, error, event, eventually, gone_within, jobs, keeper, kill,
-    lost, mark, marked, pids, replaced, resident, state, zombies,
+    MARK, Scratch, both, both_alone, contains, crash, descriptors, error, event, eventually, gone_within, jobs, keeper,
+    kill, lost, mark, marked, pids, replaced, resident, state, zombies,
 };
 
 use rustix::process::Signal as Kill;
@@ -36,7 +39,10 @@ pub fn tests() -> Vec<Trial> {
         both("deaths::the_last_words_are_in_the_error", the_last_words_are_in_the_error),
         both("deaths::stopped_workers_are_reported_and_killed", stopped_workers_are_reported_and_killed),
         both("deaths::closed_descriptors_are_a_lost_link", closed_descriptors_are_a_lost_link),
-        both("deaths::a_grandchild_that_keeps_the_link_delays_nothing", a_grandchild_that_keeps_the_link_delays_nothing),
+        both(
+            "deaths::a_grandchild_that_keeps_the_link_delays_nothing",
+            a_grandchild_that_keeps_the_link_delays_nothing,
+        ),
         both("deaths::a_grandchild_does_not_outlive_a_drain", a_grandchild_does_not_outlive_a_drain),
         both("deaths::ignored_sigterm_ends_at_the_grace", ignored_sigterm_ends_at_the_grace),
         both("deaths::poison", poison),
@@ -60,7 +66,8 @@ async fn before_ready_the_start_says_why(transport: AnyTransport) {
     ];
     for (fault, fits) in faults {
         let mark = mark();
-        let failed = jobs(transport).workers(2).spec(|spec| spec.env(EARLY, fault).env(MARK, &mark)).start().await.unwrap_err();
+        let failed =
+            jobs(transport).workers(2).spec(|spec| spec.env(EARLY, fault).env(MARK, &mark)).start().await.unwrap_err();
         let StartError::Died { cause: ExitCause::Exited(status), .. } = &failed else { panic!("{fault}: {failed:?}") };
         assert!(fits(*status), "{fault}: {status}");
         contains(failed.to_string(), "pm pool");
@@ -80,7 +87,8 @@ async fn before_ready_of_a_replacement(transport: AnyTransport) {
         }
         // The first workers find all tokens taken; those that come after a token was removed die of it.
         let early = format!("{fault}@{}", tokens[0].display());
-        let pool = jobs(transport).workers(2).budget(PATIENT).spec(|spec| spec.env(EARLY, early)).start().await.unwrap();
+        let pool =
+            jobs(transport).workers(2).budget(PATIENT).spec(|spec| spec.env(EARLY, early)).start().await.unwrap();
         let mut events = pool.events();
         let victim = pool.workers()[0].clone();
         std::fs::remove_file(&tokens[0]).unwrap();
@@ -121,12 +129,16 @@ async fn a_program_that_prints_is_shown(transport: AnyTransport) {
     let failed = builder.start().await.unwrap_err();
     match (transport.to_string().as_str(), &failed) {
         ("stdio", StartError::Handshake { mismatch, .. }) => {
-            let pm_core::machine::handshake::Mismatch::NotReady { first, .. } = mismatch else { panic!("{mismatch:?}") };
+            let pm_core::machine::handshake::Mismatch::NotReady { first, .. } = mismatch else {
+                panic!("{mismatch:?}")
+            };
             assert_eq!(first.len(), 200, "{first}");
             contains(first, "Loading the model, please wait. Loading");
         }
         // Over uds its prints never were on the wire.
-        ("uds", StartError::Died { cause: ExitCause::StartTimeout { .. }, stderr }) => contains(stderr, "Loading the model"),
+        ("uds", StartError::Died { cause: ExitCause::StartTimeout { .. }, stderr }) => {
+            contains(stderr, "Loading the model")
+        }
         (_, failed) => panic!("{failed:?}"),
     }
     contains(failed.to_string(), "pm pool -- PROGRAM {}");
@@ -251,7 +263,10 @@ async fn while_draining(transport: AnyTransport) {
         let query = tokio::spawn(pool.query(&Job::Sleep(LONG)));
         begun.wait();
         let pid = pids(&pool)[0];
-        let drained = { let pool = pool.clone(); tokio::spawn(async move { pool.unspawn().await }) };
+        let drained = {
+            let pool = pool.clone();
+            tokio::spawn(async move { pool.unspawn().await })
+        };
         event(&mut events, |event| matches!(event, Event::Draining { .. }).then_some(())).await;
         kill(pid, signal);
         let died = lost(query.await.unwrap());
@@ -330,7 +345,10 @@ async fn stopped_workers_are_reported_and_killed(transport: AnyTransport) {
     let worker = pool.workers()[0].clone();
     kill(worker.pid, Kill::STOP);
     event(&mut events, |event| matches!(event, Event::Stopped { .. }).then_some(())).await;
-    let query = { let pool = pool.clone(); tokio::spawn(async move { pool.query_on(worker.id, &Job::Pid).await }) };
+    let query = {
+        let pool = pool.clone();
+        tokio::spawn(async move { pool.query_on(worker.id, &Job::Pid).await })
+    };
     eventually("it is aboard", || pool.info().load == 1).await;
     kill(worker.pid, Kill::CONT);
     assert_eq!(query.await.unwrap().unwrap(), Said::Pid(worker.pid));
@@ -382,7 +400,8 @@ async fn a_grandchild_does_not_outlive_a_drain(transport: AnyTransport) {
 async fn ignored_sigterm_ends_at_the_grace(transport: AnyTransport) {
     let grace = Duration::from_millis(200);
     let mark = mark();
-    let (pool, begun) = listening(jobs(transport).workers(1).spec(|spec| spec.stop_grace(grace).env(MARK, &mark))).await;
+    let (pool, begun) =
+        listening(jobs(transport).workers(1).spec(|spec| spec.stop_grace(grace).env(MARK, &mark))).await;
     let stubborn = Job::Both(Job::IgnoreTerm.into(), Job::Sleep(LONG).into());
     let query = tokio::spawn(pool.query(&stubborn));
     begun.wait();
@@ -511,8 +530,10 @@ async fn two_hundred_kills(transport: AnyTransport) {
                 let all = pids(&pool);
                 let pid = all[n % all.len()];
                 kill(pid, Kill::KILL);
-                event(&mut events, |event| matches!(event, Event::Crashed { pid: Some(dead), .. } if *dead == pid).then_some(()))
-                    .await;
+                event(&mut events, |event| {
+                    matches!(event, Event::Crashed { pid: Some(dead), .. } if *dead == pid).then_some(())
+                })
+                .await;
             }
         })
     };
@@ -583,7 +604,11 @@ async fn one_percent_segfaults(transport: AnyTransport) {
                 for n in (asker..jobs_count).step_by(100) {
                     // Each asker has one bad job in a hundred.
                     let bad = (n / 100) % 100 == asker;
-                    let job = if bad { Job::Count(file.clone(), Job::Segv.into()) } else { Job::Echo(n.to_be_bytes().into()) };
+                    let job = if bad {
+                        Job::Count(file.clone(), Job::Segv.into())
+                    } else {
+                        Job::Echo(n.to_be_bytes().into())
+                    };
                     outcomes.push((n, bad, pool.query(&job).await));
                 }
                 (file, outcomes)
@@ -598,7 +623,10 @@ async fn one_percent_segfaults(transport: AnyTransport) {
             match (bad, outcome) {
                 (false, Ok(Said::Bytes(bytes))) => assert_eq!(bytes, n.to_be_bytes()),
                 (true, Err(pm::QueryError::WorkerLost(lost))) => {
-                    assert!(matches!(lost.cause, ExitCause::Exited(status) if status.signal() == Some(Signal::SEGV)), "{lost}");
+                    assert!(
+                        matches!(lost.cause, ExitCause::Exited(status) if status.signal() == Some(Signal::SEGV)),
+                        "{lost}"
+                    );
                     bad_here += 1;
                 }
                 (_, other) => panic!("job {n}, bad: {bad}: {other:?}"),

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use libtest_mimic::Trial;
-use pm::{AnyTransport, Budget, Event, ExitCause, ExitStatus, PoolBuilder, Postcard, QueryErrorKind, QueryOptions, StartError};
+use pm::{
+    AnyTransport, Budget, Event, ExitCause, ExitStatus, PoolBuilder, Postcard, QueryErrorKind, QueryOptions, StartError,
+};
 use pm_core::machine::frame::{Decoder, Header, Kind, MAX_NOTICE, MAX_PAYLOAD, Remaining};
 use pm_core::machine::handshake::Mismatch;
 use pm_core::transport::Connect;
@@ -16,8 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::roles::{JOB, Job, Said, sleep_for_ever};
 use crate::support::{
-    Builder, MARK, Pool, Scratch, TRANSPORTS, both, both_alone, contains, crash, error, eventually, lost, mark, marked, pids,
-    replaced, resident, run, this_program,
+    Builder, MARK, Pool, Scratch, TRANSPORTS, both, both_alone, contains, crash, error, eventually, lost, mark, marked,
+    pids, replaced, resident, run, this_program,
 };
 
 const SCRIPT: &str = "PM_TEST_SCRIPT";
@@ -104,7 +106,9 @@ fn text(text: &str) -> Content {
 
 /// READY with these numbers, and nothing checked.
 fn ready(codec: &str, version: u64, concurrency: u64, ahead: u64) -> Sent {
-    let ready = format!(r#"{{"version":{version},"codec":"{codec}","role":"job","concurrency":{concurrency},"ahead":{ahead}}}"#);
+    let ready = format!(
+        r#"{{"version":{version},"codec":"{codec}","role":"job","concurrency":{concurrency},"ahead":{ahead}}}"#
+    );
     Sent::Frame { kind: 2, flags: 0, id: Of::Nothing, content: Content::Text(ready) }
 }
 
@@ -127,7 +131,9 @@ fn rows() -> Vec<(&'static str, Vec<Step>, Expect)> {
     let call = Of::Call(0);
     let length = |length: u32| raw(&[&length.to_be_bytes()[..], &[17, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]].concat());
     let too_long = (MAX_PAYLOAD + 12 + 1) as u32;
-    let late = |kind, flags, content: fn() -> Content| vec![frame(17, 0, call, done()), frame(kind, flags, call, content()), Step::Serve];
+    let late = |kind, flags, content: fn() -> Content| {
+        vec![frame(17, 0, call, done()), frame(kind, flags, call, content()), Step::Serve]
+    };
     let nested = || Content::Fill(b'[', 100_000);
     let err = |content| vec![frame(18, 0, call, content), Step::Sleep];
     let from_manager = |kind| vec![frame(kind, 0, call, none()), Step::Sleep];
@@ -137,10 +143,18 @@ fn rows() -> Vec<(&'static str, Vec<Step>, Expect)> {
         ("length_max_plus_1", vec![length(too_long), Step::Sleep], Violation("67108877")),
         ("length_2_32_minus_1", vec![length(u32::MAX), Step::Sleep], Violation("4294967295")),
         ("critical_unknown_kind", vec![frame(99, 0x80, call, text("x")), Step::Sleep], Violation("unknown kind 99")),
-        ("unknown_kind", vec![frame(99, 0, call, text("x")), frame(255, 0x7f, Of::Number(77), none()), Step::Serve], Lives),
+        (
+            "unknown_kind",
+            vec![frame(99, 0, call, text("x")), frame(255, 0x7f, Of::Number(77), none()), Step::Serve],
+            Lives,
+        ),
         ("reserved_kinds", vec![frame(8, 0, call, none()), frame(33, 0, call, text("x")), Step::Serve], Lives),
         ("id_never_issued", vec![frame(17, 0, Of::Number(12_345_678), done()), Step::Sleep], Violation("never made")),
-        ("id_of_a_slot_never_issued", vec![frame(17, 0, Of::Number(1 << 20), done()), Step::Sleep], Violation("never made")),
+        (
+            "id_of_a_slot_never_issued",
+            vec![frame(17, 0, Of::Number(1 << 20), done()), Step::Sleep],
+            Violation("never made"),
+        ),
         ("id_0", vec![frame(17, 0, Of::Number(0), done()), Step::Sleep], Violation("never made")),
         ("id_beyond_53_bits", vec![frame(17, 0, Of::Number(1 << 53), done()), Step::Sleep], Violation("2^53")),
         ("id_all_ones", vec![frame(18, 0, Of::Number(u64::MAX), none()), Step::Sleep], Violation("2^53")),
@@ -151,19 +165,43 @@ fn rows() -> Vec<(&'static str, Vec<Step>, Expect)> {
         ("late_error_that_is_no_json", late(18, 0, || text("}")), Violation("cannot be read")),
         ("not_started_unasked", vec![frame(18, 1, call, none()), Step::Sleep], Violation("nobody had asked")),
         ("cancelled_unasked", vec![frame(18, 2, call, none()), Step::Sleep], Violation("nobody had asked")),
-        ("not_started_never_issued", vec![frame(18, 1, Of::Number(9_999_999), none()), Step::Sleep], Violation("never made")),
+        (
+            "not_started_never_issued",
+            vec![frame(18, 1, Of::Number(9_999_999), none()), Step::Sleep],
+            Violation("never made"),
+        ),
         ("error_that_is_no_json", err(text("oh no")), Violation("cannot be read")),
         ("error_that_is_another_json", err(text("[1]")), Violation("cannot be read")),
-        ("error_that_is_no_utf8", err(Content::Bytes(b"{\"message\":\"\xff\xfe\"}".to_vec())), Violation("cannot be read")),
+        (
+            "error_that_is_no_utf8",
+            err(Content::Bytes(b"{\"message\":\"\xff\xfe\"}".to_vec())),
+            Violation("cannot be read"),
+        ),
         ("error_nested_deeply", err(nested()), Violation("cannot be read")),
         ("error_of_an_unknown_kind", err(text(r#"{"kind":"surprise","message":"x"}"#)), Violation("cannot be read")),
         ("error_without_members", vec![frame(18, 0, call, text("{}")), Step::Serve], Fails(QueryErrorKind::Handler)),
-        ("answer_of_another_codec", vec![frame(17, 0, call, text("\u{7f}{\"json\":1}")), Step::Serve], Fails(QueryErrorKind::BadAnswer)),
+        (
+            "answer_of_another_codec",
+            vec![frame(17, 0, call, text("\u{7f}{\"json\":1}")), Step::Serve],
+            Fails(QueryErrorKind::BadAnswer),
+        ),
         ("answer_that_is_empty", vec![frame(17, 0, call, none()), Step::Serve], Fails(QueryErrorKind::BadAnswer)),
-        ("answer_that_claims_much", vec![frame(17, 0, call, Content::Bytes(vec![1, 255, 255, 255, 255, 15])), Step::Serve], Fails(QueryErrorKind::BadAnswer)),
-        ("notice_too_long", vec![frame(7, 0, Of::Nothing, Content::Fill(b'n', MAX_NOTICE + 1)), Step::Sleep], Violation("NOTICE")),
+        (
+            "answer_that_claims_much",
+            vec![frame(17, 0, call, Content::Bytes(vec![1, 255, 255, 255, 255, 15])), Step::Serve],
+            Fails(QueryErrorKind::BadAnswer),
+        ),
+        (
+            "notice_too_long",
+            vec![frame(7, 0, Of::Nothing, Content::Fill(b'n', MAX_NOTICE + 1)), Step::Sleep],
+            Violation("NOTICE"),
+        ),
         ("notice_of_the_longest", vec![frame(7, 0, Of::Nothing, Content::Fill(b'n', MAX_NOTICE)), Step::Serve], Lives),
-        ("notice_that_is_no_utf8", vec![frame(7, 0, Of::Nothing, Content::Bytes(vec![0xff, 0xfe, 0xc0])), Step::Serve], Lives),
+        (
+            "notice_that_is_no_utf8",
+            vec![frame(7, 0, Of::Nothing, Content::Bytes(vec![0xff, 0xfe, 0xc0])), Step::Serve],
+            Lives,
+        ),
         ("ping_too_long", vec![frame(3, 0, Of::Nothing, Content::Fill(b'p', 65)), Step::Sleep], Violation("PING")),
         ("ping_gets_pong", vec![frame(3, 0, Of::Nothing, text("tick")), Step::Ponged, Step::Serve], Lives),
         ("pong_unasked", vec![frame(4, 0, Of::Nothing, text("tock")), Step::Serve], Lives),
@@ -178,7 +216,11 @@ fn rows() -> Vec<(&'static str, Vec<Step>, Expect)> {
         ("kill_in_a_payload", vec![raw(&[0, 0, 1, 0, 17, 0, 0, 0, 0, 0, 0, 0]), Step::Kill], Lost),
         ("close_and_live_on", vec![Step::Close, Step::Sleep], Lost),
         ("close_in_a_frame_and_live_on", vec![raw(&[0, 0, 1, 0, 17]), Step::Close, Step::Sleep], Lost),
-        ("a_byte_at_a_time", vec![Step::Slowly(Sent::Frame { kind: 17, flags: 0, id: call, content: done() }), Step::Serve], Lives),
+        (
+            "a_byte_at_a_time",
+            vec![Step::Slowly(Sent::Frame { kind: 17, flags: 0, id: call, content: done() }), Step::Serve],
+            Lives,
+        ),
     ]
 }
 
@@ -187,7 +229,8 @@ fn openings() -> Vec<(&'static str, Vec<Step>, &'static str)> {
     let length = |length: u32| raw(&[&length.to_be_bytes()[..], &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]].concat());
     let ready_text = |content: Content| frame(2, 0, Of::Nothing, content);
     let opening = |first: Step| vec![Step::Hello, first, Step::Sleep];
-    let bad_ready = |codec: &str, version, concurrency, ahead| opening(Step::Send(ready(codec, version, concurrency, ahead)));
+    let bad_ready =
+        |codec: &str, version, concurrency, ahead| opening(Step::Send(ready(codec, version, concurrency, ahead)));
     vec![
         ("length_0", opening(length(0)), "length 0"),
         ("length_11", opening(length(11)), "length 11"),
@@ -278,7 +321,8 @@ async fn one_of_two_misbehaves(transport: AnyTransport, steps: Vec<Step>, expect
     let before = pids(&pool);
     // The honest one says which it is, the other one says what its script says.
     let answers = pool.query_all(&Job::Pid).await;
-    let (honest, bad): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(_, answer)| matches!(answer, Ok(Said::Pid(_))));
+    let (honest, bad): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|(_, answer)| matches!(answer, Ok(Said::Pid(_))));
     assert_eq!((honest.len(), bad.len()), (1, 1), "{honest:?} {bad:?}");
     let answer = bad.into_iter().next().unwrap().1;
     let Ok(Said::Pid(honest)) = honest[0].1 else { panic!() };
@@ -291,7 +335,8 @@ async fn one_of_two_misbehaves(transport: AnyTransport, steps: Vec<Step>, expect
             other => panic!("{other:?}"),
         },
         Expect::Lost => match lost(answer).cause {
-            ExitCause::LinkLost { .. } | ExitCause::Exited(ExitStatus::Code(0) | ExitStatus::Signal { signal: 9, .. }) => {}
+            ExitCause::LinkLost { .. }
+            | ExitCause::Exited(ExitStatus::Code(0) | ExitStatus::Signal { signal: 9, .. }) => {}
             other => panic!("{other:?}"),
         },
     }
@@ -314,7 +359,8 @@ async fn one_opens_badly(transport: AnyTransport, steps: Vec<Step>, part: &'stat
     // The first worker of a pool: its start says what is wrong, and leaves nothing.
     let scratch = Scratch::new();
     let mark = mark();
-    let failed = hostile(transport, &steps, &scratch, 100).spec(|spec| spec.env(MARK, &mark)).start().await.unwrap_err();
+    let failed =
+        hostile(transport, &steps, &scratch, 100).spec(|spec| spec.env(MARK, &mark)).start().await.unwrap_err();
     assert!(matches!(failed, StartError::Handshake { .. }), "{failed:?}");
     contains(failed.to_string(), part);
     eventually("nothing is left of it", || marked(&mark).is_empty()).await;
@@ -335,7 +381,12 @@ async fn one_opens_badly(transport: AnyTransport, steps: Vec<Step>, part: &'stat
 }
 
 async fn end_at_every_offset_of_an_answer(transport: AnyTransport) {
-    let answer = Sent::Frame { kind: 17, flags: 0, id: Of::Call(0), content: Content::Bytes([&[1, 9], &[b'x'; 9][..]].concat()) };
+    let answer = Sent::Frame {
+        kind: 17,
+        flags: 0,
+        id: Of::Call(0),
+        content: Content::Bytes([&[1, 9], &[b'x'; 9][..]].concat()),
+    };
     let whole = 16 + 11;
     for last in [Step::Exit(0), Step::Kill] {
         let scratch = Scratch::new();
@@ -359,10 +410,11 @@ async fn end_at_every_offset_of_an_answer(transport: AnyTransport) {
 
 async fn end_at_every_offset_of_ready(transport: AnyTransport) {
     let whole = ready("postcard", 1, 1, 1);
-    let length = 16 + match &whole {
-        Sent::Frame { content: Content::Text(text), .. } => text.len(),
-        _ => panic!(),
-    };
+    let length = 16
+        + match &whole {
+            Sent::Frame { content: Content::Text(text), .. } => text.len(),
+            _ => panic!(),
+        };
     let scratch = Scratch::new();
     let pool = hostile(transport, &[Step::Hello, Step::Cut(whole), Step::Exit(0)], &scratch, 0).start().await.unwrap();
     let mut events = pool.events();
@@ -380,7 +432,13 @@ async fn end_at_every_offset_of_ready(transport: AnyTransport) {
 
 async fn an_unknown_kind_before_ready_is_dropped(transport: AnyTransport) {
     let scratch = Scratch::new();
-    let steps = [Step::Hello, frame(99, 0, Of::Nothing, text("x")), frame(7, 0, Of::Nothing, text("loading")), Step::Ready, Step::Serve];
+    let steps = [
+        Step::Hello,
+        frame(99, 0, Of::Nothing, text("x")),
+        frame(7, 0, Of::Nothing, text("loading")),
+        Step::Ready,
+        Step::Serve,
+    ];
     let pool = hostile(transport, &steps, &scratch, 1).start().await.unwrap();
     assert_eq!(pool.query(&Job::Pid).await.unwrap(), Said::Done);
     assert_eq!(pool.info().crashes, 0);
@@ -442,7 +500,14 @@ async fn an_answer_beyond_ahead(transport: AnyTransport) {
 
 async fn an_answer_after_the_timeout(transport: AnyTransport) {
     let scratch = Scratch::new();
-    let steps = [Step::Hello, Step::Ready, Step::Calls(1), Step::Cancelled, frame(17, 0, Of::Call(0), text("late")), Step::Serve];
+    let steps = [
+        Step::Hello,
+        Step::Ready,
+        Step::Calls(1),
+        Step::Cancelled,
+        frame(17, 0, Of::Call(0), text("late")),
+        Step::Serve,
+    ];
     let pool = hostile(transport, &steps, &scratch, 1).cancel_grace(LONG).start().await.unwrap();
     let limit = QueryOptions::new().timeout(Some(Duration::from_millis(50)));
     assert_eq!(error(pool.query_with(&Job::Pid, limit).await).kind(), QueryErrorKind::TimedOut);
@@ -481,7 +546,8 @@ async fn headers_that_claim_the_most_take_no_memory(transport: AnyTransport) {
     let pool = hostile(transport, &steps, &scratch, workers as usize).workers(workers).start().await.unwrap();
     let before = resident(std::process::id());
     let limit = QueryOptions::new().timeout(Some(LONG));
-    let _waiting: Vec<_> = (0..workers).map(|_| Box::pin(pool.query_with(&Job::Pid, limit))).map(tokio::spawn).collect();
+    let _waiting: Vec<_> =
+        (0..workers).map(|_| Box::pin(pool.query_with(&Job::Pid, limit))).map(tokio::spawn).collect();
     eventually("all have one", || pool.workers().iter().all(|worker| worker.load == 1)).await;
     let after = resident(std::process::id());
     // Each has a buffer of 64 KiB, and none of 64 MiB.
@@ -500,7 +566,14 @@ async fn a_flood_of_notices_takes_no_memory(transport: AnyTransport) {
 /// A worker sends a million frames and reads nothing.
 async fn flood(transport: AnyTransport, sent: Sent) {
     let scratch = Scratch::new();
-    let steps = [Step::Hello, Step::Ready, Step::Calls(1), Step::Times(1_000_000, sent), frame(17, 0, Of::Call(0), done()), Step::Serve];
+    let steps = [
+        Step::Hello,
+        Step::Ready,
+        Step::Calls(1),
+        Step::Times(1_000_000, sent),
+        frame(17, 0, Of::Call(0), done()),
+        Step::Serve,
+    ];
     let pool = hostile(transport, &steps, &scratch, 1).start().await.unwrap();
     let before = resident(std::process::id());
     assert_eq!(pool.query(&Job::Pid).await.unwrap(), Said::Done);

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use libtest_mimic::Trial;
 use pm::{
-    AnyTransport, Budget, Event, ExitCause, ExitStatus, Incarnation, QueryError, QueryErrorKind, QueryOptions, Signal, StartError,
-    WorkerId, registry, spawning,
+    AnyTransport, Budget, Event, ExitCause, ExitStatus, Incarnation, QueryError, QueryErrorKind, QueryOptions, Signal,
+    StartError, WorkerId, registry, spawning,
 };
 use rustix::process::Signal as Kill;
 use tokio::sync::broadcast;
@@ -20,8 +20,8 @@ use tokio::task::JoinHandle;
 use crate::query::listening;
 use crate::roles::{EARLY, Job, Said};
 use crate::support::{
-    Gate, LIMIT, MARK, Pool, Scratch, TRANSPORTS, again, alone, both, both_alone, error, event, eventually, gone_within, jobs, kill,
-    lost, mark, marked, pids, replaced, run, within,
+    Gate, LIMIT, MARK, Pool, Scratch, TRANSPORTS, again, alone, both, both_alone, error, event, eventually,
+    gone_within, jobs, kill, lost, mark, marked, pids, replaced, run, within,
 };
 
 const LONG: Duration = Duration::from_secs(1000);
@@ -37,7 +37,10 @@ pub fn tests() -> Vec<Trial> {
         both("lifecycle::changes_of_size_lose_no_query", changes_of_size_lose_no_query),
         both("lifecycle::a_respawn_waits_for_what_is_under_way", a_respawn_waits_for_what_is_under_way),
         both("lifecycle::the_drain_deadline_kills", the_drain_deadline_kills),
-        both("lifecycle::a_respawn_that_cannot_start_leaves_the_old_ones", a_respawn_that_cannot_start_leaves_the_old_ones),
+        both(
+            "lifecycle::a_respawn_that_cannot_start_leaves_the_old_ones",
+            a_respawn_that_cannot_start_leaves_the_old_ones,
+        ),
         both("lifecycle::shutdown_serves_what_is_queued", shutdown_serves_what_is_queued),
         both("lifecycle::shutdown_within_no_time_kills", shutdown_within_no_time_kills),
         both("lifecycle::shutdown_of_a_pool_without_workers", shutdown_of_a_pool_without_workers),
@@ -114,7 +117,10 @@ async fn the_idlest_are_drained(transport: AnyTransport) {
     assert_eq!(pids(&pool), [busy.pid, busier.pid]);
     gone_within(idle.pid, LIMIT);
     let mut events = pool.events();
-    let scaled = { let pool = pool.clone(); tokio::spawn(async move { pool.scale(1).await }) };
+    let scaled = {
+        let pool = pool.clone();
+        tokio::spawn(async move { pool.scale(1).await })
+    };
     let drains = event(&mut events, |event| match event {
         Event::Draining { worker, .. } => Some(*worker),
         _ => None,
@@ -148,9 +154,15 @@ async fn one_more_and_one_less(transport: AnyTransport) {
     within(pool.unspawn_one(workers[1].id)).await.unwrap();
     assert_eq!(pids(&pool).len(), 2, "nobody goes in the place of one that has gone");
     // A busy one finishes what it has.
-    let busy = { let (pool, job) = (pool.clone(), gate.wait()); tokio::spawn(async move { pool.query_on(WorkerId(1), &job).await }) };
+    let busy = {
+        let (pool, job) = (pool.clone(), gate.wait());
+        tokio::spawn(async move { pool.query_on(WorkerId(1), &job).await })
+    };
     begun.wait();
-    let less = { let pool = pool.clone(); tokio::spawn(async move { pool.unspawn_one(WorkerId(1)).await }) };
+    let less = {
+        let pool = pool.clone();
+        tokio::spawn(async move { pool.unspawn_one(WorkerId(1)).await })
+    };
     eventually("it serves no more", || pids(&pool) == [workers[2].pid]).await;
     assert!(!busy.is_finished() && !less.is_finished());
     gate.open(1);
@@ -171,7 +183,10 @@ async fn unspawned_pools_refuse_until_they_are_scaled(transport: AnyTransport) {
     let under_way: Vec<_> = (0..2).map(|_| tokio::spawn(pool.query(&gate.wait()))).collect();
     begun.wait();
     begun.wait();
-    let unspawned = { let pool = pool.clone(); tokio::spawn(async move { pool.unspawn().await }) };
+    let unspawned = {
+        let pool = pool.clone();
+        tokio::spawn(async move { pool.unspawn().await })
+    };
     eventually("nobody serves", || pool.workers().is_empty()).await;
     let refused = error(within(pool.query(&Job::Pid)).await);
     assert_eq!((refused.kind(), refused.maybe_executed()), (QueryErrorKind::NoWorkers, false));
@@ -276,7 +291,10 @@ async fn a_respawn_waits_for_what_is_under_way(transport: AnyTransport) {
     begun.wait();
     let behind: Vec<_> = (0..20).map(|_| tokio::spawn(pool.query(&Job::Pid))).collect();
     eventually("they wait", || pool.info().load + pool.info().queued == 21).await;
-    let respawned = { let pool = pool.clone(); tokio::spawn(async move { pool.respawn().await }) };
+    let respawned = {
+        let pool = pool.clone();
+        tokio::spawn(async move { pool.respawn().await })
+    };
     eventually("another one serves", || pids(&pool).iter().any(|pid| *pid != old)).await;
     assert!(matches!(within(pool.query(&Job::Pid)).await, Ok(Said::Pid(pid)) if pid != old), "it serves at once");
     assert!(!under_way.is_finished() && !respawned.is_finished());
@@ -363,7 +381,9 @@ async fn shutdown_serves_what_is_queued(transport: AnyTransport) {
     assert_eq!(error(pool.query(&Job::Pid).await).kind(), QueryErrorKind::ShuttingDown);
     let refused = pool.try_query(Job::Pid).await.unwrap_err();
     assert!(matches!(refused, pm::TryQueryError::Failed(QueryError::ShuttingDown { .. })), "{refused:?}");
-    for change in [pool.scale(1).await, pool.spawn_one().await, pool.respawn().await, pool.unspawn().await, pool.revive().await] {
+    for change in
+        [pool.scale(1).await, pool.spawn_one().await, pool.respawn().await, pool.unspawn().await, pool.revive().await]
+    {
         assert!(matches!(change, Err(StartError::ShuttingDown)), "{change:?}");
     }
     within(pool.shutdown()).await;
@@ -472,7 +492,11 @@ async fn a_temporary_worker_serves_once(transport: AnyTransport) {
     let own = pids(&pool);
     let mut seen = BTreeSet::new();
     for n in 0..6 {
-        let answer = if n % 2 == 0 { pool.query_temporary(&Job::Pid).await } else { pool.query_temporary_forced(&Job::Pid).await };
+        let answer = if n % 2 == 0 {
+            pool.query_temporary(&Job::Pid).await
+        } else {
+            pool.query_temporary_forced(&Job::Pid).await
+        };
         let Said::Pid(pid) = answer.unwrap() else { panic!() };
         assert!(pid != std::process::id() && !own.contains(&pid) && seen.insert(pid));
         gone_within(pid, Duration::ZERO);
@@ -704,7 +728,10 @@ async fn the_registry_knows_every_pool(transport: AnyTransport) {
     assert_eq!((two.workers.active, two.workers.crashed, two.load, two.crashes), (1, 0, 0, 1));
     assert!(two.last_crash.is_some());
     assert_eq!((three.workers.active, three.load), (0, 0));
-    let leaving = { let first = first.clone(); tokio::spawn(async move { first.unspawn().await }) };
+    let leaving = {
+        let first = first.clone();
+        tokio::spawn(async move { first.unspawn().await })
+    };
     eventually("one is releasing", || registry::pools_info()[0].workers.releasing == 1).await;
     // One that has no handle any more is not there either.
     drop(third);
@@ -858,7 +885,8 @@ fn a_dropped_runtime_leaves_no_process(transport: AnyTransport) {
             let builder = jobs(transport).workers(3).spec(|spec| spec.env(MARK, &mark));
             let pool = builder.on_notice(move |_, _| drop(heard.send(()))).start().await.unwrap();
             // One spins, one sleeps, one has nothing to do; another call waits behind.
-            let mut under_way: Vec<Asked> = vec![Box::pin(pool.query(&Job::Spin)), Box::pin(pool.query(&Job::Sleep(LONG)))];
+            let mut under_way: Vec<Asked> =
+                vec![Box::pin(pool.query(&Job::Spin)), Box::pin(pool.query(&Job::Sleep(LONG)))];
             for query in &mut under_way {
                 while let Err(mpsc::TryRecvError::Empty) = begun.try_recv() {
                     assert!(poll_once(query).await.is_none());

@@ -31,7 +31,9 @@ fn main() {
     };
     let mut trials = Vec::new();
     trials.extend(conformance::tests().into_iter().map(|(name, test)| outcome(name, test)));
-    trials.extend(launch::tests().into_iter().map(|(name, test)| support::alone(name, move || test().map_err(Into::into))));
+    trials.extend(
+        launch::tests().into_iter().map(|(name, test)| support::alone(name, move || test().map_err(Into::into))),
+    );
     trials.extend(query::tests());
     trials.extend(lifecycle::tests());
     trials.extend(deaths::tests());

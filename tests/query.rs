@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 use pm::{
-    AnyTransport, Codec, ExitCause, HandlerErrorKind, Json, PoolBuilder, Postcard, QueryErrorKind, QueryOptions, SlowQuery,
-    TimeoutFrom, TryQueryError,
+    AnyTransport, Codec, ExitCause, HandlerErrorKind, Json, PoolBuilder, Postcard, QueryErrorKind, QueryOptions,
+    SlowQuery, TimeoutFrom, TryQueryError,
 };
 
 use crate::roles::{ASYNC_JOB, BEGUN, Job, Said, ZOO, Zoo};
-use crate::support::{Builder, LIMIT, Pool, both, contains, crash, error, eventually, jobs, lost, one, pids, pool_of, replaced};
+use crate::support::{
+    Builder, LIMIT, Pool, both, contains, crash, error, eventually, jobs, lost, one, pids, pool_of, replaced,
+};
 
 const LONG: Duration = Duration::from_secs(1000);
 
@@ -150,7 +152,9 @@ async fn a_panic_has_its_location(transport: AnyTransport) {
     for pool in [pool, other] {
         let before = pids(&pool);
         for _ in 0..3 {
-            let pm::QueryError::Handler(error) = error(pool.query(&Job::Panic("at the disco".into())).await) else { panic!() };
+            let pm::QueryError::Handler(error) = error(pool.query(&Job::Panic("at the disco".into())).await) else {
+                panic!()
+            };
             assert_eq!(error.kind, HandlerErrorKind::Panic);
             assert_eq!(error.message, "at the disco");
             contains(&error.trace, "roles.rs:");
@@ -161,13 +165,15 @@ async fn a_panic_has_its_location(transport: AnyTransport) {
 }
 
 async fn an_input_of_another_type_is_a_decode_error(transport: AnyTransport) {
-    let pool = PoolBuilder::<String, Said, Postcard, _>::role(&crate::roles::JOB, transport, Postcard).start().await.unwrap();
+    let pool =
+        PoolBuilder::<String, Said, Postcard, _>::role(&crate::roles::JOB, transport, Postcard).start().await.unwrap();
     let failed = error(pool.query(&"~".repeat(100)).await);
     assert!(!failed.maybe_executed(), "{failed:?}");
     let pm::QueryError::Handler(failed) = failed else { panic!("{failed:?}") };
     assert_eq!(failed.kind, HandlerErrorKind::Decode);
     // The input is right and the answer is not what the manager thinks.
-    let pool = PoolBuilder::<Job, Zoo, Postcard, _>::role(&crate::roles::JOB, transport, Postcard).start().await.unwrap();
+    let pool =
+        PoolBuilder::<Job, Zoo, Postcard, _>::role(&crate::roles::JOB, transport, Postcard).start().await.unwrap();
     let failed = error(pool.query(&Job::Echo(vec![])).await);
     assert_eq!(failed.kind(), QueryErrorKind::BadAnswer);
     assert!(failed.maybe_executed());
@@ -176,8 +182,13 @@ async fn an_input_of_another_type_is_a_decode_error(transport: AnyTransport) {
 async fn all_workers_answer_once(transport: AnyTransport) {
     let pool = jobs(transport).workers(4).start().await.unwrap();
     let answers = pool.query_all(&Job::Pid).await;
-    let answered: BTreeSet<_> = answers.iter().map(|(worker, answer)| (*worker, answer.clone().unwrap())).map(|(worker, said)| (worker, format!("{said:?}"))).collect();
-    let expected: BTreeSet<_> = pool.workers().iter().map(|worker| (worker.id, format!("{:?}", Said::Pid(worker.pid)))).collect();
+    let answered: BTreeSet<_> = answers
+        .iter()
+        .map(|(worker, answer)| (*worker, answer.clone().unwrap()))
+        .map(|(worker, said)| (worker, format!("{said:?}")))
+        .collect();
+    let expected: BTreeSet<_> =
+        pool.workers().iter().map(|worker| (worker.id, format!("{:?}", Said::Pid(worker.pid)))).collect();
     assert_eq!(answered, expected);
     assert_eq!(answered.len(), 4);
 }
@@ -261,7 +272,11 @@ async fn dropped_queries_give_their_place_back(transport: AnyTransport) {
 
 async fn notices_come_in_order(transport: AnyTransport) {
     let (heard, notices) = mpsc::channel();
-    let pool = jobs(transport).on_notice(move |worker, text| drop(heard.send((worker, text.to_string())))).start().await.unwrap();
+    let pool = jobs(transport)
+        .on_notice(move |worker, text| drop(heard.send((worker, text.to_string()))))
+        .start()
+        .await
+        .unwrap();
     let worker = pool.workers()[0].id;
     for n in 0..100 {
         pool.query(&Job::Notice(format!("{n} ✓"))).await.unwrap();
@@ -281,7 +296,8 @@ async fn slow_queries_are_reported(transport: AnyTransport) {
     let (heard, slow) = mpsc::channel::<SlowQuery>();
     let limit = Duration::from_millis(50);
     let describe = |job: &Job| format!("a {}", format!("{job:?}").split('(').next().unwrap_or_default());
-    let pool = jobs(transport).describe(describe).on_slow(limit, move |query| drop(heard.send(query))).start().await.unwrap();
+    let pool =
+        jobs(transport).describe(describe).on_slow(limit, move |query| drop(heard.send(query))).start().await.unwrap();
     pool.query(&Job::Pid).await.unwrap();
     pool.query(&Job::Sleep(limit)).await.unwrap();
     let report = slow.recv().unwrap();
@@ -325,7 +341,9 @@ async fn a_timeout_costs_nobody_else(transport: AnyTransport) {
         begun.wait();
         let others: Vec<_> = (0..50).map(|_| tokio::spawn(pool.query(&Job::Sleep(Duration::from_millis(1))))).collect();
         let timed_out = error(waits.await.unwrap());
-        let pm::QueryError::TimedOut { limit: had, worker: Some(_), tries: 1 } = timed_out else { panic!("{timed_out:?}") };
+        let pm::QueryError::TimedOut { limit: had, worker: Some(_), tries: 1 } = timed_out else {
+            panic!("{timed_out:?}")
+        };
         assert_eq!(had, limit);
         contains(timed_out.to_string(), "took too long");
         assert!(timed_out.is_retryable() && timed_out.maybe_executed());
@@ -426,7 +444,8 @@ async fn async_handlers_run_together(transport: AnyTransport) {
 }
 
 async fn an_async_handler_is_dropped_when_cancelled(transport: AnyTransport) {
-    let (pool, begun) = listening(pool_of::<Job, Said>(&ASYNC_JOB, transport).cancel_grace(Duration::from_secs(30))).await;
+    let (pool, begun) =
+        listening(pool_of::<Job, Said>(&ASYNC_JOB, transport).cancel_grace(Duration::from_secs(30))).await;
     let before = pids(&pool);
     let query = tokio::spawn(pool.query(&Job::Sleep(LONG)));
     begun.wait();

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 use pm::{
-    AnyTransport, Budget, Delay, Event, ExitCause, ExitStatus, Failure, Incarnation, QueryError, QueryErrorKind, QueryOptions, Retry,
-    WorkerId,
+    AnyTransport, Budget, Delay, Event, ExitCause, ExitStatus, Failure, Incarnation, QueryError, QueryErrorKind,
+    QueryOptions, Retry, WorkerId,
 };
 use rustix::process::Signal as Kill;
 use tokio::sync::broadcast;
@@ -31,7 +31,10 @@ pub fn tests() -> Vec<Trial> {
         both("retry::the_policy_says_which_errors", the_policy_says_which_errors),
         both("retry::timeouts_only_by_choice", timeouts_only_by_choice),
         both("retry::a_query_may_have_its_own_policy", a_query_may_have_its_own_policy),
-        both("retry::a_query_that_waits_for_its_next_try_can_be_dropped", a_query_that_waits_for_its_next_try_can_be_dropped),
+        both(
+            "retry::a_query_that_waits_for_its_next_try_can_be_dropped",
+            a_query_that_waits_for_its_next_try_can_be_dropped,
+        ),
         both("retry::at_most_once", at_most_once),
         both("retry::at_most_once_with_many_aboard", at_most_once_with_many_aboard),
         both("retry::at_most_three_deaths_with_a_policy", at_most_three_deaths_with_a_policy),
@@ -140,7 +143,8 @@ async fn the_policy_says_which_errors(transport: AnyTransport) {
                     assert!(matches!(answer, Ok(Said::Pid(_))), "{retry:?}, {fault:?}: {answer:?}");
                     assert_eq!(tries, 2);
                 } else {
-                    let expected = if kind == Failure::Lost { QueryErrorKind::WorkerLost } else { QueryErrorKind::Handler };
+                    let expected =
+                        if kind == Failure::Lost { QueryErrorKind::WorkerLost } else { QueryErrorKind::Handler };
                     let failed = error(answer);
                     assert_eq!((failed.kind(), failed.tries(), tries), (expected, 1, 1), "{retry:?}, {fault:?}");
                 }
@@ -235,7 +239,13 @@ async fn a_query_that_waits_for_its_next_try_can_be_dropped(transport: AnyTransp
 // --- at most once
 
 /// What a number of askers got, each query under an id of its own.
-async fn storm(pool: &Pool, log: &Log, queries: u32, kills: usize, job: impl Fn(u32) -> Job) -> Vec<(u32, Result<Said, QueryError>)> {
+async fn storm(
+    pool: &Pool,
+    log: &Log,
+    queries: u32,
+    kills: usize,
+    job: impl Fn(u32) -> Job,
+) -> Vec<(u32, Result<Said, QueryError>)> {
     const ASKERS: u32 = 32;
     let killer = {
         let pool = pool.clone();
@@ -337,7 +347,9 @@ async fn at_most_three_deaths_with_a_policy(transport: AnyTransport) {
                 assert!(!bad(id) && (1..=3).contains(&count), "query {id} ran {count} times");
                 assert_eq!(said, Said::Pid(runs[&id].last().unwrap().pid));
             }
-            Err(QueryError::Poisoned(lost)) => assert!(lost.tries == 3 && count <= 3, "query {id} ran {count} times: {lost:?}"),
+            Err(QueryError::Poisoned(lost)) => {
+                assert!(lost.tries == 3 && count <= 3, "query {id} ran {count} times: {lost:?}")
+            }
             Err(other) => panic!("query {id}: {other:?}"),
         }
     }
@@ -500,7 +512,11 @@ async fn idle_deaths(transport: AnyTransport) {
     kill(pids(&pool)[0], Kill::TERM);
     assert_eq!(crashed(&mut events).await, (Incarnation(1), 0, false));
     assert_eq!(gave_up(&mut events).await, 1);
-    let pool = jobs(transport).budget(Budget::crash_loops(1, Duration::from_millis(1)).backoff(quick.1, quick.1)).start().await.unwrap();
+    let pool = jobs(transport)
+        .budget(Budget::crash_loops(1, Duration::from_millis(1)).backoff(quick.1, quick.1))
+        .start()
+        .await
+        .unwrap();
     let mut events = pool.events();
     for _ in 0..4 {
         kill(pids(&pool)[0], Kill::KILL);

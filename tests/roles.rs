@@ -199,7 +199,9 @@ fn serve(job: Job) -> Result<Said, Unhappy> {
         Job::TimeLeft => Said::Number(pm::time_left().map_or(-1, |left| left.as_millis() as i64)),
         Job::Environment => Said::Lines(std::env::vars().map(|(name, value)| format!("{name}={value}")).collect()),
         Job::Arguments => Said::Lines(std::env::args().skip(1).collect()),
-        Job::Directory => Said::Text(std::env::current_dir().map_err(|error| Unhappy(error.to_string()))?.display().to_string()),
+        Job::Directory => {
+            Said::Text(std::env::current_dir().map_err(|error| Unhappy(error.to_string()))?.display().to_string())
+        }
         // SAFETY: it takes numbers and touches no memory of this process.
         Job::Nice => Said::Number(unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }.into()),
         Job::OpenFilesLimit => Said::Number(getrlimit(Resource::Nofile).current.map_or(-1, |limit| limit as i64)),

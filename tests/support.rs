@@ -43,7 +43,10 @@ pub fn one<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send +
 }
 
 /// A test over stdio and over uds.
-pub fn both<F: Future<Output = ()>>(name: &str, test: impl Fn(AnyTransport) -> F + Clone + Send + 'static) -> Vec<Trial> {
+pub fn both<F: Future<Output = ()>>(
+    name: &str,
+    test: impl Fn(AnyTransport) -> F + Clone + Send + 'static,
+) -> Vec<Trial> {
     let over = |transport: AnyTransport| {
         let test = test.clone();
         Trial::test(format!("{name}::{transport}"), move || {
@@ -118,7 +121,10 @@ pub fn within<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
 /// A pool of jobs, quiet, over this transport.
 pub fn jobs(transport: AnyTransport) -> Builder {
     // Core dumps of workers that are to crash would take most of the time.
-    crate::roles::JOB.pool().transport(transport).spec(|spec| spec.stderr(Stderr::Quiet).limit(Resource::Core, 0))
+    crate::roles::JOB
+        .pool()
+        .transport(transport)
+        .spec(|spec| spec.stderr(Stderr::Quiet).limit(Resource::Core, 0).env("RUST_BACKTRACE", "0"))
 }
 
 /// The same for another role.
@@ -126,7 +132,8 @@ pub fn pool_of<I: 'static, O: 'static>(
     role: &'static dyn Role,
     transport: AnyTransport,
 ) -> PoolBuilder<I, O, Postcard, AnyTransport> {
-    PoolBuilder::role(role, transport, Postcard).spec(|spec| spec.stderr(Stderr::Quiet).limit(Resource::Core, 0))
+    PoolBuilder::role(role, transport, Postcard)
+        .spec(|spec| spec.stderr(Stderr::Quiet).limit(Resource::Core, 0).env("RUST_BACKTRACE", "0"))
 }
 
 /// A worker that is this binary, but as any other program.
@@ -260,7 +267,8 @@ pub fn keeper() -> Option<u32> {
 /// Children of this process and of its keeper that ended and were not waited for.
 pub fn zombies() -> Vec<u32> {
     let parents = [Some(std::process::id()), keeper()];
-    let is_ours = |pid: &u32| state(*pid).is_some_and(|(state, parent)| state == 'Z' && parents.contains(&Some(parent)));
+    let is_ours =
+        |pid: &u32| state(*pid).is_some_and(|(state, parent)| state == 'Z' && parents.contains(&Some(parent)));
     processes().into_iter().filter(is_ours).collect()
 }
 
@@ -351,4 +359,15 @@ impl Gate {
     pub fn open(&self, count: usize) {
         std::io::Write::write_all(&mut &self.0, &vec![1; count]).expect("bytes in the pipe");
     }
+}
+
+/// An error with all that caused it.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
 }

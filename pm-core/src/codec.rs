@@ -153,7 +153,8 @@ impl<T: Serialize + DeserializeOwned> Codec<T> for Bincode {
 
     fn decode(&self, payload: &[u8]) -> Result<T, CodecError> {
         let bounded = bincode::config::standard().with_limit::<{ crate::machine::frame::MAX_PAYLOAD }>();
-        let (value, read) = bincode::serde::decode_from_slice(payload, bounded).map_err(|error| CodecError(error.to_string()))?;
+        let (value, read) =
+            bincode::serde::decode_from_slice(payload, bounded).map_err(|error| CodecError(error.to_string()))?;
         match payload.len() - read {
             0 => Ok(value),
             left => Err(CodecError(format!("{left} bytes are left over"))),

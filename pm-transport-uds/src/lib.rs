@@ -8,9 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use pm_core::driver::framed::FramedLink;
-use pm_core::transport::{
-    Accept, Connect, Identity, LINK_FD, LINK_FD_VARIABLE, Offer, Transport, TransportError,
-};
+use pm_core::transport::{Accept, Connect, Identity, LINK_FD, LINK_FD_VARIABLE, Offer, Transport, TransportError};
 use pm_core::worker::inherited_link;
 use pm_core::worker::link::{FdLink, WorkerLink};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};

@@ -75,8 +75,13 @@ impl Call {
     }
 
     fn make(input: Vec<u8>, terms: Terms, now: Time, is_named: bool) -> Arc<Self> {
-        let state =
-            State { place: Place::Waiting, tries: Tries::default(), until: deadline(&terms, now), waker: None, outcome: None };
+        let state = State {
+            place: Place::Waiting,
+            tries: Tries::default(),
+            until: deadline(&terms, now),
+            waker: None,
+            outcome: None,
+        };
         Arc::new(Call { input, terms, made: now, is_named, state: Mutex::new(state) })
     }
 

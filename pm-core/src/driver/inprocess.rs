@@ -40,7 +40,12 @@ impl Starter for ThreadStarter {
             .name(format!("pm-{}{worker}", role.name()))
             .spawn(move || {
                 let status = serve(half, role);
-                report.send_if_modified(|known| known.is_none() && { *known = Some(status); true });
+                report.send_if_modified(|known| {
+                    known.is_none() && {
+                        *known = Some(status);
+                        true
+                    }
+                });
             })
             .map_err(|source| TransportError::Io { scheme: "memory", action: "start a thread", source })?;
         Ok(Started { life: Life::Thread(Thread { ended, abandoned }), link, outbox: None, stderr: None })
@@ -73,7 +78,12 @@ fn serve(half: MemoryWorker, role: &'static dyn Role) -> ExitStatus {
 impl Thread {
     /// Lets go of the thread. It ends once its handler returns; its link is closed by its owner.
     pub(crate) fn abandon(&self) {
-        self.abandoned.send_if_modified(|known| known.is_none() && { *known = Some(ExitStatus::Lost); true });
+        self.abandoned.send_if_modified(|known| {
+            known.is_none() && {
+                *known = Some(ExitStatus::Lost);
+                true
+            }
+        });
     }
 
     pub(crate) async fn ended(&mut self) -> ExitStatus {

@@ -317,11 +317,8 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         self.unanswered.store(0, Ordering::SeqCst);
         let last_notice = core.last_notice.clone();
         // The requeue puts each in front of those before it, so the youngest goes first.
-        let aboard: Vec<_> = open
-            .into_iter()
-            .rev()
-            .filter_map(|(id, fate)| Some((core.calls[id.slot()].take()?.call, fate)))
-            .collect();
+        let aboard: Vec<_> =
+            open.into_iter().rev().filter_map(|(id, fate)| Some((core.calls[id.slot()].take()?.call, fate))).collect();
         let left: Vec<_> = core.calls.iter_mut().filter_map(Option::take).collect();
         let tx = core.tx.take();
         drop(guard);
@@ -410,8 +407,7 @@ impl<Tx: LinkTx> Core<Tx> {
                 }
             }
             Some(Kind::Err) if header.flags & (flag::NOT_STARTED | flag::CANCELLED) != 0 => {
-                let answer =
-                    if header.flags & flag::NOT_STARTED != 0 { Answer::NotStarted } else { Answer::Cancelled };
+                let answer = if header.flags & flag::NOT_STARTED != 0 { Answer::NotStarted } else { Answer::Cancelled };
                 if let Some(aboard) = self.end(now, id, answer)?
                     && aboard.call.leave()
                 {
@@ -419,8 +415,8 @@ impl<Tx: LinkTx> Core<Tx> {
                 }
             }
             Some(Kind::Err) => {
-                let error: HandlerError = serde_json::from_slice(payload)
-                    .map_err(|error| format!("an ERR that cannot be read: {error}"))?;
+                let error: HandlerError =
+                    serde_json::from_slice(payload).map_err(|error| format!("an ERR that cannot be read: {error}"))?;
                 if let Some(aboard) = self.end(now, id, Answer::Outcome)? {
                     drain.count(&aboard);
                     after.failed(now, aboard.call.clone(), Failure::Handler, |tries, _| {
@@ -506,6 +502,10 @@ impl After {
     }
 
     fn run<Tx>(&mut self, link: &LinkShared<Tx>, yard: &dyn Yard, now: Time) {
+        // What a worker said before its answer is heard before it.
+        for text in self.notices.drain(..) {
+            yard.notice(link.worker, &text);
+        }
         self.wakers.drain(..).for_each(Waker::wake);
         if std::mem::take(&mut self.first_answer) {
             yard.first_answer(link.worker, link.incarnation);
@@ -518,9 +518,6 @@ impl After {
         }
         for call in self.poisoned.drain(..) {
             yard.poisoned(&yard.describe(&call.input));
-        }
-        for text in self.notices.drain(..) {
-            yard.notice(link.worker, &text);
         }
     }
 }
@@ -750,7 +747,11 @@ impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
                 let _ = core.push(Header::call(Kind::Cancel, id.to_wire()), &[]);
                 let limit = call.terms.timeout.unwrap_or_default();
                 let worker = Some(self.shared.worker);
-                self.after.failed(now, call, Failure::TimedOut, |tries, _| QueryError::TimedOut { limit, worker, tries });
+                self.after.failed(now, call, Failure::TimedOut, |tries, _| QueryError::TimedOut {
+                    limit,
+                    worker,
+                    tries,
+                });
             }
             let stalled = others
                 && core.session.unanswered() > core.session.started()

@@ -146,8 +146,8 @@ struct Shared {
     room: Notify,
     queue_limit: usize,
     commands: mpsc::Sender<Command>,
-    /// No further query is taken.
-    closing: AtomicBool,
+    /// New queries are refused, for the reason that the backlog knows.
+    refusing: AtomicBool,
     /// The last handle has gone.
     killed: AtomicBool,
     events: broadcast::Sender<Event>,
@@ -225,7 +225,7 @@ pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf
             room: Notify::new(),
             queue_limit: settings.queue,
             commands,
-            closing: AtomicBool::new(false),
+            refusing: AtomicBool::new(false),
             killed: AtomicBool::new(false),
             events: broadcast::channel(EVENTS).0,
             wake: Notify::new(),
@@ -391,7 +391,7 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
     }
 
     fn submit(&self, now: Time, call: &Arc<Call>) -> bool {
-        let is_open = !self.shared.closing.load(Ordering::Relaxed);
+        let is_open = !self.shared.refusing.load(Ordering::Relaxed);
         if is_open && self.shared.queued.load(Ordering::SeqCst) == 0 && self.board(now, call) {
             return true;
         }
@@ -409,8 +409,10 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         let link = links.iter().chain(leaving.iter()).find(|link| link.worker == worker).cloned();
         drop(leaving);
         let gone = || QueryError::NoWorkers { pool: self.shared.name.clone() };
-        if self.shared.closing.load(Ordering::Relaxed) {
-            return Err(QueryError::ShuttingDown { pool: self.shared.name.clone() });
+        if self.shared.refusing.load(Ordering::Relaxed)
+            && let Some(error) = self.backlog().refusal(&self.shared.name, false)
+        {
+            return Err(error);
         }
         match link.ok_or_else(gone)?.submit(clock::now(), call, true) {
             Submit::Taken | Submit::Over => Ok(()),
@@ -523,7 +525,8 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
     }
 
     fn describe(&self, input: &[u8]) -> String {
-        let described = self.shared.hooks.describe.as_ref().and_then(|describe| guarded("describe", || describe(input)));
+        let described =
+            self.shared.hooks.describe.as_ref().and_then(|describe| guarded("describe", || describe(input)));
         described.unwrap_or_else(|| format!("{} bytes", input.len()))
     }
 
@@ -681,7 +684,7 @@ impl<S: Starter> TaskOf<S> {
                 }
             }
             Command::Shutdown(deadline) => {
-                self.pool.shared.closing.store(true, Ordering::Relaxed);
+                self.pool.shared.refusing.store(true, Ordering::Relaxed);
                 lock(&self.pool.shared.backlog).closing = true;
                 self.shutdown = Some(Time::earliest(self.shutdown.flatten(), deadline));
             }
@@ -784,7 +787,9 @@ impl<S: Starter> TaskOf<S> {
     fn unit(&mut self, worker: WorkerId, effect: unit::Effect) {
         let order = match effect {
             unit::Effect::Spawn(incarnation) => return self.spawn(worker, incarnation),
-            unit::Effect::Down { incarnation, cause, was_ready } => return self.down(worker, incarnation, cause, was_ready),
+            unit::Effect::Down { incarnation, cause, was_ready } => {
+                return self.down(worker, incarnation, cause, was_ready);
+            }
             unit::Effect::Unkillable(_) => return,
             unit::Effect::SendDrain(incarnation) => {
                 self.shut(worker, incarnation, true);
@@ -806,7 +811,8 @@ impl<S: Starter> TaskOf<S> {
     fn spawn(&mut self, worker: WorkerId, incarnation: Incarnation) {
         let (orders, inbox) = mpsc::channel(16);
         let tail = Tail::default();
-        let task = Task { plan: self.plan.clone(), worker, incarnation, tail: tail.clone(), orders: inbox, deserted: false };
+        let task =
+            Task { plan: self.plan.clone(), worker, incarnation, tail: tail.clone(), orders: inbox, deserted: false };
         let task = tokio::spawn(task.run()).abort_handle();
         self.lives.insert(worker, Live { incarnation, pid: None, orders, tail, link: None, task });
     }
@@ -830,6 +836,8 @@ impl<S: Starter> TaskOf<S> {
     fn enter(&mut self, phase: Phase) {
         let mut backlog = lock(&self.pool.shared.backlog);
         backlog.phase = phase;
+        let refuses = backlog.refusal(&self.pool.shared.name, false).is_some();
+        self.pool.shared.refusing.store(refuses, Ordering::Relaxed);
         let mut refused = Vec::new();
         if let Some(error) = backlog.refusal(&self.pool.shared.name, true) {
             refused.extend(backlog.queue.drain(..).map(|call| (call, error.clone())));

@@ -16,9 +16,7 @@ use crate::machine::exit::{ExitStatus, Signal};
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::spec::{self, Program, Spec};
 use crate::sys::outbox;
-use crate::transport::{
-    Accept, Identity, LINK_FD, LINK_VARIABLE, Link, OUTBOX_FD_VARIABLE, ROLE_VARIABLE, Transport,
-};
+use crate::transport::{Accept, Identity, LINK_FD, LINK_VARIABLE, Link, OUTBOX_FD_VARIABLE, ROLE_VARIABLE, Transport};
 
 /// How long the last words of a process are waited for that ended before it took its link, and how many bytes they may have.
 const LAST_WORDS: Duration = Duration::from_millis(100);
@@ -195,7 +193,8 @@ impl<T: Transport> ProcessStarter<T> {
         command.env = env;
         command.cwd = spec.cwd().cloned();
         command.nice = spec.nice();
-        command.rlimits = spec.limits().iter().map(|&(resource, limit)| (resource, limit, hard(resource, limit))).collect();
+        command.rlimits =
+            spec.limits().iter().map(|&(resource, limit)| (resource, limit, hard(resource, limit))).collect();
         (command.uid, command.gid) = spec.user();
         Ok(command)
     }

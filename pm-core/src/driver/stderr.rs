@@ -46,7 +46,13 @@ impl Tail {
 }
 
 /// Reads what a worker prints until `ended` says that the worker has ended and its last words were read.
-pub(crate) async fn follow(mut pipe: pipe::Receiver, tail: Tail, policy: Stderr, prefix: String, ended: impl Future<Output = ()>) {
+pub(crate) async fn follow(
+    mut pipe: pipe::Receiver,
+    tail: Tail,
+    policy: Stderr,
+    prefix: String,
+    ended: impl Future<Output = ()>,
+) {
     let mut ended = pin!(ended);
     let mut lines = Lines { prefix, partial: Vec::new(), forward: policy == Stderr::Forward };
     let mut buffer = vec![0; 4096];

@@ -24,6 +24,9 @@ use crate::machine::unit;
 use crate::sys::outbox;
 use crate::transport::{Link, LinkError, LinkRx, LinkTx};
 
+/// How long a start that was called off is waited for, so that its process is known to be gone.
+const LAST_START: Duration = Duration::from_secs(1);
+
 /// Once a worker has ended, what it left in its link is there already.
 const REST: Duration = Duration::from_millis(100);
 
@@ -80,10 +83,17 @@ impl<S: Starter> Task<S> {
     /// Lives through the incarnation. Dropping it kills the process.
     pub(crate) async fn run(mut self) {
         let plan = self.plan.clone();
+        let mut start = pin!(plan.starter.start(self.worker, self.incarnation));
         let started = tokio::select! {
-            started = plan.starter.start(self.worker, self.incarnation) => started.map_err(Some),
-            // The machine knows why.
-            () = self.killed() => Err(None),
+            started = &mut start => started.map_err(Some),
+            () = self.killed() => {
+                // A process that is just being made can be waited for only once it is. The machine knows why it is not wanted.
+                if let Ok(Ok(mut started)) = tokio::time::timeout(LAST_START, start).await {
+                    started.life.kill();
+                    started.life.ended().await;
+                }
+                Err(None)
+            }
         };
         let Started { mut life, link, outbox, stderr } = match started {
             Ok(started) => started,
@@ -165,8 +175,7 @@ impl<S: Starter> Task<S> {
                 return Aboard::default();
             }
         };
-        let shared =
-            Arc::new(LinkShared::new(self.worker, self.incarnation, pid, tx, &ready, self.plan.link));
+        let shared = Arc::new(LinkShared::new(self.worker, self.incarnation, pid, tx, &ready, self.plan.link));
         self.tell(News::Linked(shared.clone())).await;
         let aboard = Aboard { pid: Some(pid), ..Aboard::default() };
         self.unit(unit::Input::Ready(self.incarnation), aboard).await;

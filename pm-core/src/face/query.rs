@@ -684,8 +684,7 @@ where
         Ok(move |budget: Budget, force: bool, mut hooks: Hooks| -> Result<Arc<dyn AnyPool>, StartError> {
             let summary = codec.clone();
             hooks.describe.get_or_insert_with(|| Box::new(move |payload| summary.summary(payload)));
-            let settings =
-                Settings { name: name.clone(), codec: codec.name().to_string(), queue, budget, link, hooks };
+            let settings = Settings { name: name.clone(), codec: codec.name().to_string(), queue, budget, link, hooks };
             let threads = !force && (in_process || !spawning::is_enabled());
             match role {
                 Some(role) if threads => Ok(pool::spawn(ThreadStarter { role, times: Times::default() }, settings)),

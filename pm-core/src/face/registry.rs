@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::driver::clock;
+use crate::driver::pool::{AnyPool, Command, PoolInfo};
 use crate::driver::signal::Endings;
 use crate::machine::exit::Signal;
-use crate::driver::pool::{AnyPool, Command, PoolInfo};
 
 /// How long [`shutdown_all`] lets queries finish, where nothing else is said.
 pub const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);

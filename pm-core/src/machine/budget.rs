@@ -235,7 +235,11 @@ mod tests {
             assert!(restarts(&mut deaths, at(1000 + 2 * second), Death::FirstCall));
             assert!(restarts(&mut deaths, at(1001 + 2 * second), Death::Idle));
             deaths.progress();
-            assert_eq!(deaths.count(), 1 + second as usize, "a first call is forgiven even where another death came after it");
+            assert_eq!(
+                deaths.count(),
+                1 + second as usize,
+                "a first call is forgiven even where another death came after it"
+            );
         }
         assert!(restarts(&mut deaths, at(1010), Death::Idle));
         assert_eq!(deaths.record(at(1011), Death::Idle), Verdict::GiveUp);

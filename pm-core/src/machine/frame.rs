@@ -171,7 +171,12 @@ impl Header {
 
     fn decode(bytes: &[u8; AFTER_LENGTH]) -> Self {
         let [kind, flags, r0, r1, id @ ..] = *bytes;
-        Header { kind, flags, remaining: Remaining::from_wire(u16::from_be_bytes([r0, r1])), id: u64::from_be_bytes(id) }
+        Header {
+            kind,
+            flags,
+            remaining: Remaining::from_wire(u16::from_be_bytes([r0, r1])),
+            id: u64::from_be_bytes(id),
+        }
     }
 }
 
@@ -410,7 +415,9 @@ mod tests {
         let mut checked = 0;
         for row in rows.take_while(|line| line.starts_with('|')) {
             let cells: Vec<_> = row.split('|').map(str::trim).collect();
-            let [_, name, kind, flags, remaining, id, text, hex, _] = cells[..] else { panic!("a row of 7 cells: {row}") };
+            let [_, name, kind, flags, remaining, id, text, hex, _] = cells[..] else {
+                panic!("a row of 7 cells: {row}")
+            };
             let header = Header {
                 kind: kind.parse().unwrap(),
                 flags: flags.parse().unwrap(),

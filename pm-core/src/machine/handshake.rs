@@ -83,7 +83,9 @@ pub enum Mismatch {
         worker: Option<String>,
     },
     /// A number that makes no sense.
-    #[error("the worker's READY says concurrency {concurrency} and ahead {ahead}; they must be 1 ≤ concurrency ≤ ahead ≤ 65535")]
+    #[error(
+        "the worker's READY says concurrency {concurrency} and ahead {ahead}; they must be 1 ≤ concurrency ≤ ahead ≤ 65535"
+    )]
     Concurrency {
         /// As the worker said it.
         concurrency: u32,

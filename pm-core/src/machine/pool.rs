@@ -193,9 +193,7 @@ impl Pool {
     /// Whether nothing is under way: every worker that should serve does, and none is leaving.
     pub fn settled(&self) -> bool {
         self.members.values().all(|member| match member.duty {
-            Duty::Active { generation } => {
-                generation == self.generation && member.unit.phase() == unit::Phase::Ready
-            }
+            Duty::Active { generation } => generation == self.generation && member.unit.phase() == unit::Phase::Ready,
             Duty::Leaving => false,
         })
     }
@@ -309,13 +307,15 @@ impl Pool {
 
     /// Those of the newest generation: as many as there should be.
     fn current(&self) -> impl DoubleEndedIterator<Item = (WorkerId, &Member)> {
-        let is_current = |member: &Member| matches!(member.duty, Duty::Active { generation } if generation == self.generation);
+        let is_current =
+            |member: &Member| matches!(member.duty, Duty::Active { generation } if generation == self.generation);
         self.members.iter().filter(move |(_, member)| is_current(member)).map(|(worker, member)| (*worker, member))
     }
 
     /// Those that serve until the newest generation does.
     fn earlier(&self) -> impl Iterator<Item = WorkerId> {
-        let is_earlier = |member: &Member| matches!(member.duty, Duty::Active { generation } if generation < self.generation);
+        let is_earlier =
+            |member: &Member| matches!(member.duty, Duty::Active { generation } if generation < self.generation);
         self.members.iter().filter(move |(_, member)| is_earlier(member)).map(|(worker, _)| *worker)
     }
 
@@ -416,8 +416,7 @@ impl Pool {
     fn unit(&mut self, now: Time, worker: WorkerId, input: unit::Input, aboard: Aboard) {
         let Some(member) = self.members.get_mut(&worker) else { return };
         let before = member.unit.phase();
-        let (is_ready, is_spawned) =
-            (matches!(input, unit::Input::Ready(_)), matches!(input, unit::Input::Spawned(_)));
+        let (is_ready, is_spawned) = (matches!(input, unit::Input::Ready(_)), matches!(input, unit::Input::Spawned(_)));
         member.unit.handle(now, input);
         let incarnation = member.unit.incarnation();
         let (after, duty) = (member.unit.phase(), member.duty);
@@ -538,7 +537,9 @@ impl Pool {
         if self.current().all(|(_, member)| member.unit.phase() == unit::Phase::Ready) {
             self.retire_earlier(now, usize::MAX);
         }
-        if self.phase == Phase::Serving && !self.members.values().any(|member| matches!(member.duty, Duty::Active { .. })) {
+        if self.phase == Phase::Serving
+            && !self.members.values().any(|member| matches!(member.duty, Duty::Active { .. }))
+        {
             self.enter(Phase::Unspawned);
         }
         if self.phase == Phase::Closing && self.members.is_empty() {
@@ -614,7 +615,11 @@ mod tests {
         fn timeout(&mut self) {
             self.pool.handle_timeout(self.now);
             self.effects();
-            assert!(self.pool.poll_timeout().is_none_or(|due| due > self.now), "a timer is due for ever: {}", self.context);
+            assert!(
+                self.pool.poll_timeout().is_none_or(|due| due > self.now),
+                "a timer is due for ever: {}",
+                self.context
+            );
         }
 
         fn unit(&mut self, worker: WorkerId, input: unit::Input, calls: usize) {
@@ -680,7 +685,9 @@ mod tests {
             let dies = ExitStatus::Signal { signal: 11, core: false };
             let calls = self.random.below(2) as usize;
             match (state, self.random.below(12)) {
-                (State::Starting, 0) => self.unit(worker, unit::Input::NotSpawned(incarnation, "no such file".into()), 0),
+                (State::Starting, 0) => {
+                    self.unit(worker, unit::Input::NotSpawned(incarnation, "no such file".into()), 0)
+                }
                 (State::Starting, 1) => self.unit(worker, unit::Input::Exited(incarnation, dies), 0),
                 (State::Starting, 2) => self.unit(worker, unit::Input::Spawned(incarnation), 0),
                 (State::Starting, 3..) => self.readies(worker),
@@ -701,7 +708,9 @@ mod tests {
         }
 
         fn readies(&mut self, worker: WorkerId) {
-            let Some(process) = self.up.get_mut(&worker).filter(|process| process.state == State::Starting) else { return };
+            let Some(process) = self.up.get_mut(&worker).filter(|process| process.state == State::Starting) else {
+                return;
+            };
             process.state = State::Ready;
             let incarnation = process.incarnation;
             self.unit(worker, unit::Input::Ready(incarnation), 0);
@@ -818,7 +827,8 @@ mod tests {
             assert_eq!(self.ready().len(), self.target, "not as many serve as should: {context}");
             assert_eq!((counts.active, counts.releasing, counts.crashed), (self.target, 0, 0), "{context}");
             assert!(self.pool.settled(), "something is under way for ever: {context}");
-            let expected = if self.target == 0 { [Phase::Idle, Phase::Unspawned] } else { [Phase::Serving, Phase::Serving] };
+            let expected =
+                if self.target == 0 { [Phase::Idle, Phase::Unspawned] } else { [Phase::Serving, Phase::Serving] };
             assert!(expected.contains(self.pool.phase()), "{:?}: {context}", self.pool.phase());
         }
 
@@ -902,7 +912,8 @@ mod tests {
             let mut world = serving(1 + seed as u32 % 5, seed);
             let old = world.ready();
             world.handle(Input::Respawn { workers: None, drain: None });
-            while let starting = world.up.iter().filter(|(_, process)| process.state == State::Starting).collect::<Vec<_>>()
+            while let starting =
+                world.up.iter().filter(|(_, process)| process.state == State::Starting).collect::<Vec<_>>()
                 && !starting.is_empty()
             {
                 let chosen = *starting[world.random.below(starting.len() as u64) as usize].0;

@@ -470,7 +470,9 @@ mod tests {
                         let call = &model.calls[pick];
                         let expected = match answer {
                             Answer::Outcome if call.started.is_none() => Verdict::Violation(Violation::BeyondAhead),
-                            Answer::NotStarted if call.open && !call.recalled => Verdict::Violation(Violation::NotAsked),
+                            Answer::NotStarted if call.open && !call.recalled => {
+                                Verdict::Violation(Violation::NotAsked)
+                            }
                             Answer::Cancelled if call.open => Verdict::Violation(Violation::NotAsked),
                             _ if !call.open => Verdict::Late,
                             Answer::Outcome => Verdict::Deliver,
@@ -568,7 +570,7 @@ mod tests {
         let mut session = Session::new(8, 1, None);
         let calls: Vec<_> = (0..4).map(|_| session.open(Time::ZERO, Limit::None).unwrap()).collect();
         let mut lost = Vec::new();
-        session.lost(Some(3), &mut lost);
+        session.lost(Word::Begun(3), &mut lost);
         let fates = [Fate::Started, Fate::Started, Fate::Started, Fate::Unstarted];
         assert_eq!(lost, calls.iter().copied().zip(fates).collect::<Vec<_>>());
     }

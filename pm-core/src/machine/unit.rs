@@ -124,15 +124,31 @@ pub enum Phase {
 #[derive(Clone, Debug)]
 enum State {
     Idle,
-    Backoff { until: Time },
-    Starting { until: Time, limit: Duration },
+    Backoff {
+        until: Time,
+    },
+    Starting {
+        until: Time,
+        limit: Duration,
+    },
     Ready,
-    Draining { until: Option<Time> },
-    Leaving { until: Time },
-    Terminated { until: Time },
+    Draining {
+        until: Option<Time>,
+    },
+    Leaving {
+        until: Time,
+    },
+    Terminated {
+        until: Time,
+    },
     /// The link went first; the exit status may follow.
-    Orphaned { reason: String, until: Time },
-    Killed { until: Time },
+    Orphaned {
+        reason: String,
+        until: Time,
+    },
+    Killed {
+        until: Time,
+    },
     Down,
 }
 
@@ -228,7 +244,9 @@ impl Unit {
             Input::LinkLost(_, reason) => self.link_lost(now, reason),
             Input::Exited(_, status) => {
                 let cause = match self.state {
-                    State::Draining { .. } | State::Leaving { .. } if status == ExitStatus::Code(0) => ExitCause::Requested,
+                    State::Draining { .. } | State::Leaving { .. } if status == ExitStatus::Code(0) => {
+                        ExitCause::Requested
+                    }
                     State::Terminated { .. } => ExitCause::Requested,
                     _ => self.cause.take().unwrap_or(ExitCause::Exited(status)),
                 };

@@ -211,7 +211,8 @@ mod tests {
     #[test]
     fn of_ready() {
         let mut random = SplitMix(2);
-        let good = Ready { version: 1, codec: "json".into(), role: Some("r".into()), concurrency: 1, ahead: 1 }.encode();
+        let good =
+            Ready { version: 1, codec: "json".into(), role: Some("r".into()), concurrency: 1, ahead: 1 }.encode();
         for _ in 0..100_000 {
             let mut bytes = good.clone();
             for _ in 0..random.below(4) {

@@ -96,10 +96,7 @@ fn become_worker(
     serve(link, outbox, &find)
 }
 
-fn connect(
-    transports: &[&dyn Connect],
-    scheme: &OsString,
-) -> Result<(Box<dyn WorkerLink>, Option<Outbox>), String> {
+fn connect(transports: &[&dyn Connect], scheme: &OsString) -> Result<(Box<dyn WorkerLink>, Option<Outbox>), String> {
     let transport = transports.iter().find(|transport| *scheme == *transport.scheme()).ok_or_else(|| {
         let known: Vec<_> = transports.iter().map(|transport| transport.scheme()).collect();
         format!("the manager uses the transport {scheme:?}; this program was built with {known:?}")
@@ -134,8 +131,7 @@ fn accept(desk: &desk::Desk, role: &'static dyn Role, hello: &Hello) -> Result<r
         Some(role::Service::Async { concurrency, .. }) => *concurrency,
         _ => 1,
     };
-    let ready =
-        Ready { version: VERSION, codec, role: Some(role.name().to_string()), concurrency, ahead: concurrency };
+    let ready = Ready { version: VERSION, codec, role: Some(role.name().to_string()), concurrency, ahead: concurrency };
     desk.ready(&ready)?;
     service.ok_or_else(|| format!("the manager uses the codec {:?}; this role speaks {}", hello.codec, ready.codec))
 }

@@ -184,7 +184,8 @@ where
                 concurrency,
                 handler: Box::new(move |input| {
                     let codec = codec.clone();
-                    let begun = Codec::<I>::decode(&codec, &input).map_err(undecodable).map(|input| handler.handle(input));
+                    let begun =
+                        Codec::<I>::decode(&codec, &input).map_err(undecodable).map(|input| handler.handle(input));
                     Box::pin(async move {
                         let answer = begun?.await?;
                         let mut output = Vec::new();

@@ -61,7 +61,12 @@ fn serve(desk: &Arc<Desk>, handler: &BlockingHandler) -> Result<(), String> {
     Ok(())
 }
 
-fn serve_calls(desk: &Arc<Desk>, handler: &BlockingHandler, pulse: &Pulse, attendant: &Thread) -> Result<Infallible, Ended> {
+fn serve_calls(
+    desk: &Arc<Desk>,
+    handler: &BlockingHandler,
+    pulse: &Pulse,
+    attendant: &Thread,
+) -> Result<Infallible, Ended> {
     let mut job = Job::default();
     let mut output = Vec::new();
     let mut cancel = Arc::new(CancelFlag::default());

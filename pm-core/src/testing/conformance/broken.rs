@@ -233,7 +233,12 @@ impl LinkRx for BrokenRx {
 }
 
 impl Waits {
-    fn poll<R>(&mut self, fault: Fault, cx: &mut Context<'_>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<R>) -> Poll<R> {
+    fn poll<R>(
+        &mut self,
+        fault: Fault,
+        cx: &mut Context<'_>,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<R>,
+    ) -> Poll<R> {
         let polled = poll(cx);
         if polled.is_ready() {
             self.first = None;

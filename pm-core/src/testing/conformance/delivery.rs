@@ -12,8 +12,32 @@ const CROWD: u64 = 20_000;
 
 /// Sizes around the limits that transports have: cache lines and cells, pages, what a pipe takes at once, and the largest of all.
 const SIZES: [usize; 26] = [
-    0, 1, 2, 3, 11, 12, 13, 47, 48, 49, 63, 64, 65, 111, 112, 113, 4095, 4096, 4097, 65_519, 65_520, 65_535, 65_536,
-    65_537, 1 << 20, MAX_PAYLOAD,
+    0,
+    1,
+    2,
+    3,
+    11,
+    12,
+    13,
+    47,
+    48,
+    49,
+    63,
+    64,
+    65,
+    111,
+    112,
+    113,
+    4095,
+    4096,
+    4097,
+    65_519,
+    65_520,
+    65_535,
+    65_536,
+    65_537,
+    1 << 20,
+    MAX_PAYLOAD,
 ];
 
 pub(super) async fn order_to_manager<T: Transport>(subject: Arc<Subject<T>>) -> Result<(), String> {
@@ -50,9 +74,7 @@ pub(super) async fn order_to_worker<T: Transport>(subject: Arc<Subject<T>>) -> R
 
 pub(super) async fn sizes_to_manager<T: Transport>(subject: Arc<Subject<T>>) -> Result<(), String> {
     let (_tx, mut rx, wire) = subject.open().await?;
-    let sent = aside(move || {
-        (1..).zip(SIZES).try_for_each(|(n, size)| wire.send(&frame(n, size)))
-    });
+    let sent = aside(move || (1..).zip(SIZES).try_for_each(|(n, size)| wire.send(&frame(n, size))));
     let mut ledger = Ledger::default();
     for _ in SIZES {
         let (header, payload) = recv_frame(&mut rx).await?;

@@ -5,9 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::content::{Ledger, frame, header, payload};
-use super::subject::{
-    Bell, PATIENCE, SOON, Subject, aside, flush, recv, recv_frame, send, within, within_time,
-};
+use super::subject::{Bell, PATIENCE, SOON, Subject, aside, flush, recv, recv_frame, send, within, within_time};
 use crate::machine::frame::BadFrame;
 use crate::transport::{LinkError, LinkRx, LinkTx, Transport};
 

@@ -110,7 +110,9 @@ pub(super) async fn fills_are_bounded<T: Transport>(subject: Arc<Subject<T>>) ->
     });
     let mut came = 0;
     while came < frames {
-        within("receive", std::future::poll_fn(|cx| rx.poll_fill(cx))).await?.map_err(|error| format!("receive: {error}"))?;
+        within("receive", std::future::poll_fn(|cx| rx.poll_fill(cx)))
+            .await?
+            .map_err(|error| format!("receive: {error}"))?;
         let mut bytes = 0;
         while let Some(frame) = rx.next().map_err(|error| format!("receive: {error}"))? {
             bytes += frame.payload.len();

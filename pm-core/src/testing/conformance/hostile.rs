@@ -29,7 +29,9 @@ pub(super) async fn bad_lengths<T: Transport>(subject: Arc<Subject<T>>) -> Resul
 pub(super) async fn bad_ids<T: Transport>(subject: Arc<Subject<T>>) -> Result<(), String> {
     for id in [1 << 53, u64::MAX] {
         let bytes = Header::call(Kind::Resp, id).encode(0);
-        is_refused(&subject, &bytes, |bad| bad == BadFrame::BadId(id)).await.map_err(|why| format!("id {id}: {why}"))?;
+        is_refused(&subject, &bytes, |bad| bad == BadFrame::BadId(id))
+            .await
+            .map_err(|why| format!("id {id}: {why}"))?;
     }
     Ok(())
 }

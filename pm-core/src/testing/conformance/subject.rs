@@ -56,9 +56,11 @@ impl<T: Transport> Subject<T> {
         accept: T::Accept,
     ) -> Result<(TxOf<T>, RxOf<T>, Wire), String> {
         let subject = self.clone();
-        let connected = aside(move || (subject.connect)(offer).map_err(|error| format!("the worker cannot connect: {error}")));
+        let connected =
+            aside(move || (subject.connect)(offer).map_err(|error| format!("the worker cannot connect: {error}")));
         let peer = Identity { pid: std::process::id() };
-        let accepted = async { accept.accept(&peer).await.map_err(|error| format!("the manager cannot accept: {error}")) };
+        let accepted =
+            async { accept.accept(&peer).await.map_err(|error| format!("the manager cannot accept: {error}")) };
         let (link, half) = within("accept", async { tokio::try_join!(accepted, connected) }).await??;
         let (tx, rx) = link.split();
         Ok((tx, rx, Wire::new(half.into())))
@@ -67,7 +69,8 @@ impl<T: Transport> Subject<T> {
     /// Takes the worker's half alone.
     pub(super) async fn connect(self: &Arc<Self>, offer: Offer) -> Result<Wire, String> {
         let subject = self.clone();
-        let half = aside(move || (subject.connect)(offer).map_err(|error| format!("the worker cannot connect: {error}")));
+        let half =
+            aside(move || (subject.connect)(offer).map_err(|error| format!("the worker cannot connect: {error}")));
         Ok(Wire::new(within("connect", half).await??.into()))
     }
 }

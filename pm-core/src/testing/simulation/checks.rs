@@ -116,7 +116,14 @@ impl Ledger {
     }
 
     /// A worker that should serve died. Whether the pool must give up now.
-    pub(super) fn died(&mut self, now: Time, cause: &ExitCause, was_ready: bool, load: usize, had_answered: bool) -> bool {
+    pub(super) fn died(
+        &mut self,
+        now: Time,
+        cause: &ExitCause,
+        was_ready: bool,
+        load: usize,
+        had_answered: bool,
+    ) -> bool {
         if matches!(cause, ExitCause::Requested | ExitCause::Stuck { .. } | ExitCause::Chaos) {
             return false;
         }

@@ -224,7 +224,8 @@ impl Player {
             11 => self.operate(Input::Unspawn, |_| Some(0)),
             12 | 13 => self.respawn(),
             14..=16 => self.at_some_process(World::crash),
-            17 | 18 => self.at_some_process(World::cut),
+            17 => self.at_some_process(World::cut),
+            18 => self.at_some_process(World::tear),
             19 => self.at_some_process(World::misbehave),
             20 => self.chaos(),
             _ => self.revive(),
@@ -376,7 +377,11 @@ impl Player {
 
     fn is_over(&mut self, late: Task) -> Result<(), String> {
         if self.world.phase != Phase::Closed || !self.world.is_empty() {
-            return Err(format!("the pool is {:?} {CLOSING:?} after its shutdown: {:?}", self.world.phase, self.world.pool.counts()));
+            return Err(format!(
+                "the pool is {:?} {CLOSING:?} after its shutdown: {:?}",
+                self.world.phase,
+                self.world.pool.counts()
+            ));
         }
         if let Some(alive) = self.world.alive().first() {
             return Err(format!("process {alive} outlived its pool"));

@@ -72,7 +72,8 @@ pub fn play(load: &Load) -> Result<Played, String> {
         }
         open = load.calls.len() - world.ledger.outcomes.values().sum::<u64>() as usize;
     }
-    let answered = world.calls.iter().map(|call| call.resolved.map_or(Duration::MAX, |(at, _)| at.since(call.made))).collect();
+    let answered =
+        world.calls.iter().map(|call| call.resolved.map_or(Duration::MAX, |(at, _)| at.since(call.made))).collect();
     Ok(Played {
         took: world.now.since(began),
         answered,

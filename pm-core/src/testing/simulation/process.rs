@@ -50,6 +50,8 @@ pub(super) enum News {
     Answer(CallId, Answer, bool),
     /// A frame that no honest worker sends.
     Violation,
+    /// It was lost on the way.
+    Nothing,
     /// The link ended.
     End,
     /// The process did, with this code.

@@ -15,8 +15,15 @@ fn a_thousand_lives() {
     println!("{totals:?}");
     // They are worth something only where everything happens in them.
     for outcome in [
-        Outcome::Answered, Outcome::Handler, Outcome::TimedOut, Outcome::WorkerLost, Outcome::Poisoned,
-        Outcome::NoWorkers, Outcome::GaveUp, Outcome::ShuttingDown, Outcome::Full,
+        Outcome::Answered,
+        Outcome::Handler,
+        Outcome::TimedOut,
+        Outcome::WorkerLost,
+        Outcome::Poisoned,
+        Outcome::NoWorkers,
+        Outcome::GaveUp,
+        Outcome::ShuttingDown,
+        Outcome::Full,
     ] {
         assert!(totals.outcomes.get(&outcome).is_some_and(|count| *count > 20), "{outcome:?} in {totals:?}");
     }
@@ -49,8 +56,10 @@ fn quick_calls_do_not_wait_behind_a_slow_one() {
     for (before, warm_up) in [(0, 0), (1, 0), (50, 0), (200, 0), (0, 10_000), (100, 10_000)] {
         let played = play(&slow_among_quick(before, warm_up)).unwrap();
         let quick = played.answered[warm_up..].iter().filter(|took| **took < 400 * MILLI).count();
-        println!("{before} before, {warm_up} warm-up: {} behind at first, {} stayed, {quick} quick, idle {:?}",
-            played.most_behind, played.stayed_behind, played.longest_idle);
+        println!(
+            "{before} before, {warm_up} warm-up: {} behind at first, {} stayed, {quick} quick, idle {:?}",
+            played.most_behind, played.stayed_behind, played.longest_idle
+        );
         assert!(played.stayed_behind <= 2, "{} calls waited behind the slow one", played.stayed_behind);
         assert!(quick >= 198, "only {quick} of 200 calls were answered while the slow one ran");
     }

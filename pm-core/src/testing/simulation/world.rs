@@ -122,6 +122,8 @@ pub(super) struct Link {
     answered_any: bool,
     /// The manager reads it no more.
     ended: bool,
+    /// Not all that the worker answered came, or what came cannot be trusted.
+    is_doubtful: bool,
 }
 
 /// Something that comes at its time.
@@ -240,7 +242,9 @@ impl World {
 
     /// Workers, idlest first, as a scale down needs them.
     pub(super) fn idlest(&self) -> Vec<WorkerId> {
-        let load = |worker: &WorkerId| self.lives.get(worker).and_then(|live| live.link.as_ref()).map_or(0, |link| link.session.unanswered());
+        let load = |worker: &WorkerId| {
+            self.lives.get(worker).and_then(|live| live.link.as_ref()).map_or(0, |link| link.session.unanswered())
+        };
         let mut workers: Vec<_> = self.links.iter().map(|worker| (load(worker), *worker)).collect();
         workers.sort_unstable();
         workers.into_iter().map(|(_, worker)| worker).collect()
@@ -262,6 +266,24 @@ impl World {
             self.news(process, News::End);
             self.processes[process].is_linked = false;
         }
+    }
+
+    /// The link breaks, and what was on it is lost, as where TCP resets a connection.
+    pub(super) fn tear(&mut self, process: usize) {
+        let worker = self.processes[process].worker;
+        let torn = &mut self.processes[process];
+        if !torn.is_alive || !torn.is_linked {
+            return;
+        }
+        for news in torn.news.iter_mut().filter(|news| matches!(news, News::Answer(..))) {
+            *news = News::Nothing;
+        }
+        if let Some(live) = self.lives.get_mut(&worker).filter(|live| live.process == process)
+            && let Some(link) = &mut live.link
+        {
+            link.is_doubtful = true;
+        }
+        self.cut(process);
     }
 
     /// The worker sends what no honest worker sends.
@@ -359,8 +381,7 @@ impl World {
         if link.session.poll_timeout().is_some_and(|at| at + COARSE <= now) {
             stuck = link.session.expire(now, &mut expired);
         }
-        let timed_out: Vec<_> =
-            expired.iter().filter_map(|id| Some((*id, link.calls.remove(id)?.0))).collect();
+        let timed_out: Vec<_> = expired.iter().filter_map(|id| Some((*id, link.calls.remove(id)?.0))).collect();
         let mut recalled = Vec::new();
         let stalled = others
             && link.session.unanswered() > link.session.started()
@@ -528,16 +549,21 @@ impl World {
                     told_drained: false,
                     answered_any: false,
                     ended: false,
+                    is_doubtful: false,
                 });
                 self.unit(worker, unit::Input::Ready(of), Aboard { pid, ..Aboard::default() });
                 if self.pool.worker(worker) == Some(unit::Phase::Ready) {
                     self.links.push(worker);
                 }
             }
+            News::Nothing => {}
             News::Answer(id, answer, is_output) => self.answered(worker, id, answer, is_output),
             News::Violation => {
                 if self.link(worker).is_some_and(|link| !link.ended) {
                     self.link_ended(worker);
+                    if let Some(link) = self.link(worker) {
+                        link.is_doubtful = true;
+                    }
                     let cause = ExitCause::Protocol { violation: "a bad length".into() };
                     self.unit(worker, unit::Input::Fail(of, cause), Aboard::default());
                 }
@@ -551,7 +577,8 @@ impl World {
             News::Exited(code) => {
                 let load = live.link.as_ref().map_or(0, |link| link.session.unanswered());
                 live.last_load = load;
-                let status = if code < 0 { ExitStatus::Signal { signal: -code, core: false } } else { ExitStatus::Code(code) };
+                let status =
+                    if code < 0 { ExitStatus::Signal { signal: -code, core: false } } else { ExitStatus::Code(code) };
                 self.unit(worker, unit::Input::Exited(of, status), Aboard { pid, calls: load, last_notice: None });
             }
         }
@@ -724,7 +751,9 @@ impl World {
         let call = &mut self.calls[task];
         match call.place {
             Place::Abandoned => return,
-            Place::Done => self.ledger.violated(format!("call {task} was resolved twice: {:?}, {outcome:?}", call.resolved)),
+            Place::Done => {
+                self.ledger.violated(format!("call {task} was resolved twice: {:?}, {outcome:?}", call.resolved))
+            }
             _ => {}
         }
         call.place = Place::Done;
@@ -813,7 +842,8 @@ impl World {
         if let Some(before) = self.lives.insert(worker, Live { incarnation, process: at, link: None, last_load: 0 })
             && self.processes[before.process].is_alive
         {
-            self.ledger.violated(format!("incarnation {incarnation} of worker {worker} begins while the one before lives"));
+            self.ledger
+                .violated(format!("incarnation {incarnation} of worker {worker} begins while the one before lives"));
         }
         self.ledger.note(self.now, "spawn", u64::from(worker.0), u64::from(incarnation.0));
         let is_bad = self.random.below(1000) < self.settings.bad_starts;
@@ -832,7 +862,8 @@ impl World {
             }
             (false, _) => {
                 self.news(at, News::Spawned);
-                self.processes[at].last_news = self.processes[at].last_news + Duration::from_micros(200 + self.random.below(3000));
+                self.processes[at].last_news =
+                    self.processes[at].last_news + Duration::from_micros(200 + self.random.below(3000));
                 self.news(at, News::Ready);
             }
         }
@@ -858,9 +889,10 @@ impl World {
         }
         let Some(mut link) = link else { return };
         let mut open = Vec::new();
-        let word = match self.settings.leaves_word {
-            true => Word::Begun(self.processes[process].begun),
-            false => Word::Answers,
+        let word = match () {
+            () if self.settings.leaves_word => Word::Begun(self.processes[process].begun),
+            () if link.is_doubtful => Word::Nothing,
+            () => Word::Answers,
         };
         link.session.lost(word, &mut open);
         // Each goes in front of those before it, so the youngest goes first.
