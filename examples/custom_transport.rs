@@ -108,7 +108,7 @@ fn factors(mut n: u64) -> Vec<u64> {
     let mut found = Vec::new();
     let mut candidate = 2;
     while candidate * candidate <= n {
-        while n % candidate == 0 {
+        while n.is_multiple_of(candidate) {
             found.push(candidate);
             n /= candidate;
         }

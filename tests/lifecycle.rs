@@ -883,7 +883,7 @@ fn a_dropped_runtime_leaves_no_process(transport: AnyTransport) {
         let (heard, begun) = mpsc::channel();
         let (pool, under_way) = runtime.block_on(async {
             let builder = jobs(transport).workers(3).spec(|spec| spec.env(MARK, &mark));
-            let pool = builder.on_notice(move |_, _| drop(heard.send(()))).start().await.unwrap();
+            let pool = builder.on_notice(move |_, _| heard.send(()).unwrap_or_default()).start().await.unwrap();
             // One spins, one sleeps, one has nothing to do; another call waits behind.
             let mut under_way: Vec<Asked> =
                 vec![Box::pin(pool.query(&Job::Spin)), Box::pin(pool.query(&Job::Sleep(LONG)))];

@@ -3,6 +3,8 @@
 //! The binary that runs these tests is also the program whose workers they start, so its `main` calls `pm::roles` first, and a
 //! test that needs a whole process of its own (a manager to kill, a count of descriptors) starts this binary again.
 
+#![expect(unreachable_pub, reason = "the modules of one binary")]
+
 mod conformance;
 mod deaths;
 mod hostile;

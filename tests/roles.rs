@@ -1,5 +1,7 @@
 //! What the workers of these tests can do: each fault is a job.
 
+#![expect(clippy::zombie_processes, reason = "a worker that leaves children behind is the point")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
@@ -116,7 +118,7 @@ fn serve(job: Job) -> Result<Said, Unhappy> {
         Job::Nap(time) => {
             pm::notice(BEGUN);
             let (woken, wake) = std::sync::mpsc::channel();
-            pm::on_cancel(move || drop(woken.send(())));
+            pm::on_cancel(move || woken.send(()).unwrap_or_default());
             let woken = wake.recv_timeout(time).is_ok();
             Said::Text(if woken { "cancelled" } else { "rested" }.to_string())
         }

@@ -8,7 +8,7 @@
 //!                           thread
 //! ```
 //!
-//! The [board](mod@board) is the one state, without I/O or a clock: which jobs may go, which results may be written. Lanes are tasks that take a
+//! The board is the one state, without I/O or a clock: which jobs may go, which results may be written. Lanes are tasks that take a
 //! job from it, query the pool and bring the outcome back. Reading and writing block, so they have a thread each; what passes between
 //! them and the board is bounded by the board.
 

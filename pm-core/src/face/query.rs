@@ -672,7 +672,6 @@ where
         Ok(Worker::new(self.workers(1).budget(never).start().await?))
     }
 
-    #[expect(clippy::type_complexity, reason = "it is named once, and its parts are named beside it")]
     fn recipe(
         self,
     ) -> Result<impl Fn(Budget, bool, Hooks) -> Result<Arc<dyn AnyPool>, StartError> + Send + Sync, StartError> {

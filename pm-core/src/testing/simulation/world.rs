@@ -209,7 +209,8 @@ impl World {
         });
         self.ledger.made();
         self.ledger.note(self.now, "query", task as u64, 0);
-        if !(self.queue.is_empty() && self.board(task, false)) && !self.enqueue(task, false) {
+        let is_aboard = self.queue.is_empty() && self.board(task, false);
+        if !is_aboard && !self.enqueue(task, false) {
             self.resolve(task, Outcome::Full);
         }
         self.dispatch();
