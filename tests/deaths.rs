@@ -36,7 +36,7 @@ pub fn tests() -> Vec<Trial> {
         both("deaths::mid_frame", mid_frame),
         both("deaths::while_draining", while_draining),
         both("deaths::calls_that_had_not_started_go_elsewhere", calls_that_had_not_started_go_elsewhere),
-        both("deaths::the_last_words_are_in_the_error", the_last_words_are_in_the_error),
+        both_alone("deaths::the_last_words_are_in_the_error", the_last_words_are_in_the_error),
         both("deaths::stopped_workers_are_reported_and_killed", stopped_workers_are_reported_and_killed),
         both("deaths::closed_descriptors_are_a_lost_link", closed_descriptors_are_a_lost_link),
         both(
@@ -493,6 +493,7 @@ async fn chaos(transport: AnyTransport) {
     let mut events = pool.events();
     let all: Vec<_> = (0..2000_u32).map(|n| tokio::spawn(pool.query(&Job::Echo(n.to_be_bytes().into())))).collect();
     for n in 0..20 {
+        eventually("somebody to kill", || !pids(&pool).is_empty()).await;
         pool.chaos(n);
         assert_eq!(crash(&mut events).await, ExitCause::Chaos);
     }

@@ -494,8 +494,8 @@ async fn an_answer_beyond_ahead(transport: AnyTransport) {
     for answer in both {
         answers.push(answer.await.unwrap());
     }
-    // The one that it may have started is lost; the other one had not, and runs elsewhere.
-    assert!(answers.iter().any(Result::is_err) && answers.iter().any(Result::is_ok), "{answers:?}");
+    // What such a worker says of what it has started is worth nothing: neither call runs again.
+    assert!(answers.iter().all(Result::is_err), "{answers:?}");
 }
 
 async fn an_answer_after_the_timeout(transport: AnyTransport) {

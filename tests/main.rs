@@ -7,6 +7,7 @@
 
 mod conformance;
 mod deaths;
+mod ends;
 mod hostile;
 mod kits;
 mod launch;
@@ -39,6 +40,7 @@ fn main() {
     trials.extend(query::tests());
     trials.extend(lifecycle::tests());
     trials.extend(deaths::tests());
+    trials.extend(ends::tests());
     trials.extend(hostile::tests());
     trials.extend(retry::tests());
     trials.extend(processes::tests());

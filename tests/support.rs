@@ -121,10 +121,7 @@ pub fn within<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
 /// A pool of jobs, quiet, over this transport.
 pub fn jobs(transport: AnyTransport) -> Builder {
     // Core dumps of workers that are to crash would take most of the time.
-    crate::roles::JOB
-        .pool()
-        .transport(transport)
-        .spec(|spec| spec.stderr(Stderr::Quiet).limit(Resource::Core, 0).env("RUST_BACKTRACE", "0"))
+    crate::roles::JOB.pool().transport(transport).spec(|spec| spec.stderr(Stderr::Quiet).limit(Resource::Core, 0))
 }
 
 /// The same for another role.
@@ -132,8 +129,7 @@ pub fn pool_of<I: 'static, O: 'static>(
     role: &'static dyn Role,
     transport: AnyTransport,
 ) -> PoolBuilder<I, O, Postcard, AnyTransport> {
-    PoolBuilder::role(role, transport, Postcard)
-        .spec(|spec| spec.stderr(Stderr::Quiet).limit(Resource::Core, 0).env("RUST_BACKTRACE", "0"))
+    PoolBuilder::role(role, transport, Postcard).spec(|spec| spec.stderr(Stderr::Quiet).limit(Resource::Core, 0))
 }
 
 /// A worker that is this binary, but as any other program.
@@ -307,14 +303,6 @@ fn raw(pid: u32) -> Pid {
     Pid::from_raw(pid as i32).expect("a pid")
 }
 
-/// Where a program is, if it is installed and works.
-pub fn installed(program: &str) -> Option<PathBuf> {
-    let works = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
-    let path = std::env::var_os("PATH")?;
-    let found = std::env::split_paths(&path).map(|directory| directory.join(program)).find(|path| path.is_file());
-    found.filter(|_| works)
-}
-
 // --- files
 
 /// A directory that is removed at the end of a test.
@@ -359,15 +347,4 @@ impl Gate {
     pub fn open(&self, count: usize) {
         std::io::Write::write_all(&mut &self.0, &vec![1; count]).expect("bytes in the pipe");
     }
-}
-
-/// An error with all that caused it.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

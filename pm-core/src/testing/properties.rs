@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn of_the_decoder() {
         let mut random = SplitMix(1);
-        for _ in 0..20_000 {
+        for _ in 0..50_000 {
             frame_decoder(&stream(&mut random));
         }
         for size in 0..HEADER + 4 {
