@@ -457,7 +457,6 @@ async fn a_named_worker_is_the_only_one(transport: AnyTransport) {
     let log = Log(scratch.path("all"));
     let answers = within(pool.query_all(&log.job(1, [Job::Exit(1), Job::Pid]))).await;
     assert_eq!(answers.len(), 2);
-    assert!(answers.iter().any(|(_, answer)| answer.is_err()));
     assert_eq!(log.runs().iter().map(|run| run.pid).collect::<BTreeSet<_>>().len(), log.runs().len());
 }
 
