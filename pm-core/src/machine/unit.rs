@@ -27,7 +27,7 @@ use super::time::Time;
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// A link mostly ends because its process does: the exit status is worth this wait.
-const EXIT_AFTER_LINK: Duration = Duration::from_millis(200);
+const EXIT_AFTER_LINK: Duration = Duration::from_secs(1);
 
 /// The times that a unit keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
