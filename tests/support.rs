@@ -120,8 +120,7 @@ pub fn within<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
 
 /// A pool of jobs, quiet, over this transport.
 pub fn jobs(transport: AnyTransport) -> Builder {
-    // Core dumps of workers that are to crash would take most of the time.
-    crate::roles::JOB.pool().transport(transport).spec(|spec| spec.stderr(Stderr::Quiet).limit(Resource::Core, 0))
+    crate::roles::JOB.pool().transport(transport).spec(quiet)
 }
 
 /// The same for another role.
@@ -129,13 +128,19 @@ pub fn pool_of<I: 'static, O: 'static>(
     role: &'static dyn Role,
     transport: AnyTransport,
 ) -> PoolBuilder<I, O, Postcard, AnyTransport> {
-    PoolBuilder::role(role, transport, Postcard).spec(|spec| spec.stderr(Stderr::Quiet).limit(Resource::Core, 0))
+    PoolBuilder::role(role, transport, Postcard).spec(quiet)
+}
+
+/// Without core dumps, which would take most of the time of a test in which workers crash, and without backtraces, which would take the
+/// place of the last words that a test looks for.
+fn quiet(spec: pm::SpecBuilder) -> pm::SpecBuilder {
+    spec.stderr(Stderr::Quiet).limit(Resource::Core, 0).env("RUST_BACKTRACE", "0")
 }
 
 /// A worker that is this binary, but as any other program.
 pub fn this_program() -> pm::SpecBuilder {
     let path = std::env::current_exe().expect("the path of this program");
-    Spec::program(path).stderr(Stderr::Quiet).limit(Resource::Core, 0)
+    quiet(Spec::program(path))
 }
 
 /// The pids of all workers that serve.
