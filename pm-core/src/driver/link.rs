@@ -65,11 +65,24 @@ pub(crate) trait Yard: Send + Sync {
     fn has_idle(&self, but: WorkerId) -> bool;
 }
 
+/// What a caller wants of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// That its worker has nothing else to do: it was chosen for that.
+    Idle,
+    /// A place in the window.
+    Room,
+    /// This worker and no other, so that its window does not matter.
+    Named,
+}
+
 /// What [`LinkShared::submit`] did with a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Submit {
     /// It is on the link.
     Taken,
+    /// Another caller was faster, and the worker is not idle any more.
+    Busy,
     /// The link has no room for it now.
     Full,
     /// The link takes no more calls.
@@ -196,26 +209,29 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         self.core().last_notice.clone()
     }
 
-    /// What a further call would cost here, in nanoseconds; none where there is no room. A hint: [`LinkShared::submit`]
-    /// decides. `waited` says that the call has been in the queue.
-    pub(crate) fn cost(&self, waited: bool) -> Option<u64> {
+    /// What a further call would cost here, in nanoseconds, and the load; none where there is no room. A hint:
+    /// [`LinkShared::submit`] decides. `waited` says that the call has been in the queue.
+    pub(crate) fn offer(&self, waited: bool) -> Option<(u64, u32)> {
         if !self.accepting.load(Ordering::Relaxed) {
             return None;
         }
         let (load, window) = (self.unanswered.load(Ordering::Relaxed), self.window.load(Ordering::Relaxed));
-        dispatch::cost(load, window, self.service.load(Ordering::Relaxed), waited)
+        let cost = dispatch::cost(load, window, self.service.load(Ordering::Relaxed), waited)?;
+        Some((cost, load))
     }
 
-    /// Puts a call on the link. `named` says that the caller chose this worker, so that its window does not matter.
-    pub(crate) fn submit(&self, now: Time, call: &Arc<Call>, named: bool) -> Submit {
+    /// Puts a call on the link.
+    pub(crate) fn submit(&self, now: Time, call: &Arc<Call>, claim: Claim) -> Submit {
         let mut guard = self.core();
         let core = &mut *guard;
         if !self.accepting.load(Ordering::Relaxed) || core.draining {
             return Submit::Closed;
         }
         let before = core.session.unanswered();
-        if !named && before >= core.window.size() as usize {
-            return Submit::Full;
+        match claim {
+            Claim::Idle if before > 0 => return Submit::Busy,
+            Claim::Room if before >= core.window.size() as usize => return Submit::Full,
+            _ => {}
         }
         let (limit, left) = call.limit(now);
         let Ok(id) = core.session.open(now, limit) else { return Submit::Full };

@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 
 use super::call::{Call, TimeoutFrom};
 use super::clock;
-use super::link::{LinkSettings, LinkShared, Submit, Yard};
+use super::link::{Claim, LinkSettings, LinkShared, Submit, Yard};
 use super::start::Starter;
 use super::stderr::Tail;
 use super::worker::{News, Order, Plan, Task, TxOf};
@@ -277,11 +277,14 @@ fn seed() -> u64 {
 }
 
 impl<Tx: LinkTx> Pool<Tx> {
-    /// The link on which a further call costs least. `waited` says that the call has been in the queue.
-    fn best(links: &[Arc<LinkShared<Tx>>], waited: bool) -> Option<&Arc<LinkShared<Tx>>> {
+    /// The link on which a further call costs least, and what it is wanted for. `waited` says that the call has been in the queue.
+    fn best(links: &[Arc<LinkShared<Tx>>], waited: bool) -> Option<(&Arc<LinkShared<Tx>>, Claim)> {
         match links {
-            [only] => only.cost(waited).map(|_| only),
-            _ => dispatch::best(links.iter().map(|link| link.cost(waited))).map(|place| &links[place]),
+            [only] => only.offer(waited).map(|_| (only, Claim::Room)),
+            _ => {
+                let ((_, load), place) = dispatch::best(links.iter().map(|link| link.offer(waited)))?;
+                Some((&links[place], if load == 0 { Claim::Idle } else { Claim::Room }))
+            }
         }
     }
 
@@ -293,14 +296,17 @@ impl<Tx: LinkTx> Pool<Tx> {
 
     /// The same, with the links at hand.
     fn place(links: &[Arc<LinkShared<Tx>>], now: Time, call: &Arc<Call>, waited: bool) -> bool {
-        let Some(best) = Self::best(links, waited) else { return false };
-        match best.submit(now, call, false) {
-            Submit::Taken | Submit::Over => true,
-            // What the link said of its room was out of date, or its buffer is full. Others may have some.
-            Submit::Full | Submit::Closed => {
-                links.iter().any(|link| matches!(link.submit(now, call, false), Submit::Taken | Submit::Over))
+        // Each caller that was faster takes one idle worker out of the choice.
+        for _ in 0..links.len() {
+            let Some((best, claim)) = Self::best(links, waited) else { return false };
+            match best.submit(now, call, claim) {
+                Submit::Taken | Submit::Over => return true,
+                Submit::Busy => {}
+                Submit::Full | Submit::Closed => break,
             }
         }
+        // What the link said of its room was out of date, or its buffer is full. Others may have some.
+        links.iter().any(|link| matches!(link.submit(now, call, Claim::Room), Submit::Taken | Submit::Over))
     }
 
     fn backlog(&self) -> MutexGuard<'_, Backlog> {
@@ -414,9 +420,9 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         {
             return Err(error);
         }
-        match link.ok_or_else(gone)?.submit(clock::now(), call, true) {
+        match link.ok_or_else(gone)?.submit(clock::now(), call, Claim::Named) {
             Submit::Taken | Submit::Over => Ok(()),
-            Submit::Full | Submit::Closed => Err(gone()),
+            Submit::Busy | Submit::Full | Submit::Closed => Err(gone()),
         }
     }
 

@@ -27,8 +27,8 @@ pub const fn cost(load: u32, window: u32, service: u64, waited: bool) -> Option<
     }
 }
 
-/// The place of the least of these costs, the first of equal ones; none where nobody has room.
-pub fn best(costs: impl IntoIterator<Item = Option<u64>>) -> Option<usize> {
+/// The least of these costs and its place, the first of equal ones; none where nobody has room.
+pub fn best<Cost: Ord>(costs: impl IntoIterator<Item = Option<Cost>>) -> Option<(Cost, usize)> {
     let open = costs.into_iter().enumerate().filter_map(|(place, cost)| Some((cost?, place)));
-    open.min().map(|(_, place)| place)
+    open.min()
 }

@@ -507,8 +507,9 @@ impl Pool {
             Some(Verdict::GiveUp) => {
                 // The one that was too many is not among those that the budget allowed.
                 let crashes = self.deaths.count() + 1;
-                self.effects.push_back(Effect::Report(Event::GaveUp { crashes, cause: cause.clone() }));
-                self.enter(Phase::GaveUp(cause));
+                // Whoever hears of it finds that it is so.
+                self.enter(Phase::GaveUp(cause.clone()));
+                self.effects.push_back(Effect::Report(Event::GaveUp { crashes, cause }));
                 self.stop_starting(now);
             }
             // A pool that gave up keeps its members, so that `revive` knows how many there were.

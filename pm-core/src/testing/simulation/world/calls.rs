@@ -12,7 +12,7 @@ use crate::testing::simulation::process::{Order, Task};
 impl World {
     pub(super) fn board(&mut self, task: Task, waited: bool) -> bool {
         let costs: Vec<_> = self.links.iter().map(|worker| self.cost(*worker, waited)).collect();
-        let Some(place) = dispatch::best(costs) else { return false };
+        let Some((_, place)) = dispatch::best(costs) else { return false };
         self.send_to(self.links[place], task)
     }
 
