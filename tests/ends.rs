@@ -1,90 +1,176 @@
-//! Ends: of pools, of starts, of the runtime and of the keeper, and that nothing is left behind by them. Rows Q2, Q13, Q23; faults 3, 8, 33.
+//! Ends: of pools, of starts, of runtimes and of the keeper, and that nothing is left behind by them. Rows Q2, Q13, Q23; faults 3, 8, 33.
 
+use std::collections::BTreeSet;
+use std::future::{Future, poll_fn};
+use std::sync::mpsc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use libtest_mimic::{Failed, Trial};
-use pm::{AnyTransport, Budget, ExitCause, QueryErrorKind, StartError};
+use libtest_mimic::Trial;
+use pm::{AnyTransport, Budget, ExitCause, QueryError, QueryErrorKind, StartError, registry};
 use rustix::process::Signal as Kill;
 
 use crate::query::listening;
 use crate::roles::{EARLY, Job, Said};
 use crate::support::{
-    MARK, Pool, Scratch, alone, both, both_alone, contains, descriptors, error, eventually, gone_within, jobs, keeper,
-    kill, lost, mark, marked, pids, run, zombies,
+    Asked, Gate, LIMIT, MARK, Pool, Scratch, TRANSPORTS, alone, both, both_alone, descriptors, error, eventually,
+    gone_within, jobs, keeper, kill, lost, mark, marked, pids, poll_once, refused, run, within, zombies,
 };
 
 const LONG: Duration = Duration::from_secs(1000);
 
 pub fn tests() -> Vec<Trial> {
-    let mut trials: Vec<Trial> = [
-        both("ends::a_first_worker_that_cannot_start", a_first_worker_that_cannot_start),
-        both("ends::shutdown_serves_what_was_taken", shutdown_serves_what_was_taken),
+    let mut tests: Vec<Trial> = [
+        both("ends::shutdown_serves_what_is_queued", shutdown_serves_what_is_queued),
+        both("ends::shutdown_survives_a_crash", shutdown_survives_a_crash),
+        both("ends::shutdown_within_no_time_kills", shutdown_within_no_time_kills),
+        both("ends::shutdown_of_a_pool_without_workers", shutdown_of_a_pool_without_workers),
         both("ends::shutdown_kills_at_the_deadline", shutdown_kills_at_the_deadline),
         both("ends::shutdown_twice_and_of_many_callers", shutdown_twice_and_of_many_callers),
-        both("ends::a_slow_listener_is_told_of_its_gap", a_slow_listener_is_told_of_its_gap),
+        both("ends::dropping_the_last_handle_kills", dropping_the_last_handle_kills),
+        both("ends::a_clone_or_a_query_keeps_the_workers", a_clone_or_a_query_keeps_the_workers),
         both("ends::a_start_that_is_dropped_leaves_nothing", a_start_that_is_dropped_leaves_nothing),
-        both("ends::settings_that_make_no_sense", settings_that_make_no_sense),
         both_alone("ends::a_hundred_pools_leave_nothing", a_hundred_pools_leave_nothing),
         both_alone("ends::the_keeper_is_killed", the_keeper_is_killed),
     ]
     .into_iter()
     .flatten()
     .collect();
-    trials.push(alone("ends::the_runtime_ends_first", the_runtime_ends_first));
-    trials
-}
-
-async fn a_first_worker_that_cannot_start(transport: AnyTransport) {
-    let budget = Budget::crash_loops(2, LONG).backoff(Duration::from_millis(1), Duration::from_millis(2));
-    let pool =
-        jobs(transport).workers(0).budget(budget).spec(|spec| spec.env(EARLY, "complain")).start().await.unwrap();
-    let failed = error(pool.query(&Job::Pid).await);
-    assert_eq!(failed.kind(), QueryErrorKind::GaveUp);
-    contains(failed.to_string(), "cannot find the configuration");
-    let failed = pool.scale(1).await.unwrap_err();
-    assert!(matches!(failed, StartError::Died { .. }), "{failed:?}");
-    let failed = pool.revive().await.unwrap_err();
-    assert!(matches!(failed, StartError::Died { .. }), "{failed:?}");
-}
-
-async fn shutdown_serves_what_was_taken(transport: AnyTransport) {
-    let scratch = Scratch::new();
-    let file = scratch.path("end");
-    let (pool, begun) = listening(jobs(transport).workers(1)).await;
-    let mut queries = vec![tokio::spawn(pool.query(&Job::Until(file.clone())))];
-    begun.wait();
-    queries.extend((0..100).map(|_| tokio::spawn(pool.query(&Job::Pid))));
-    eventually("all are aboard or queued", || pool.info().load + pool.info().queued == 101).await;
-    let pid = pids(&pool)[0];
-    let shutdown = {
-        let pool = pool.clone();
-        tokio::spawn(async move { pool.shutdown().await })
-    };
-    // The first one that is refused shows that the shutdown has begun.
-    let refused = loop {
-        let query = pool.query(&Job::Pid);
-        let mut query = Box::pin(query);
-        let polled =
-            std::future::poll_fn(|cx| std::task::Poll::Ready(std::future::Future::poll(query.as_mut(), cx))).await;
-        match polled {
-            std::task::Poll::Ready(answer) => break error(answer),
-            std::task::Poll::Pending => queries.push(tokio::spawn(query)),
-        }
-        tokio::task::yield_now().await;
-    };
-    assert_eq!(refused.kind(), QueryErrorKind::ShuttingDown);
-    assert!(!shutdown.is_finished());
-    std::fs::write(&file, "").unwrap();
-    for query in queries {
-        query.await.unwrap().unwrap();
+    for transport in TRANSPORTS {
+        tests.push(alone(format!("ends::two_runtimes_after_another::{transport}"), move || {
+            two_runtimes_after_another(transport);
+            Ok(())
+        }));
+        tests.push(alone(format!("ends::a_dropped_runtime_leaves_no_process::{transport}"), move || {
+            a_dropped_runtime_leaves_no_process(transport);
+            Ok(())
+        }));
     }
-    shutdown.await.unwrap();
+    tests
+}
+
+// --- shutdown
+
+async fn shutdown_serves_what_is_queued(transport: AnyTransport) {
+    let scratch = Scratch::new();
+    let gate = Gate::new(&scratch);
+    let (pool, begun) = listening(jobs(transport).workers(1)).await;
+    let pid = pids(&pool)[0];
+    let under_way = tokio::spawn(pool.query(&gate.wait()));
+    begun.wait();
+    let mut queued: Vec<Asked> = Vec::new();
+    for _ in 0..20 {
+        let mut query: Asked = Box::pin(pool.query(&Job::Pid));
+        assert!(poll_once(&mut query).await.is_none());
+        queued.push(query);
+    }
+    let shut: Vec<_> = (0..2)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move { pool.shutdown_within(None).await })
+        })
+        .collect();
+    queued.extend(refused(&pool).await);
+    assert!(shut.iter().all(|shut| !shut.is_finished()));
+    gate.open(1);
+    assert_eq!(under_way.await.unwrap().unwrap(), Said::Number(1));
+    for query in queued {
+        assert_eq!(within(query).await.unwrap(), Said::Pid(pid), "the one that had it in its queue served it");
+    }
+    for shut in shut {
+        within(shut).await.unwrap();
+    }
     gone_within(pid, Duration::ZERO);
+    assert!(pool.workers().is_empty());
     assert_eq!(error(pool.query(&Job::Pid).await).kind(), QueryErrorKind::ShuttingDown);
-    assert!(matches!(pool.scale(1).await, Err(StartError::ShuttingDown)));
-    assert!(matches!(pool.respawn().await, Err(StartError::ShuttingDown)));
-    assert_eq!(pool.workers(), []);
+    let refused = pool.try_query(Job::Pid).await.unwrap_err();
+    assert!(matches!(refused, pm::TryQueryError::Failed(QueryError::ShuttingDown { .. })), "{refused:?}");
+    for change in
+        [pool.scale(1).await, pool.spawn_one().await, pool.respawn().await, pool.unspawn().await, pool.revive().await]
+    {
+        assert!(matches!(change, Err(StartError::ShuttingDown)), "{change:?}");
+    }
+    within(pool.shutdown()).await;
+}
+
+/// What was behind a worker that dies meanwhile is served all the same.
+async fn shutdown_survives_a_crash(transport: AnyTransport) {
+    for _ in 0..10 {
+        let (pool, begun) = listening(jobs(transport).workers(2)).await;
+        let scratch = Scratch::new();
+        let gate = Gate::new(&scratch);
+        let under_way: Vec<_> = (0..2).map(|_| tokio::spawn(pool.query(&gate.wait()))).collect();
+        (0..2).for_each(|_| begun.wait());
+        let behind: Vec<_> = (0..20).map(|_| tokio::spawn(pool.query(&Job::Pid))).collect();
+        eventually("all are aboard or queued", || pool.info().load + pool.info().queued == 22).await;
+        let victim = pids(&pool)[0];
+        let shutdown = {
+            let pool = pool.clone();
+            tokio::spawn(async move { pool.shutdown_within(None).await })
+        };
+        drop(refused(&pool).await);
+        kill(victim, Kill::KILL);
+        gate.open(2);
+        let mut lost_one = 0;
+        for query in under_way {
+            match within(query).await.unwrap() {
+                Ok(answer) => assert!(matches!(answer, Said::Number(_))),
+                Err(failed) => lost_one += usize::from(lost::<Said>(Err(failed)).pid == victim),
+            }
+        }
+        assert_eq!(lost_one, 1);
+        for query in behind {
+            assert!(matches!(within(query).await.unwrap(), Ok(Said::Pid(pid)) if pid != victim));
+        }
+        within(shutdown).await.unwrap();
+        assert!(pool.workers().is_empty());
+    }
+}
+
+async fn shutdown_within_no_time_kills(transport: AnyTransport) {
+    let (pool, begun) = listening(jobs(transport).workers(2)).await;
+    let before = pids(&pool);
+    let under_way: Vec<_> = (0..2).map(|_| tokio::spawn(pool.query(&Job::Sleep(LONG)))).collect();
+    begun.wait();
+    begun.wait();
+    let queued: Vec<_> = (0..20).map(|_| tokio::spawn(pool.query(&Job::Pid))).collect();
+    eventually("they wait", || pool.info().load + pool.info().queued == 22).await;
+    within(pool.shutdown_within(Some(Duration::ZERO))).await;
+    for pid in before {
+        gone_within(pid, Duration::ZERO);
+    }
+    for query in under_way {
+        assert_eq!(lost(within(query).await.unwrap()).cause, ExitCause::Requested);
+    }
+    for query in queued {
+        let refused = error(within(query).await.unwrap());
+        assert_eq!((refused.kind(), refused.maybe_executed()), (QueryErrorKind::ShuttingDown, false));
+    }
     assert_eq!(pool.info().crashes, 0);
+}
+
+async fn shutdown_of_a_pool_without_workers(transport: AnyTransport) {
+    // Never spawned.
+    let pool = jobs(transport).workers(0).start().await.unwrap();
+    within(pool.shutdown()).await;
+    assert_eq!(error(pool.query(&Job::Pid).await).kind(), QueryErrorKind::ShuttingDown);
+    // Unspawned.
+    let pool = jobs(transport).start().await.unwrap();
+    within(pool.unspawn()).await.unwrap();
+    within(pool.shutdown()).await;
+    assert_eq!(error(pool.query(&Job::Pid).await).kind(), QueryErrorKind::ShuttingDown);
+    // A query that is to start the first worker is one that was taken.
+    let pool = jobs(transport).workers(0).start().await.unwrap();
+    let mut first: Asked = Box::pin(pool.query(&Job::Pid));
+    assert!(poll_once(&mut first).await.is_none());
+    within(pool.shutdown()).await;
+    assert!(matches!(within(first).await, Ok(Said::Pid(_))));
+    // Given up.
+    let budget = Budget::every_crash(0, LONG);
+    let pool = jobs(transport).budget(budget).start().await.unwrap();
+    lost(pool.query(&Job::Exit(1)).await);
+    within(pool.shutdown()).await;
+    assert_eq!(error(pool.query(&Job::Pid).await).kind(), QueryErrorKind::ShuttingDown);
 }
 
 async fn shutdown_kills_at_the_deadline(transport: AnyTransport) {
@@ -123,15 +209,55 @@ async fn shutdown_twice_and_of_many_callers(transport: AnyTransport) {
     assert_eq!(pool.workers(), []);
 }
 
-async fn a_slow_listener_is_told_of_its_gap(transport: AnyTransport) {
-    let pool = jobs(transport).workers(2).start().await.unwrap();
-    let mut events = pool.events();
-    for _ in 0..130 {
-        // Each makes eight events: two are spawned, ready, draining, gone.
-        pool.respawn().await.unwrap();
+// --- handles
+
+async fn dropping_the_last_handle_kills(transport: AnyTransport) {
+    let mark = mark();
+    let build = || jobs(transport).workers(3).spec(|spec| spec.env(MARK, &mark));
+    // Idle workers, and workers that compute for ever for a caller who has gone.
+    let pool = build().start().await.unwrap();
+    let before = pids(&pool);
+    drop(pool);
+    for pid in before {
+        gone_within(pid, LIMIT);
     }
-    use tokio::sync::broadcast::error::TryRecvError;
-    assert!(matches!(events.try_recv(), Err(TryRecvError::Lagged(missed)) if missed > 0));
+    let (pool, begun) = listening(build()).await;
+    let before = pids(&pool);
+    let mut queries: Vec<Asked> = Vec::new();
+    for _ in 0..3 {
+        let mut query: Asked = Box::pin(pool.query(&Job::Spin));
+        assert!(poll_once(&mut query).await.is_none());
+        queries.push(query);
+        begun.wait();
+    }
+    drop(queries);
+    drop(pool);
+    for pid in before {
+        gone_within(pid, LIMIT);
+    }
+    // One that had only begun to start.
+    let mut starting = Box::pin(build().start());
+    assert!(poll_fn(|cx| Poll::Ready(starting.as_mut().poll(cx).is_pending())).await);
+    drop(starting);
+    eventually("nothing is left", || marked(&mark).is_empty()).await;
+}
+
+async fn a_clone_or_a_query_keeps_the_workers(transport: AnyTransport) {
+    let scratch = Scratch::new();
+    let gate = Gate::new(&scratch);
+    let (pool, begun) = listening(jobs(transport)).await;
+    let pid = pids(&pool)[0];
+    let clone = pool.clone();
+    drop(pool);
+    assert_eq!(clone.query(&Job::Pid).await.unwrap(), Said::Pid(pid));
+    let query = tokio::spawn(clone.query(&gate.wait()));
+    begun.wait();
+    let unpolled = clone.query(&Job::Pid);
+    drop(clone);
+    gate.open(1);
+    assert_eq!(within(query).await.unwrap().unwrap(), Said::Number(1));
+    assert_eq!(within(unpolled).await.unwrap(), Said::Pid(pid));
+    gone_within(pid, LIMIT);
 }
 
 async fn a_start_that_is_dropped_leaves_nothing(transport: AnyTransport) {
@@ -143,15 +269,6 @@ async fn a_start_that_is_dropped_leaves_nothing(transport: AnyTransport) {
         starting.abort();
         eventually("they are gone", || marked(&mark).is_empty()).await;
     }
-}
-
-async fn settings_that_make_no_sense(transport: AnyTransport) {
-    let failed = jobs(transport).workers(5000).start().await.unwrap_err();
-    contains(failed.to_string(), "workers is 5000");
-    let failed = jobs(transport).queue(0).start().await.unwrap_err();
-    contains(failed.to_string(), "queue is 0");
-    let failed = jobs(transport).spec(|spec| spec.arg("a\0b")).start().await.unwrap_err();
-    contains(failed.to_string(), "NUL");
 }
 
 /// Pools that end in every way, and the program is as it was.
@@ -186,25 +303,7 @@ async fn a_hundred_pools_leave_nothing(transport: AnyTransport) {
     .await;
 }
 
-/// A runtime that shuts down takes its pools with it: those who wait elsewhere get their answers, and no process is left.
-fn the_runtime_ends_first() -> Result<(), Failed> {
-    for transport in crate::support::TRANSPORTS {
-        let mark = mark();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let (pool, begun) = runtime.block_on(listening(jobs(transport).workers(2).spec(|spec| spec.env(MARK, &mark))));
-        let waits = {
-            let pool = pool.clone();
-            std::thread::spawn(move || run(async move { pool.query(&Job::Sleep(LONG)).await }))
-        };
-        begun.wait();
-        runtime.shutdown_timeout(Duration::from_secs(5));
-        let failed = waits.join().expect("no panic").unwrap_err();
-        assert!(matches!(failed.kind(), QueryErrorKind::WorkerLost | QueryErrorKind::ShuttingDown), "{failed}");
-        run(eventually("no process is left", || marked(&mark).is_empty()));
-        assert_eq!(error(run(pool.query(&Job::Pid))).kind(), QueryErrorKind::ShuttingDown);
-    }
-    Ok(())
-}
+// --- the keeper
 
 /// The keeper is killed, and with it every worker; the pool starts another one and goes on.
 async fn the_keeper_is_killed(transport: AnyTransport) {
@@ -220,5 +319,71 @@ async fn the_keeper_is_killed(transport: AnyTransport) {
         .await;
         assert_ne!(keeper(), Some(first));
         assert!(matches!(pool.query(&Job::Pid).await, Ok(Said::Pid(_))));
+    }
+}
+
+// --- runtimes
+
+fn two_runtimes_after_another(transport: AnyTransport) {
+    let mut seen = BTreeSet::new();
+    for _ in 0..3 {
+        run(async {
+            let pool = jobs(transport).workers(2).start().await.unwrap();
+            assert!(pids(&pool).into_iter().all(|pid| seen.insert(pid)));
+            lost(pool.query(&Job::Exit(1)).await);
+            assert!(matches!(within(pool.query(&Job::Pid)).await, Ok(Said::Pid(_))));
+            pool.shutdown().await;
+        });
+        assert!(registry::pools_info().is_empty());
+    }
+    // A pool belongs to the runtime on which it was started, whoever asks it.
+    let (pool, kept) = {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        (runtime.block_on(jobs(transport).start()).unwrap(), runtime)
+    };
+    run(async { assert!(matches!(within(pool.query(&Job::Pid)).await, Ok(Said::Pid(_)))) });
+    drop(kept);
+}
+
+fn a_dropped_runtime_leaves_no_process(transport: AnyTransport) {
+    let mark = mark();
+    for flavour in ["many threads", "one thread"] {
+        let runtime = match flavour {
+            "many threads" => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build(),
+            _ => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        };
+        let runtime = runtime.unwrap();
+        let (heard, begun) = mpsc::channel();
+        let (pool, under_way) = runtime.block_on(async {
+            let builder = jobs(transport).workers(3).spec(|spec| spec.env(MARK, &mark));
+            let pool = builder.on_notice(move |_, _| heard.send(()).unwrap_or_default()).start().await.unwrap();
+            // One spins, one sleeps, one has nothing to do; another call waits behind.
+            let mut under_way: Vec<Asked> =
+                vec![Box::pin(pool.query(&Job::Spin)), Box::pin(pool.query(&Job::Sleep(LONG)))];
+            for query in &mut under_way {
+                while let Err(mpsc::TryRecvError::Empty) = begun.try_recv() {
+                    assert!(poll_once(query).await.is_none());
+                    tokio::task::yield_now().await;
+                }
+            }
+            (pool, under_way)
+        });
+        let before = pids(&pool);
+        assert_eq!((before.len(), marked(&mark).len()), (3, 3));
+        drop(runtime);
+        for pid in before {
+            gone_within(pid, LIMIT);
+        }
+        assert!(marked(&mark).is_empty());
+        // The handle outlived its runtime: what it had resolves, and it takes no more.
+        run(async {
+            for query in under_way {
+                assert_eq!(lost(within(query).await).cause, ExitCause::Requested);
+            }
+            assert_eq!(error(within(pool.query(&Job::Pid)).await).kind(), QueryErrorKind::ShuttingDown);
+            assert!(within(pool.scale(1)).await.is_err());
+            within(pool.shutdown()).await;
+            assert!(within(jobs(transport).start()).await.is_ok(), "others start all the same");
+        });
     }
 }

@@ -152,7 +152,7 @@ impl Kit {
     }
 
     /// A worker that calls the kit in this way.
-    fn spec(self, serve: &str) -> SpecBuilder {
+    pub fn spec(self, serve: &str) -> SpecBuilder {
         let (code, flag, directory) = match self {
             Kit::Python => (PYTHON, "-c", "workers/python"),
             Kit::Node => (NODE, "-e", "workers/node"),
@@ -163,7 +163,7 @@ impl Kit {
         Spec::program(interpreter).arg(flag).arg(code).stderr(Stderr::Quiet).limit(Resource::Core, 0)
     }
 
-    const fn serve(self) -> &'static str {
+    pub const fn serve(self) -> &'static str {
         match self {
             Kit::Python => "pm_worker.serve(handle)",
             Kit::Node => "serve(handle);",

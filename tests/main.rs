@@ -14,9 +14,12 @@ mod launch;
 mod lifecycle;
 mod processes;
 mod query;
+mod registry;
 mod retry;
 mod roles;
 mod support;
+mod temporary;
+mod wire;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -41,9 +44,12 @@ fn main() {
     trials.extend(lifecycle::tests());
     trials.extend(deaths::tests());
     trials.extend(ends::tests());
+    trials.extend(temporary::tests());
+    trials.extend(registry::tests());
     trials.extend(hostile::tests());
     trials.extend(retry::tests());
     trials.extend(processes::tests());
     trials.extend(kits::tests());
+    trials.extend(wire::tests());
     libtest_mimic::run(&arguments, trials).exit();
 }

@@ -3,14 +3,16 @@
 use std::ffi::OsStr;
 use std::fmt::Debug;
 use std::fs;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
-use pm::{AnyTransport, Event, PoolBuilder, Postcard, QueryError, Resource, Role, Spec, Stderr};
+use pm::{AnyTransport, Event, PoolBuilder, Postcard, QueryError, QueryOptions, Resource, Role, Spec, Stderr};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tokio::sync::broadcast;
@@ -198,6 +200,36 @@ pub fn eventually(what: &str, holds: impl Fn() -> bool) -> impl Future<Output = 
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
+}
+
+/// A query under way.
+pub type Asked = Pin<Box<dyn Future<Output = Result<Said, QueryError>> + Send>>;
+
+/// Polls a query once: what it has come to, if it has.
+pub async fn poll_once(query: &mut Asked) -> Option<Result<Said, QueryError>> {
+    poll_fn(|cx| match query.as_mut().poll(cx) {
+        Poll::Ready(answer) => Poll::Ready(Some(answer)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
+/// Asks until the pool is shutting down, and gives the queries that were taken before it was.
+pub async fn refused(pool: &Pool) -> Vec<Asked> {
+    within(async {
+        let mut taken = Vec::new();
+        loop {
+            let mut query: Asked = Box::pin(pool.query_with(&Job::Pid, QueryOptions::new()));
+            match poll_once(&mut query).await {
+                Some(Err(QueryError::ShuttingDown { .. })) => return taken,
+                // A query is on its way before its first poll.
+                Some(answer) => assert!(answer.is_ok(), "{answer:?}"),
+                None => taken.push(query),
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await
 }
 
 /// The error that a query must have had.

@@ -5,7 +5,7 @@
 //! already, the task writes what has gathered, after all who are ready to run have had the chance to add to it.
 //!
 //! Under the lock nobody calls user code, wakes a task or drops a waker: that is gathered in an [`After`] and done after it.
-//! Lock order: the pool's backlog, then the core of a link, then a call.
+//! Lock order: the pool's backlog, then its links that leave, then the core of a link, then a call.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -59,6 +59,8 @@ pub(crate) trait Yard: Send + Sync {
     fn dispatch(&self);
     /// The worker finished its first call.
     fn first_answer(&self, worker: WorkerId, incarnation: Incarnation);
+    /// A worker has answered everything: a shutdown may wait for that.
+    fn idle(&self);
     /// Whether there are other workers.
     fn has_others(&self) -> bool;
     /// Whether another worker has nothing to do: it could take calls that this one is slow to start.
@@ -330,7 +332,6 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let core = &mut *guard;
         let mut open = Vec::new();
         core.session.lost(core.word, &mut open);
-        self.unanswered.store(0, Ordering::SeqCst);
         let last_notice = core.last_notice.clone();
         // The requeue puts each in front of those before it, so the youngest goes first.
         let aboard: Vec<_> =
@@ -362,6 +363,8 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             });
         }
         after.run(self, yard, now);
+        self.unanswered.store(0, Ordering::SeqCst);
+        yard.idle();
         yard.dispatch();
     }
 
@@ -566,12 +569,23 @@ fn deliver_from<Tx: LinkTx, Rx: LinkRx>(
         core.window.answered(now, drained.count, left, drained.oldest.unwrap_or(now));
         after.first_answer = !std::mem::replace(&mut core.answered_any, true);
     }
-    shared.publish(core);
+    let goes_back = !after.requeue.is_empty();
+    if !goes_back {
+        shared.publish(core);
+    }
+    let is_idle = core.session.unanswered() == 0;
     drop(guard);
     if drained.replied {
         shared.kick();
     }
     after.run(shared, yard, now);
+    if goes_back {
+        // A call counts here until the queue has it: whoever looks for calls finds it in one of them.
+        shared.publish(&shared.core());
+    }
+    if is_idle {
+        yard.idle();
+    }
     yard.dispatch();
     result
 }
@@ -775,9 +789,9 @@ impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
             let waiting = core.session.unanswered() - core.session.started();
             if stalled && let Some(keep) = core.window.look(now, waiting, self.yard.has_idle(self.shared.worker)) {
                 self.expired.clear();
-                core.session.recall(keep, &mut self.expired);
-                let is_named = |id: &CallId| core.calls[id.slot()].as_ref().is_some_and(|aboard| aboard.call.is_named);
-                self.expired.retain(|id| !is_named(id));
+                let calls = &core.calls;
+                let may_go = |id: CallId| calls[id.slot()].as_ref().is_some_and(|aboard| !aboard.call.is_named);
+                core.session.recall(keep, may_go, &mut self.expired);
                 for &id in &self.expired {
                     let _ = core.push(Header::call(Kind::Recall, id.to_wire()), &[]);
                 }

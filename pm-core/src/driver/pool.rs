@@ -351,14 +351,18 @@ impl<Tx: LinkTx> Pool<Tx> {
         let taken = place.and_then(|place| backlog.queue.remove(place));
         backlog.delayed.retain(|Reverse(delayed)| !std::ptr::eq(&*delayed.call, call));
         self.shared.queued.store(backlog.queue.len(), Ordering::SeqCst);
-        let is_served = backlog.closing && backlog.queue.is_empty();
         drop(backlog);
         if taken.is_some() {
             self.shared.room.notify_one();
         }
-        if is_served {
-            self.shared.wake.notify_one();
-        }
+        self.idle();
+    }
+
+    /// Calls that workers have.
+    fn load(&self) -> usize {
+        let load = |links: &[Arc<LinkShared<Tx>>]| links.iter().map(|link| link.load() as usize).sum::<usize>();
+        // In this order, so that a link that moves from here to there is not missed.
+        load(&self.links.load()) + load(&lock(&self.leaving))
     }
 }
 
@@ -453,8 +457,7 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
     }
 
     fn info(&self) -> PoolInfo {
-        let load = self.links.load().iter().map(|link| link.load() as usize).sum::<usize>()
-            + lock(&self.leaving).iter().map(|link| link.load() as usize).sum::<usize>();
+        let load = self.load();
         let state = lock(&self.shared.state);
         PoolInfo {
             name: self.shared.name.clone(),
@@ -554,12 +557,8 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
                 moved += 1;
             }
             self.shared.queued.store(backlog.queue.len(), Ordering::SeqCst);
-            let is_served = backlog.closing && backlog.queue.is_empty();
             drop(backlog);
             drop(over);
-            if is_served {
-                self.shared.wake.notify_one();
-            }
             for _ in 0..moved {
                 self.shared.room.notify_one();
             }
@@ -573,6 +572,12 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
     fn first_answer(&self, worker: WorkerId, incarnation: Incarnation) {
         // Where the task is far behind, one of the next incarnations brings the same news.
         let _ = self.shared.commands.try_send(Command::Input(Input::Progress(worker, incarnation)));
+    }
+
+    fn idle(&self) {
+        if self.shared.refusing.load(Ordering::SeqCst) {
+            self.shared.wake.notify_one();
+        }
     }
 
     fn has_others(&self) -> bool {
@@ -903,6 +908,8 @@ impl<S: Starter> TaskOf<S> {
             self.pool.shared.queued.store(backlog.queue.len(), Ordering::SeqCst);
         }
         let is_served = backlog.queue.is_empty() && backlog.delayed.is_empty() && again.is_empty();
+        // With the queue locked, no call is on its way between it and a link: a link counts a call until the queue has it.
+        let is_served = is_served && self.shutdown.is_some() && self.pool.load() == 0;
         drop(backlog);
         if demanded {
             self.input(Input::Demand);

@@ -310,9 +310,9 @@ impl Session {
         stuck
     }
 
-    /// Picks calls that the worker has not started, newest first, so that they can be asked back; the `keep` oldest of them stay. Each
-    /// is picked once.
-    pub fn recall(&mut self, keep: usize, out: &mut Vec<CallId>) {
+    /// Picks calls that the worker has not started, newest first, so that they can be asked back; the `keep` oldest of them stay, and so
+    /// do those that may not go elsewhere. Each is picked once.
+    pub fn recall(&mut self, keep: usize, may_go: impl Fn(CallId) -> bool, out: &mut Vec<CallId>) {
         let mut kept = 0;
         let stays = |id: &&CallId| {
             let slot = &self.slots[id.slot()];
@@ -323,7 +323,7 @@ impl Session {
         for at in (first..self.waiting.len()).rev() {
             let id = self.waiting[at];
             let slot = &mut self.slots[id.slot()];
-            if slot.uses == id.uses() && slot.state == State::Open && !slot.started && !slot.recalled {
+            if slot.uses == id.uses() && slot.state == State::Open && !slot.started && !slot.recalled && may_go(id) {
                 slot.recalled = true;
                 out.push(id);
             }
@@ -497,7 +497,7 @@ mod tests {
                     6 => {
                         let mut recalled = Vec::new();
                         let keep = random.below(3) as usize;
-                        session.recall(keep, &mut recalled);
+                        session.recall(keep, |_| true, &mut recalled);
                         let mut expected = Vec::new();
                         let waiting = model.calls.iter_mut().filter(|call| call.open && call.started.is_none());
                         for call in waiting.skip(keep).filter(|call| !call.recalled) {

@@ -63,6 +63,8 @@ struct State {
     /// Hooks of calls that were cancelled, to be run where the desk is not locked: they may well send a notice.
     hooks: Vec<Hook>,
     draining: bool,
+    /// The manager has said all it will: nothing more comes, but answers go.
+    heard_all: bool,
     ended: bool,
     out: Vec<u8>,
     /// Answers that are not on the link yet, and the oldest of them.
@@ -82,6 +84,7 @@ impl Desk {
                 running: Vec::new(),
                 hooks: Vec::new(),
                 draining: false,
+                heard_all: false,
                 ended: false,
                 out: Vec::new(),
                 outbox,
@@ -245,12 +248,16 @@ impl Desk {
         }
     }
 
-    /// Takes in what came, or waits for it.
+    /// Takes in what came, or waits for it, and sorts it. The end of the stream means nothing after DRAIN.
     fn receive(&self, state: &mut State) -> Result<(), Ended> {
-        match self.link.recv(state.decoder.buffer()) {
-            Ok(0) | Err(_) => Err(self.end(state, 0)),
-            Ok(_) => Ok(()),
+        let received = self.link.recv(state.decoder.buffer());
+        self.sort(state)?;
+        match received {
+            Ok(0) if state.draining => state.heard_all = true,
+            Ok(0) | Err(_) => return Err(self.end(state, 0)),
+            Ok(_) => {}
         }
+        Ok(())
     }
 
     /// Looks after the link while handlers run, for at most `patience`: takes in what comes, in place of the thread that is busy.
@@ -260,28 +267,34 @@ impl Desk {
         if still_busy() {
             self.flush(&mut state)?;
         }
+        let is_deaf = state.heard_all || state.waiting.len() >= MAX_WAITING;
         drop(state);
+        if is_deaf {
+            std::thread::park_timeout(patience);
+            return Ok(false);
+        }
         match self.link.wait(patience) {
             Ok(false) => return Ok(false),
             Ok(true) => {}
             Err(_) => return Err(Ended),
         }
         let mut state = self.state();
-        if !still_busy() || state.waiting.len() >= MAX_WAITING {
+        if !still_busy() {
             return Ok(false);
         }
-        let taken = self.receive(&mut state).and_then(|()| self.sort(&mut state));
+        let taken = self.receive(&mut state);
         run_hooks(state);
         taken.map(|()| true)
     }
 
-    /// Waits for frames, and sorts them: for a reader that does nothing else.
+    /// Waits for frames, and sorts them: for a reader that does nothing else, and has nothing to do where this fails.
     pub(super) fn read(&self) -> Result<(), Ended> {
         while !self.link.wait(Duration::from_secs(3600)).map_err(|_| Ended)? {}
         let mut state = self.state();
-        let taken = self.receive(&mut state).and_then(|()| self.sort(&mut state));
+        let taken = self.receive(&mut state);
+        let heard_all = state.heard_all;
         run_hooks(state);
-        taken
+        if heard_all { Err(Ended) } else { taken }
     }
 
     /// Puts calls among those that wait, and does what the other frames say.

@@ -391,7 +391,7 @@ impl World {
             && link.window.stall_at(link.session.unanswered() as u32).is_some_and(|at| at <= now);
         let waiting = link.session.unanswered() - link.session.started();
         if stalled && let Some(keep) = link.window.look(now, waiting, has_idle) {
-            link.session.recall(keep, &mut recalled);
+            link.session.recall(keep, |_| true, &mut recalled);
         }
         for (id, task) in timed_out {
             self.order_frame(worker, Order::Cancel(id));
