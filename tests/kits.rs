@@ -398,11 +398,10 @@ async fn notices(kit: Kit, transport: AnyTransport) {
     let worker = pool.workers()[0].id;
     for n in 0..100 {
         pool.query(&json!(["notice", format!("{n} ✓")])).await.unwrap();
+        assert_eq!(notices.try_recv(), Ok((worker, format!("{n} ✓"))), "heard before the answer");
     }
-    let all: Vec<_> = (0..100).map(|_| notices.recv_timeout(LIMIT).unwrap()).collect();
-    assert_eq!(all, (0..100).map(|n| (worker, format!("{n} ✓"))).collect::<Vec<_>>());
     pool.query(&json!(["notice", "✓".repeat(50_000)])).await.unwrap();
-    assert_eq!(notices.recv().unwrap().1, "✓".repeat((64 << 10) / 3), "cut at 64 KiB, between two characters");
+    assert_eq!(notices.try_recv().unwrap().1, "✓".repeat((64 << 10) / 3), "cut at 64 KiB, between two characters");
     pool.query(&json!(["notice", "I feel ill"])).await.unwrap();
     let died = lost(pool.query(&json!(["exit", 4])).await);
     assert_eq!(died.last_notice.as_deref(), Some("I feel ill"));
