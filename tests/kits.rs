@@ -544,7 +544,21 @@ async fn roles(kit: Kit, transport: AnyTransport) {
     };
     assert_eq!(pool(single).start().await.unwrap().query(&json!(21)).await.unwrap(), json!(42));
     assert_eq!(pool(named).start().await.unwrap().query(&json!(21)).await.unwrap(), json!(10.5));
-    // A pool of another program names no role, so this worker cannot know which one is meant.
+    // The pool can name the one that it wants.
+    let asked = |role| {
+        let spec = kit.spec(several).serving(role);
+        PoolBuilder::<Value, Value, _, _>::program("asked", spec, transport, Json).start()
+    };
+    for (role, output) in [("double", json!(42)), ("half", json!(10.5))] {
+        let pool = asked(role).await.unwrap();
+        let answer = pool.query(&json!(21)).await.unwrap();
+        assert_eq!(answer.as_f64(), output.as_f64());
+    }
+    let failed = asked("third").await.unwrap_err();
+    let StartError::Died { cause, stderr } = &failed else { panic!("{failed:?}") };
+    assert_eq!(*cause, ExitCause::Exited(ExitStatus::Code(64)));
+    contains(stderr, "third");
+    // Where it does not, this worker cannot know.
     let failed = pool(several).start().await.unwrap_err();
     let StartError::Died { cause, stderr } = &failed else { panic!("{failed:?}") };
     assert_eq!(*cause, ExitCause::Exited(ExitStatus::Code(64)));

@@ -357,7 +357,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 input: yard.describe(&call.input),
                 tries: 0,
             };
-            after.failed(now, call, Failure::Lost, |tries, poisoned| {
+            after.failed(now, call, Failure::of_death(cause), |tries, poisoned| {
                 let lost = Box::new(WorkerLost { tries, ..lost });
                 if poisoned { QueryError::Poisoned(lost) } else { QueryError::WorkerLost(lost) }
             });

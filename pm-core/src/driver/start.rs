@@ -151,10 +151,7 @@ impl<T: Transport> Starter for ProcessStarter<T> {
     }
 
     fn role(&self) -> Option<String> {
-        match self.spec.what() {
-            Program::Role(role) => Some(role.clone()),
-            Program::Path(_) => None,
-        }
+        self.spec.role_to_serve().map(Into::into)
     }
 }
 
@@ -174,12 +171,12 @@ impl<T: Transport> ProcessStarter<T> {
         let spec = &self.spec;
         let mut env = spec.environment(std::env::vars_os());
         env.retain(|(name, _)| name != ROLE_VARIABLE && name != OUTBOX_FD_VARIABLE);
+        env.extend(spec.role_to_serve().map(|role| (ROLE_VARIABLE.into(), role.into())));
         let (program, name) = match spec.what() {
             Program::Role(role) => {
                 if !launch::roles_called() {
                     return Err(LaunchError::RolesNotCalled);
                 }
-                env.push((ROLE_VARIABLE.into(), role.into()));
                 // The path may have been replaced by a newer program since; this always is the one that runs.
                 ("/proc/self/exe".into(), format!("{}:{role}", self.pool).into())
             }

@@ -11,6 +11,7 @@ use crate::driver::launch::LaunchError;
 use crate::machine::cause::ExitCause;
 use crate::machine::handshake::Mismatch;
 use crate::machine::id::WorkerId;
+use crate::machine::retry::POISON;
 use crate::machine::spec::BadSpec;
 use crate::transport::TransportError;
 
@@ -35,7 +36,7 @@ pub enum QueryError {
     #[error("{0}")]
     WorkerLost(Box<WorkerLost>),
     /// The query was aboard so many dying workers that it is not tried again.
-    #[error("poisoned: {} workers died with this query aboard; the last: {}", .0.tries, .0)]
+    #[error("poisoned: {POISON} workers died with this query aboard; the last: {}", .0)]
     Poisoned(Box<WorkerLost>),
     /// Workers kept dying, and the pool gave up. `revive()` begins anew.
     #[error("the pool {pool:?} gave up; its last worker: {cause}{}", tail(.stderr))]

@@ -43,6 +43,22 @@ pub enum ExitCause {
     Chaos,
 }
 
+impl ExitCause {
+    /// Whether pm ended it for reasons of its own. Then it counts towards no budget, and no call that it had is suspected of killing
+    /// workers.
+    ///
+    /// ```
+    /// use pm_core::machine::cause::ExitCause;
+    /// use pm_core::machine::exit::ExitStatus;
+    ///
+    /// assert!(ExitCause::Chaos.is_ordered());
+    /// assert!(!ExitCause::Exited(ExitStatus::Code(1)).is_ordered());
+    /// ```
+    pub const fn is_ordered(&self) -> bool {
+        matches!(self, ExitCause::Requested | ExitCause::Stuck { .. } | ExitCause::Chaos)
+    }
+}
+
 impl fmt::Display for ExitCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -477,9 +477,8 @@ impl Pool {
     fn down(&mut self, now: Time, worker: WorkerId, cause: ExitCause, was_ready: bool, aboard: &Aboard) {
         let Some(member) = self.members.get_mut(&worker) else { return };
         let incarnation = member.unit.incarnation();
-        let ordered = matches!(cause, ExitCause::Requested | ExitCause::Stuck { .. } | ExitCause::Chaos);
         let death = match () {
-            () if ordered => Death::Ordered,
+            () if cause.is_ordered() => Death::Ordered,
             () if !was_ready => Death::Starting,
             () if aboard.calls == 0 => Death::Idle,
             () if !member.finished_a_call => Death::FirstCall,

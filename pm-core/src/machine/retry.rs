@@ -2,15 +2,26 @@
 
 use std::time::Duration;
 
+use super::cause::ExitCause;
+
 /// How a try of a call failed, as far as a retry policy cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Failure {
     /// Its worker died, and the call had started.
     Lost,
+    /// pm killed its worker for another reason than this call, which had started. Policies take it for [`Failure::Lost`].
+    Killed,
     /// It took too long.
     TimedOut,
     /// Its handler returned an error or panicked.
     Handler,
+}
+
+impl Failure {
+    /// That of a call which had started when its worker died.
+    pub const fn of_death(cause: &ExitCause) -> Self {
+        if cause.is_ordered() { Failure::Killed } else { Failure::Lost }
+    }
 }
 
 /// How the delay before a further try grows.
@@ -88,7 +99,7 @@ impl Retry {
     /// For exactly these failures, in place of what was chosen before.
     pub fn on(self, failures: &[Failure]) -> Self {
         Retry {
-            lost: failures.contains(&Failure::Lost),
+            lost: failures.contains(&Failure::Lost) || failures.contains(&Failure::Killed),
             timed_out: failures.contains(&Failure::TimedOut),
             handler: failures.contains(&Failure::Handler),
             ..self
@@ -102,7 +113,7 @@ impl Retry {
 
     const fn covers(&self, failure: Failure) -> bool {
         match failure {
-            Failure::Lost => self.lost,
+            Failure::Lost | Failure::Killed => self.lost,
             Failure::TimedOut => self.timed_out,
             Failure::Handler => self.handler,
         }
@@ -126,7 +137,7 @@ pub enum Verdict {
     Poisoned,
 }
 
-/// How many dying workers a call may have been aboard before it counts as poison.
+/// How many dying workers a call may have been aboard before it counts as poison. Workers that pm killed do not count.
 pub const POISON: u32 = 3;
 
 /// The tries of one call.
@@ -189,6 +200,17 @@ mod tests {
         assert!(matches!(tries.record(&policy, Failure::Lost), Verdict::Again(_)));
         assert!(matches!(tries.record(&policy, Failure::Lost), Verdict::Again(_)));
         assert_eq!(tries.record(&policy, Failure::Lost), Verdict::Poisoned);
+    }
+
+    #[test]
+    fn workers_that_pm_killed_make_no_poison() {
+        let policy = Retry::times(10);
+        let mut tries = Tries::default();
+        for _ in 0..10 {
+            assert!(matches!(tries.record(&policy, Failure::of_death(&ExitCause::Chaos)), Verdict::Again(_)));
+        }
+        assert_eq!(tries.record(&policy, Failure::Killed), Verdict::Fail);
+        assert_eq!(Tries::default().record(&Retry::NEVER, Failure::Killed), Verdict::Fail);
     }
 
     #[test]

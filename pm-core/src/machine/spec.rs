@@ -96,6 +96,8 @@ pub enum Stderr {
 #[derive(Clone, PartialEq)]
 pub struct Spec {
     program: Program,
+    /// The role that a program is asked to serve.
+    role: Option<String>,
     args: Vec<OsString>,
     inherit: Inherit,
     allowed: Vec<OsString>,
@@ -160,6 +162,7 @@ impl Spec {
     fn new(program: Program) -> Self {
         Spec {
             program,
+            role: None,
             args: Vec::new(),
             inherit: Inherit::All,
             allowed: Vec::new(),
@@ -178,6 +181,14 @@ impl Spec {
     /// What runs.
     pub fn what(&self) -> &Program {
         &self.program
+    }
+
+    /// The role that it is asked to serve; none where it knows by itself.
+    pub fn role_to_serve(&self) -> Option<&str> {
+        match &self.program {
+            Program::Role(role) => Some(role),
+            Program::Path(_) => self.role.as_deref(),
+        }
     }
 
     /// Its arguments, without the program's name.
@@ -253,6 +264,21 @@ impl fmt::Debug for Spec {
 }
 
 impl SpecBuilder {
+    /// Asks a program that has several roles for this one: by HELLO and by `PM_ROLE`, as docs/PROTOCOL.md says. A worker that serves
+    /// another one is a typed error. What [`Spec::role`] made has its role already.
+    ///
+    /// ```
+    /// use pm_core::machine::spec::Spec;
+    ///
+    /// let spec = Spec::program("python3").arg("worker.py").serving("resize").build()?;
+    /// assert_eq!(spec.role_to_serve(), Some("resize"));
+    /// # Ok::<(), pm_core::machine::spec::BadSpec>(())
+    /// ```
+    pub fn serving(mut self, role: impl Into<String>) -> Self {
+        self.spec.role = Some(role.into());
+        self
+    }
+
     /// Adds an argument. It reaches the process unchanged, whatever it holds.
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.spec.args.push(arg.into());
@@ -349,10 +375,11 @@ impl SpecBuilder {
     pub fn build(self) -> Result<Spec, BadSpec> {
         let spec = self.spec;
         match &spec.program {
-            Program::Role(name) => no_nul("the role", OsStr::new(name))?,
+            Program::Role(_) => {}
             Program::Path(path) if path.is_empty() => return Err(BadSpec::NoProgram),
             Program::Path(path) => no_nul("the program", path)?,
         }
+        no_nul("the role", OsStr::new(spec.role_to_serve().unwrap_or_default()))?;
         for arg in &spec.args {
             no_nul("an argument", arg)?;
         }
@@ -405,6 +432,7 @@ mod tests {
         check(Spec::program(""), "empty");
         check(Spec::program("a\0b"), "the program holds a NUL byte: \"a\"");
         check(Spec::program("x").arg("\0"), "an argument");
+        check(Spec::program("x").serving("a\0"), "the role holds a NUL byte: \"a\"");
         check(Spec::program("x").env("A=B", "1"), "A=B");
         check(Spec::program("x").nice(20), "20");
         check(Spec::program("x").start_timeout(Duration::ZERO), "time to start");

@@ -124,7 +124,7 @@ impl Ledger {
         load: usize,
         had_answered: bool,
     ) -> bool {
-        if matches!(cause, ExitCause::Requested | ExitCause::Stuck { .. } | ExitCause::Chaos) {
+        if cause.is_ordered() {
             return false;
         }
         self.crashes += 1;

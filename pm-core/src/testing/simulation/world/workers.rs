@@ -151,7 +151,7 @@ impl World {
                     self.goes_on(task);
                     self.enqueue_if_waiting(task);
                 }
-                Fate::Started => self.failed(task, Failure::Lost, Outcome::WorkerLost),
+                Fate::Started => self.failed(task, Failure::of_death(cause), Outcome::WorkerLost),
             }
         }
     }
