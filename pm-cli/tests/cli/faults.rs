@@ -228,3 +228,13 @@ fn nothing_outlives_a_pm_that_was_killed() {
     running.signal(Signal::KILL);
     assert_eq!(running.end().code, None);
 }
+
+#[test]
+fn all_that_workers_print_is_passed_on() {
+    let script = "seq 30000 >&2; while read -r x; do echo \"$x\"; done; printf 'the last words' >&2";
+    let done = pool(["-j1", "--as", "filter", "--", "sh", "-c", script]).run("a\n").expect(0);
+    let printed: Vec<_> =
+        done.err.lines().filter_map(|line| Some(line.strip_prefix("[sh#1 ")?.split_once("] ")?.1)).collect();
+    let expected: Vec<_> = (1..=30_000).map(|n: u32| n.to_string()).chain(["the last words".to_string()]).collect();
+    assert_eq!(printed, expected);
+}

@@ -16,6 +16,7 @@
 
 pub(crate) mod call;
 pub(crate) mod clock;
+pub(crate) mod forward;
 pub mod framed;
 pub(crate) mod inprocess;
 pub mod launch;

@@ -16,6 +16,7 @@ use tokio::task::AbortHandle;
 
 use super::call::{Call, TimeoutFrom};
 use super::clock;
+use super::forward;
 use super::link::{Claim, LinkSettings, LinkShared, Submit, Yard};
 use super::start::Starter;
 use super::stderr::Tail;
@@ -28,12 +29,16 @@ use crate::machine::event::Event;
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::pool::{self as machine, Counts, Input, Phase};
 use crate::machine::retry::Failure;
+use crate::machine::spec::Stderr;
 use crate::machine::time::Time;
 use crate::machine::unit;
 use crate::transport::LinkTx;
 
 /// News and commands that wait for the task of a pool.
 const MAILBOX: usize = 256;
+
+/// How long the end of a pool waits for its workers' last lines to be written.
+const LAST_WRITE: Duration = Duration::from_secs(1);
 
 /// Events that a slow subscriber may be behind before it loses some.
 const EVENTS: usize = 1024;
@@ -661,13 +666,17 @@ impl<S: Starter> TaskOf<S> {
             }
             self.tend_backlog();
         }
-        for closed in self.closed.drain(..) {
-            let _ = closed.send(());
+        if self.plan.starter.stderr() == Stderr::Forward {
+            forward::flush(LAST_WRITE).await;
         }
+        // The registry knows no pool that takes no commands, and whoever waits for the end may look there.
         commands.close();
         while let Some(command) = commands.recv().await {
             self.obey(command);
             self.carry_out();
+        }
+        for closed in self.closed.drain(..) {
+            let _ = closed.send(());
         }
         drop(guard);
     }

@@ -2,15 +2,14 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::io::Write;
 use std::pin::pin;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
+use super::forward;
 use crate::machine::spec::Stderr;
 
 /// The tail that is kept of each worker.
@@ -19,11 +18,11 @@ const TAIL: usize = 4 << 10;
 /// A line that is longer is cut in pieces of this length.
 const LONGEST_LINE: usize = 8 << 10;
 
-/// Lines that wait for a slow standard error. Beyond that they are dropped and counted.
-const QUEUED_LINES: usize = 1024;
-
 /// After a worker's end its last words may still be in the pipe. A grandchild can hold the pipe open for longer.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// As many bytes as the pipe can hold, where nobody has made it larger. A grandchild may write on and on.
+const MOST_LAST_WORDS: usize = 64 << 10;
 
 /// The last bytes that a worker printed.
 #[derive(Clone, Debug, Default)]
@@ -60,25 +59,30 @@ pub(crate) async fn follow(
         tokio::select! {
             biased;
             () = &mut ended => {
-                let rest = async {
-                    while let Ok(count) = pipe.read(&mut buffer).await && count > 0 {
+                let mut rest = Vec::new();
+                let read = async {
+                    while rest.len() < MOST_LAST_WORDS
+                        && let Ok(count) = pipe.read(&mut buffer).await
+                        && count > 0
+                    {
                         tail.push(&buffer[..count]);
-                        lines.take(&buffer[..count]);
+                        rest.extend_from_slice(&buffer[..count]);
                     }
                 };
-                let _ = tokio::time::timeout(LAST_WORDS, rest).await;
+                let _ = tokio::time::timeout(LAST_WORDS, read).await;
+                lines.take(&rest).await;
                 break;
             }
             read = pipe.read(&mut buffer) => match read {
                 Ok(count) if count > 0 => {
                     tail.push(&buffer[..count]);
-                    lines.take(&buffer[..count]);
+                    lines.take(&buffer[..count]).await;
                 }
                 _ => break,
             },
         }
     }
-    lines.finish();
+    lines.finish().await;
 }
 
 struct Lines {
@@ -88,33 +92,33 @@ struct Lines {
 }
 
 impl Lines {
-    fn take(&mut self, mut bytes: &[u8]) {
+    async fn take(&mut self, mut bytes: &[u8]) {
         if !self.forward {
             return;
         }
         while let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
             self.partial.extend_from_slice(&bytes[..end]);
-            self.emit();
+            self.emit().await;
             bytes = &bytes[end + 1..];
         }
         for piece in bytes.chunks(LONGEST_LINE) {
             self.partial.extend_from_slice(piece);
             if self.partial.len() >= LONGEST_LINE {
-                self.emit();
+                self.emit().await;
             }
         }
     }
 
-    fn finish(&mut self) {
+    async fn finish(&mut self) {
         if !self.partial.is_empty() {
-            self.emit();
+            self.emit().await;
         }
     }
 
-    fn emit(&mut self) {
+    async fn emit(&mut self) {
         let text = escape(&String::from_utf8_lossy(&self.partial));
         self.partial.clear();
-        forward(format!("{}{text}\n", self.prefix));
+        forward::line(format!("{}{text}\n", self.prefix)).await;
     }
 }
 
@@ -129,30 +133,6 @@ fn escape(text: &str) -> String {
         }
     }
     escaped
-}
-
-/// One thread writes for all workers of this process, so that a slow terminal holds up none of them.
-fn forward(line: String) {
-    static WRITER: OnceLock<Option<SyncSender<String>>> = OnceLock::new();
-    static DROPPED: Mutex<u64> = Mutex::new(0);
-    let writer = WRITER.get_or_init(|| {
-        let (sender, receiver) = sync_channel::<String>(QUEUED_LINES);
-        let write = move || {
-            for line in receiver {
-                // A closed standard error has nobody to tell.
-                let _ = std::io::stderr().write_all(line.as_bytes());
-            }
-        };
-        std::thread::Builder::new().name("pm-stderr".into()).spawn(write).ok().map(|_| sender)
-    });
-    let Some(writer) = writer else { return };
-    let mut dropped = DROPPED.lock().unwrap_or_else(PoisonError::into_inner);
-    if *dropped > 0 && writer.try_send(format!("pm: {dropped} lines of workers were dropped here\n")).is_ok() {
-        *dropped = 0;
-    }
-    if let Err(TrySendError::Full(_)) = writer.try_send(line) {
-        *dropped += 1;
-    }
 }
 
 #[cfg(test)]
