@@ -31,7 +31,7 @@ const BUDGET: Budget =
 const LANES_PER_WORKER: usize = 512;
 
 /// All jobs that are handed to the pool: as many as its queue can take.
-const MAX_LANES: usize = 4096;
+const MAX_LANES: usize = 2048;
 
 /// How long results may gather while more are on their way.
 const GATHER: Duration = Duration::from_millis(1);

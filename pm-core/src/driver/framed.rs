@@ -12,7 +12,7 @@ use crate::machine::id::CallId;
 use crate::transport::{Link, LinkError, LinkRx, LinkTx};
 
 /// A link that has this much to send has no room. So much is two full sockets; more would only wait in the wrong place.
-const SEND_LIMIT: usize = 512 << 10;
+const SEND_LIMIT: usize = 128 << 10;
 
 /// Room beyond that for frames without payload: two for each of the calls that a link can have.
 const CONTROL_RESERVE: usize = 2 * CallId::MAX_SLOTS * HEADER;
