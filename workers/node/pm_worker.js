@@ -48,11 +48,8 @@ function decodeFrame(buffer, at = 0, maxFrame = MAX_FRAME) {
 /** The milliseconds that the header's `remaining` stands for; 0 means that there is no deadline. */
 const decodeRemaining = field => (field & 0x7ff) * 2 ** (field >> 11);
 
-const strict = new util.TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
-function fromJson(bytes) {
-  const text = bytes.utf8Slice(); // twice as fast, but takes what is no UTF-8 for U+FFFD
-  return JSON.parse(text.includes('\ufffd') ? strict.decode(bytes) : text);
-}
+const strict = new util.TextDecoder('utf-8', { fatal: true, ignoreBOM: true }); // slow: for what U+FFFD may hide
+const fromJson = (bytes, text = bytes.utf8Slice()) => JSON.parse(text.includes('\ufffd') ? strict.decode(bytes) : text);
 function toJson(value) {
   const text = JSON.stringify(value === undefined ? null : value);
   if (text === undefined) throw new TypeError(`a ${typeof value} is not JSON`);
@@ -63,8 +60,7 @@ const codecs = { json: [fromJson, toJson], bytes: [bytes => bytes, value => Buff
 
 /** What a handler gets beside the value. `deadline` is a time of performance.now(), or 0 where there is none. */
 class Call {
-  constructor(id, payload, deadline) { this.id = id; this.payload = payload; this.deadline = deadline; }
-  get notice() { return notice; }
+  constructor(id, payload, deadline) { Object.assign(this, { id, payload, deadline, notice }); }
   get signal() { return this.controller.signal; } // an AbortSignal, raised when nobody waits for the call any more
   get controller() { return (this.lazy ??= new AbortController()); }
 }
@@ -125,35 +121,21 @@ function run() {
   output.write(Buffer.from(encodeFrame(BYE)), () => process.exit(0)); // after all that the link did not take yet
 }
 
-function start(call) { // has answered when it returns, unless the handler returned a promise
-  let kind = 'decode';
+async function start(call) { // has answered when it returns, unless the handler returned a promise
+  let kind = 'decode', { handler, decode, encode } = serving;
   try {
-    const value = serving.decode(call.payload);
+    const value = decode(call.payload);
     kind = 'error';
-    const result = serving.handler(value, call);
-    if (typeof result?.then !== 'function') return respond(call, result);
-    running.set(call.id, call);
-    settle(call, result);
+    let result = handler(value, call);
+    if (typeof result?.then === 'function') { running.set(call.id, call); result = await result; }
+    const payload = encode(result), rest = 12 + Buffer.byteLength(payload);
+    if (rest > maxFrame) throw new RangeError(`the result's frame has ${rest} bytes; max_frame is ${maxFrame}`);
+    send(RESP, call.id, payload);
   } catch (error) {
-    fail(call, error, kind);
+    const text = () => attempt(() => describe(error, kind), () => describe('what was thrown cannot be shown', kind));
+    send(ERR, call.id, ...(call.lazy?.signal.aborted ? ['', CANCELLED] : [text()]));
   }
-}
-
-async function settle(call, promise) {
-  try { respond(call, await promise); } catch (error) { fail(call, error, 'error'); }
-  running.delete(call.id);
-  run();
-}
-
-function respond(call, result) {
-  const payload = serving.encode(result), rest = 12 + Buffer.byteLength(payload);
-  if (rest > maxFrame) throw new RangeError(`the result's frame has ${rest} bytes; max_frame is ${maxFrame}`);
-  send(RESP, call.id, payload);
-}
-
-function fail(call, error, kind) {
-  const text = () => attempt(() => describe(error, kind), () => describe('what was thrown cannot be shown', kind));
-  send(ERR, call.id, ...(call.lazy?.signal.aborted ? ['', CANCELLED] : [text()]));
+  if (running.delete(call.id)) run();
 }
 
 function describe(error, kind) {
