@@ -12,13 +12,11 @@ use pm::{
 use crate::query::listening;
 use crate::roles::{EARLY, Job, Said};
 use crate::support::{
-    MARK, Scratch, both, both_alone, contains, crash, descriptors, error, event, eventually, gone_within, jobs, keeper,
-    kill, lost, mark, marked, pids, replaced, resident, state, zombies,
+    LONG, MARK, Scratch, both, both_alone, contains, crash, descriptors, error, event, eventually, gone_within, jobs,
+    keeper, kill, lost, mark, marked, pids, replaced, resident, state, zombies,
 };
 
 use rustix::process::Signal as Kill;
-
-const LONG: Duration = Duration::from_secs(1000);
 
 /// Many deaths, and no long waits between them.
 const PATIENT: Budget =

@@ -13,11 +13,9 @@ use rustix::process::Signal as Kill;
 use crate::query::listening;
 use crate::roles::{EARLY, Job, Said};
 use crate::support::{
-    Asked, Gate, LIMIT, MARK, Pool, Scratch, TRANSPORTS, alone, both, both_alone, descriptors, error, eventually,
+    Asked, Gate, LIMIT, LONG, MARK, Pool, Scratch, TRANSPORTS, alone, both, both_alone, descriptors, error, eventually,
     gone_within, jobs, keeper, kill, lost, mark, marked, pids, poll_once, refused, run, within, zombies,
 };
-
-const LONG: Duration = Duration::from_secs(1000);
 
 pub fn tests() -> Vec<Trial> {
     let mut tests: Vec<Trial> = [

@@ -18,13 +18,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::roles::{JOB, Job, Said, sleep_for_ever};
 use crate::support::{
-    Builder, MARK, Pool, Scratch, TRANSPORTS, both, both_alone, contains, crash, error, eventually, lost, mark, marked,
-    pids, replaced, resident, run, this_program,
+    Builder, LONG, MARK, Pool, Scratch, TRANSPORTS, both, both_alone, contains, crash, error, eventually, lost, mark,
+    marked, pids, replaced, resident, run, this_program,
 };
 
 const SCRIPT: &str = "PM_TEST_SCRIPT";
 const TOKENS: &str = "PM_TEST_TOKENS";
-const LONG: Duration = Duration::from_secs(1000);
 const PATIENT: Budget =
     Budget::crash_loops(1_000_000, LONG).backoff(Duration::from_millis(1), Duration::from_millis(2));
 

@@ -14,11 +14,9 @@ use tokio::task::JoinHandle;
 use crate::query::listening;
 use crate::roles::{EARLY, Job, Said};
 use crate::support::{
-    Gate, LIMIT, MARK, Pool, Scratch, both, contains, error, event, eventually, gone_within, jobs, kill, lost, mark,
-    marked, pids, replaced, within,
+    Gate, LIMIT, LONG, MARK, Pool, Scratch, both, contains, error, event, eventually, gone_within, jobs, kill, lost,
+    mark, marked, pids, replaced, within,
 };
-
-const LONG: Duration = Duration::from_secs(1000);
 
 pub fn tests() -> Vec<Trial> {
     [

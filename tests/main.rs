@@ -12,6 +12,7 @@ mod hostile;
 mod kits;
 mod launch;
 mod lifecycle;
+mod manager_killed;
 mod processes;
 mod query;
 mod registry;
@@ -29,7 +30,7 @@ fn main() {
     hostile::helper();
     roles::before_ready();
     pm::roles([&roles::JOB, &roles::ASYNC_JOB, &roles::ZOO, &roles::TEXT]);
-    processes::helper();
+    manager_killed::helper();
 
     let arguments = Arguments::from_args();
     let outcome = |name: String, test: Box<dyn Fn() -> Result<(), String> + Send>| {
@@ -49,6 +50,7 @@ fn main() {
     trials.extend(hostile::tests());
     trials.extend(retry::tests());
     trials.extend(processes::tests());
+    trials.extend(manager_killed::tests());
     trials.extend(kits::tests());
     trials.extend(wire::tests());
     libtest_mimic::run(&arguments, trials).exit();

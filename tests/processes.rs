@@ -1,16 +1,13 @@
-//! What a worker's process gets, what it does not get, and what is left when its manager dies. Rows T3, T4, Q19, Q21; faults 3, 10,
-//! 24, 27, 28, 29.
+//! What a worker's process gets and what it does not get, and programs that are no workers. Rows T3, T4, Q19, Q21; faults 3, 24, 27, 28, 29.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
@@ -20,71 +17,21 @@ use pm::{
     AnyTransport, ExitCause, ExitStatus, Json, PoolBuilder, Postcard, QueryError, Resource, Signal, Spec, SpecBuilder,
     StartError, Stderr,
 };
-use rustix::process::Signal as Kill;
-use serde_json::{Value, json};
 
-use crate::kits::Kit;
-use crate::roles::{BEGUN, JOB, Job, Said};
+use crate::roles::{JOB, Job, Said};
 use crate::support::{
-    Builder, LIMIT, MARK, Pool, Scratch, TRANSPORTS, again, alone, both, both_alone, contains, crash, descriptors,
-    error, event, eventually, jobs, kill, lost, mark, marked, one, run, state, this_program,
+    Builder, LIMIT, LONG, MARK, Pool, Scratch, TRANSPORTS, again, alone, both, both_alone, contains, crash,
+    descriptors, error, event, eventually, jobs, lost, mark, marked, one, run, this_program,
 };
 
 /// What this program is started as, where a test needs another process than a worker.
-const PROCESS: &str = "PM_TEST_PROCESS";
+pub const PROCESS: &str = "PM_TEST_PROCESS";
 
 /// The transport that a helper uses.
-const TRANSPORT: &str = "PM_TEST_TRANSPORT";
-
-const LONG: Duration = Duration::from_secs(1000);
-
-/// How soon everything is gone once the manager is. That is the promise; a loaded machine may be slower, and the time is printed.
-const PROMISED: Duration = Duration::from_secs(1);
-
-/// And this is what no load explains.
-const TOO_LATE: Duration = Duration::from_secs(5);
-
-/// What the workers of a manager do while it is killed, with the number of processes that are there then, the manager and its
-/// keeper included.
-const SCENES: [(&str, usize); 8] = [
-    ("idle", 4),
-    ("spin", 4),
-    ("sleep", 4),
-    ("nap", 4),
-    ("stray", 8),
-    ("write", 4),
-    ("unguarded-idle", 3),
-    ("unguarded-spin", 3),
-];
-
-/// The same for workers in other languages.
-const KIT_SCENES: [(&str, usize); 3] = [("sleep", 4), ("spin", 4), ("stray", 6)];
+pub const TRANSPORT: &str = "PM_TEST_TRANSPORT";
 
 pub fn tests() -> Vec<Trial> {
-    let mut trials = Vec::new();
-    for transport in TRANSPORTS {
-        for (scene, least) in SCENES {
-            let test = move || {
-                if scene != "stray" || has("setsid") {
-                    manager_killed(scene, least, transport);
-                }
-                Ok(())
-            };
-            trials.push(Trial::test(format!("processes::manager_killed::{scene}::{transport}"), test));
-        }
-        for kit in [Kit::Python, Kit::Node] {
-            for (scene, least) in KIT_SCENES {
-                let test = move || {
-                    if kit.is_installed() && (scene != "stray" || has("setsid")) {
-                        manager_killed(&format!("{kit}-{scene}"), least, transport);
-                    }
-                    Ok(())
-                };
-                trials.push(Trial::test(format!("processes::manager_killed::{kit}_{scene}::{transport}"), test));
-            }
-        }
-    }
-    let more = [
+    let mut trials: Vec<Trial> = [
         both("processes::a_program_without_roles", a_program_without_roles),
         both_alone("processes::descriptors_are_exact", descriptors_are_exact),
         one("processes::the_environment_is_merged_replaced_or_listed", the_environment_is_merged_replaced_or_listed),
@@ -98,8 +45,10 @@ pub fn tests() -> Vec<Trial> {
         both("processes::a_program_that_prints_and_exits", a_program_that_prints_and_exits),
         both("processes::a_program_that_prints_and_lives", a_program_that_prints_and_lives),
         both("processes::secrets_are_not_told", secrets_are_not_told),
-    ];
-    trials.extend(more.into_iter().flatten());
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     trials.push(alone("processes::ignored_signals_are_not_inherited", || {
         ignored_signals_are_not_inherited();
         Ok(())
@@ -123,156 +72,9 @@ pub fn without_roles() {
     }
 }
 
-/// What it is afterwards: a manager that is to be killed.
-pub fn helper() {
-    let Ok(process) = std::env::var(PROCESS) else { return };
-    let scene = process.strip_prefix("manager-").unwrap_or_else(|| panic!("{process:?} is no helper"));
-    // No limit of time: it ends when it is killed.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.expect("a runtime").block_on(async {
-        let _pools = play(scene, helper_transport()).await;
-        std::future::pending::<()>().await;
-    });
-}
-
-fn helper_transport() -> AnyTransport {
+/// The transport of this helper.
+pub fn helper_transport() -> AnyTransport {
     std::env::var(TRANSPORT).ok().and_then(|name| name.parse().ok()).expect("a transport")
-}
-
-// --- the manager dies
-
-/// Brings the workers of this manager where the test wants them, and says so.
-async fn play(scene: &str, transport: AnyTransport) -> Box<dyn std::any::Any> {
-    let (heard, begun) = mpsc::channel();
-    let hook = move |_, text: &str| {
-        if text == BEGUN {
-            let _ = heard.send(());
-        }
-    };
-    let both_have_begun = || (0..2).for_each(|_| begun.recv_timeout(LIMIT).expect("a job begins"));
-    if let Some((kit, order)) = scene.split_once('-')
-        && let Some(kit) = Kit::named(kit)
-    {
-        let pool = kit.pool::<Value>(transport).workers(2).on_notice(hook).start().await.unwrap();
-        for _ in 0..2 {
-            tokio::spawn(pool.query(&json!([order, 1000])));
-        }
-        both_have_begun();
-        up();
-        return Box::new(pool);
-    }
-    let (guarded, scene) = scene.strip_prefix("unguarded-").map_or((true, scene), |scene| (false, scene));
-    let builder = jobs(transport).workers(2).on_notice(hook);
-    let builder = if guarded { builder } else { builder.spec(SpecBuilder::unguarded) };
-    let pool = builder.start().await.unwrap();
-    let notice = || Job::Notice(BEGUN.into()).into();
-    match scene {
-        "idle" => drop(pool.query(&Job::Pid).await.unwrap()),
-        "stray" => {
-            for (_, stray) in pool.query_all(&Job::Stray).await {
-                stray.unwrap();
-            }
-        }
-        _ => {
-            let jobs = match scene {
-                "spin" => [Job::Spin, Job::Spin],
-                "sleep" => [Job::Sleep(LONG), Job::Sleep(LONG)],
-                "nap" => [Job::Nap(LONG), Job::Nap(LONG)],
-                "write" => {
-                    [Job::Both(notice(), Job::Flood(1 << 30).into()), Job::Both(notice(), Job::Make(60 << 20).into())]
-                }
-                other => panic!("{other:?} is no scene"),
-            };
-            for job in jobs {
-                tokio::spawn(pool.query(&job));
-            }
-            both_have_begun();
-        }
-    }
-    up();
-    if scene == "write" {
-        // Nobody reads any more, so both workers block in what they write.
-        kill(std::process::id(), Kill::STOP);
-    }
-    Box::new(pool)
-}
-
-fn up() {
-    println!("up");
-    std::io::stdout().flush().expect("standard output");
-}
-
-/// A manager in a process of its own, which does not outlive its test.
-struct Manager(Child);
-
-impl Manager {
-    fn start(process: &str, transport: AnyTransport, mark: &str) -> Self {
-        let mut command = again();
-        command.env(PROCESS, process).env(TRANSPORT, transport.to_string()).env(MARK, mark);
-        Manager(command.stdout(Stdio::piped()).spawn().expect("a manager"))
-    }
-
-    /// Waits until it says that everything is where it should be.
-    fn wait_until_up(&mut self) {
-        let output = self.0.stdout.take().expect("its output");
-        let (said, line) = mpsc::channel();
-        std::thread::spawn(move || {
-            let mut line = String::new();
-            let _ = BufReader::new(output).read_line(&mut line);
-            let _ = said.send(line);
-        });
-        assert_eq!(line.recv_timeout(LIMIT).expect("it says something"), "up\n");
-    }
-}
-
-impl Drop for Manager {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn manager_killed(scene: &str, least: usize, transport: AnyTransport) {
-    let mark = mark();
-    let mut manager = Manager::start(&format!("manager-{scene}"), transport, &mark);
-    manager.wait_until_up();
-    let pid = manager.0.id();
-    if scene == "write" {
-        run(eventually("the manager is stopped, and its workers block", || {
-            let sleeps = |pid: &u32| state(*pid).is_some_and(|(state, _)| state == 'S');
-            state(pid).is_some_and(|(state, _)| state == 'T')
-                && marked(&mark).iter().filter(|worker| **worker != pid).all(sleeps)
-        }));
-    }
-    let before = marked(&mark);
-    assert!(before.len() >= least && before.contains(&pid), "{before:?}, of which {pid} is the manager");
-    manager.0.kill().unwrap();
-    manager.0.wait().unwrap();
-    let died = Instant::now();
-    let gone = run(async {
-        while !marked(&mark).is_empty() {
-            if died.elapsed() > TOO_LATE {
-                return None;
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        Some(died.elapsed())
-    });
-    match gone {
-        Some(took) => {
-            let late = if took > PROMISED { ", LATER THAN PROMISED" } else { "" };
-            println!("{scene} over {transport}: {} processes gone after {took:?}{late}", before.len());
-        }
-        None => {
-            let left: Vec<_> =
-                marked(&mark).into_iter().map(|pid| (pid, state(pid), crate::support::command_line(pid))).collect();
-            for (pid, ..) in &left {
-                kill(*pid, Kill::KILL);
-            }
-            panic!("{scene} over {transport}: alive {TOO_LATE:?} after the manager: {left:?}");
-        }
-    }
 }
 
 // --- programs without roles
@@ -844,7 +646,7 @@ fn ignored_signals_are_not_inherited() {
 }
 
 /// Whether the shell and this program are there.
-fn has(program: &str) -> bool {
+pub fn has(program: &str) -> bool {
     let found = Command::new("sh").arg("-c").arg(format!("command -v {program}")).output();
     let found = found.is_ok_and(|output| output.status.success());
     if !found {

@@ -13,10 +13,8 @@ use pm::{
 
 use crate::roles::{ASYNC_JOB, BEGUN, Job, Said, ZOO, Zoo};
 use crate::support::{
-    Builder, LIMIT, Pool, both, contains, crash, error, eventually, jobs, lost, one, pids, pool_of, replaced,
+    Builder, LIMIT, LONG, Pool, both, contains, crash, error, eventually, jobs, lost, one, pids, pool_of, replaced,
 };
-
-const LONG: Duration = Duration::from_secs(1000);
 
 pub fn tests() -> Vec<Trial> {
     [

@@ -12,11 +12,9 @@ use tokio::task::JoinHandle;
 use crate::query::listening;
 use crate::roles::{Job, Said};
 use crate::support::{
-    Gate, Scratch, TRANSPORTS, again, both_alone, error, eventually, gone_within, jobs, kill, lost, pids, refused,
-    replaced, run, within,
+    Gate, LONG, Scratch, TRANSPORTS, again, both_alone, error, eventually, gone_within, jobs, kill, lost, pids,
+    refused, replaced, run, within,
 };
-
-const LONG: Duration = Duration::from_secs(1000);
 
 pub fn tests() -> Vec<Trial> {
     let mut tests: Vec<Trial> = [

@@ -15,10 +15,8 @@ use tokio::sync::broadcast;
 use crate::query::listening;
 use crate::roles::{ASYNC_JOB, EARLY, Job, Said};
 use crate::support::{
-    Gate, Pool, Scratch, both, error, event, eventually, jobs, kill, lost, pids, pool_of, replaced, within,
+    Gate, LONG, Pool, Scratch, both, error, event, eventually, jobs, kill, lost, pids, pool_of, replaced, within,
 };
-
-const LONG: Duration = Duration::from_secs(1000);
 
 /// Many deaths, and no long waits between them.
 const PATIENT: Budget =

@@ -22,6 +22,9 @@ use crate::roles::{Job, Said};
 /// How long anything here may take. It passes only where something hangs.
 pub const LIMIT: Duration = Duration::from_secs(40);
 
+/// Longer than any test takes.
+pub const LONG: Duration = Duration::from_secs(1000);
+
 /// The variable by which the processes of one test are found. Children inherit it.
 pub const MARK: &str = "PM_TEST_MARK";
 

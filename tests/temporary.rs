@@ -11,10 +11,9 @@ use rustix::process::Signal as Kill;
 
 use crate::roles::{EARLY, Job, Said};
 use crate::support::{
-    LIMIT, MARK, Scratch, both, error, event, eventually, gone_within, jobs, kill, lost, mark, marked, pids, within,
+    LIMIT, LONG, MARK, Scratch, both, error, event, eventually, gone_within, jobs, kill, lost, mark, marked, pids,
+    within,
 };
-
-const LONG: Duration = Duration::from_secs(1000);
 
 pub fn tests() -> Vec<Trial> {
     [
