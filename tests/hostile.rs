@@ -120,13 +120,15 @@ enum Expect {
     Lost,
     /// Nothing happens to it, and its call is answered.
     Lives,
+    /// The same, and what it sent meant nothing.
+    Drops,
     /// Its caller gets an error of this sort, and it lives.
     Fails(QueryErrorKind),
 }
 
 /// What a worker may do when it has its first call, and what comes of it.
 fn rows() -> Vec<(&'static str, Vec<Step>, Expect)> {
-    use Expect::{Fails, Lives, Lost, Violation};
+    use Expect::{Drops, Fails, Lives, Lost, Violation};
     let call = Of::Call(0);
     let length = |length: u32| raw(&[&length.to_be_bytes()[..], &[17, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]].concat());
     let too_long = (MAX_PAYLOAD + 12 + 1) as u32;
@@ -145,9 +147,9 @@ fn rows() -> Vec<(&'static str, Vec<Step>, Expect)> {
         (
             "unknown_kind",
             vec![frame(99, 0, call, text("x")), frame(255, 0x7f, Of::Number(77), none()), Step::Serve],
-            Lives,
+            Drops,
         ),
-        ("reserved_kinds", vec![frame(8, 0, call, none()), frame(33, 0, call, text("x")), Step::Serve], Lives),
+        ("reserved_kinds", vec![frame(8, 0, call, none()), frame(33, 0, call, text("x")), Step::Serve], Drops),
         ("id_never_issued", vec![frame(17, 0, Of::Number(12_345_678), done()), Step::Sleep], Violation("never made")),
         (
             "id_of_a_slot_never_issued",
@@ -157,10 +159,10 @@ fn rows() -> Vec<(&'static str, Vec<Step>, Expect)> {
         ("id_0", vec![frame(17, 0, Of::Number(0), done()), Step::Sleep], Violation("never made")),
         ("id_beyond_53_bits", vec![frame(17, 0, Of::Number(1 << 53), done()), Step::Sleep], Violation("2^53")),
         ("id_all_ones", vec![frame(18, 0, Of::Number(u64::MAX), none()), Step::Sleep], Violation("2^53")),
-        ("duplicate_answer", late(17, 0, done), Lives),
-        ("duplicate_error", late(18, 0, || text("{}")), Lives),
-        ("late_not_started", late(18, 1, none), Lives),
-        ("late_cancelled", late(18, 2, none), Lives),
+        ("duplicate_answer", late(17, 0, done), Drops),
+        ("duplicate_error", late(18, 0, || text("{}")), Drops),
+        ("late_not_started", late(18, 1, none), Drops),
+        ("late_cancelled", late(18, 2, none), Drops),
         ("late_error_that_is_no_json", late(18, 0, || text("}")), Violation("cannot be read")),
         ("not_started_unasked", vec![frame(18, 1, call, none()), Step::Sleep], Violation("nobody had asked")),
         ("cancelled_unasked", vec![frame(18, 2, call, none()), Step::Sleep], Violation("nobody had asked")),
@@ -326,7 +328,7 @@ async fn one_of_two_misbehaves(transport: AnyTransport, steps: Vec<Step>, expect
     let answer = bad.into_iter().next().unwrap().1;
     let Ok(Said::Pid(honest)) = honest[0].1 else { panic!() };
     match expect {
-        Expect::Lives => assert_eq!(answer.unwrap(), Said::Done),
+        Expect::Lives | Expect::Drops => assert_eq!(answer.unwrap(), Said::Done),
         Expect::Fails(kind) => assert_eq!(error(answer).kind(), kind),
         Expect::Violation(what) if answer.is_ok() => contains(format!("{:?}", crash(&mut events).await), what),
         Expect::Violation(what) => match lost(answer).cause {
@@ -339,13 +341,14 @@ async fn one_of_two_misbehaves(transport: AnyTransport, steps: Vec<Step>, expect
             other => panic!("{other:?}"),
         },
     }
-    if let Expect::Lives | Expect::Fails(_) = expect {
+    if let Expect::Lives | Expect::Drops | Expect::Fails(_) = expect {
         // Its further calls are answered as well, by the same process.
         for (_, answer) in pool.query_all(&Job::Echo(vec![1])).await {
             answer.unwrap();
         }
         assert_eq!(pids(&pool), before);
         assert_eq!(pool.info().crashes, 0);
+        assert_eq!(pool.info().dropped_frames > 0, matches!(expect, Expect::Drops), "what means nothing is counted");
     } else {
         replaced(&mut events).await;
         still_serves(&pool, 2).await;

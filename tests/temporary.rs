@@ -134,6 +134,14 @@ async fn a_worker_without_a_pool(transport: AnyTransport) {
     let died = lost(worker.query(&Job::Exit(4)).await);
     let gave_up = error(within(worker.query(&Job::Pid)).await);
     assert!(matches!(&gave_up, QueryError::GaveUp { cause, .. } if *cause == died.cause), "{gave_up:?}");
+    // Nor one that pm had to kill.
+    let builder = jobs(transport).timeout(Duration::from_millis(50)).cancel_grace(Duration::from_millis(10));
+    let worker = builder.start_worker().await.unwrap();
+    let mut events = worker.events();
+    assert_eq!(error(worker.query(&Job::Spin).await).kind(), QueryErrorKind::TimedOut);
+    event(&mut events, |event| matches!(event, Event::GaveUp { .. }).then_some(())).await;
+    let gave_up = error(within(worker.query(&Job::Pid)).await);
+    assert!(matches!(&gave_up, QueryError::GaveUp { cause: ExitCause::Stuck { .. }, .. }), "{gave_up:?}");
     // Without a handle it is killed.
     let worker = jobs(transport).start_worker().await.unwrap();
     let pid = worker.info().unwrap().pid;

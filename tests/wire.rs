@@ -12,7 +12,7 @@ use pm::{Codec, Json, Postcard};
 
 use crate::kits::Kit;
 use crate::roles::Job;
-use crate::support::{LIMIT, again};
+use crate::support::{LIMIT, again, contains};
 
 /// Long enough for a worker to have seen the end of its link, with time to spare.
 const NAP: Duration = Duration::from_millis(200);
@@ -35,6 +35,10 @@ pub fn tests() -> Vec<Trial> {
     ]
     .into_iter()
     .flatten()
+    .chain([Trial::test("wire::a_role_that_is_not_there", || {
+        a_role_that_is_not_there();
+        Ok(())
+    })])
     .collect()
 }
 
@@ -74,6 +78,25 @@ fn without_drain_the_end_of_the_link_ends_the_worker(worker: Worker) {
     }
     assert_eq!(manager.child.wait().unwrap().code(), Some(0));
     assert!(begun.elapsed() < LIMIT);
+}
+
+/// Of the kits, `kits::roles` says the same.
+fn a_role_that_is_not_there() {
+    let mut command = again();
+    command.env("PM_LINK", "stdio").env("PM_ROLE", "nobody").stdin(Stdio::piped());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a worker");
+    let hello = Hello {
+        version: VERSION,
+        codec: "postcard".into(),
+        role: Some("nobody".into()),
+        max_frame: (MAX_PAYLOAD + 12) as u32,
+    };
+    let payload = hello.encode();
+    let frame = [&Header::new(Kind::Hello).encode(payload.len()), &payload[..]].concat();
+    child.stdin.as_mut().expect("its input").write_all(&frame).expect("the worker reads");
+    let output = child.wait_with_output().expect("its end");
+    assert_eq!(output.status.code(), Some(64));
+    contains(String::from_utf8_lossy(&output.stderr), "nobody");
 }
 
 impl Worker {

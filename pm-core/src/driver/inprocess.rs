@@ -70,7 +70,7 @@ fn serve(half: MemoryWorker, role: &'static dyn Role) -> ExitStatus {
         Ok(()) => ExitStatus::Code(0),
         Err(why) => {
             tracing::warn!(target: "pm::worker", role = role.name(), why);
-            ExitStatus::Code(70)
+            ExitStatus::Code(crate::worker::CANNOT_SERVE)
         }
     }
 }

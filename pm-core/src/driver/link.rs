@@ -53,6 +53,8 @@ pub(crate) trait Yard: Send + Sync {
     fn notice(&self, worker: WorkerId, text: &str);
     /// A call was answered.
     fn answered(&self, worker: WorkerId, call: &Call, now: Time);
+    /// So many frames of a worker meant nothing.
+    fn dropped(&self, frames: u64);
     /// A call goes to the front of the queue, or waits for a delay first.
     fn requeue(&self, call: Arc<Call>, delay: Duration);
     /// A call is quarantined.
@@ -132,7 +134,7 @@ struct Core<Tx> {
     tx: Option<Tx>,
     /// By slot of the session.
     calls: Vec<Option<Aboard>>,
-    /// Calls are open or frames unsent, and the task must be told of what comes.
+    /// When the timer of the worker's task is to fire; none where it has none.
     due: Option<Time>,
     /// What is known of the calls of the worker, once it is gone.
     word: Word,
@@ -144,7 +146,6 @@ struct Core<Tx> {
     bye: bool,
     answered_any: bool,
     last_notice: Option<String>,
-    dropped_frames: u64,
 }
 
 #[derive(Debug)]
@@ -199,7 +200,6 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 bye: false,
                 answered_any: false,
                 last_notice: None,
-                dropped_frames: 0,
             }),
         }
     }
@@ -220,7 +220,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
 
     /// What a further call would cost here, in nanoseconds, and the load; none where there is no room. A hint:
     /// [`LinkShared::submit`] decides. `waited` says that the call has been in the queue.
-    pub(crate) fn offer(&self, waited: bool) -> Option<(u64, u32)> {
+    pub(crate) fn cost(&self, waited: bool) -> Option<(u64, u32)> {
         if !self.accepting.load(Ordering::Relaxed) {
             return None;
         }
@@ -430,7 +430,7 @@ impl<Tx: LinkTx> Core<Tx> {
         let id = CallId::from_wire(header.id);
         match Kind::from_wire(header.kind) {
             Some(Kind::Resp) => {
-                if let Some(aboard) = self.end(now, id, Answer::Outcome)? {
+                if let Some(aboard) = self.end(now, id, Answer::Outcome, drain)? {
                     drain.count(&aboard);
                     after.resolve(&aboard.call, Ok(payload.to_vec()));
                     after.answered.push(aboard.call);
@@ -438,7 +438,7 @@ impl<Tx: LinkTx> Core<Tx> {
             }
             Some(Kind::Err) if header.flags & (flag::NOT_STARTED | flag::CANCELLED) != 0 => {
                 let answer = if header.flags & flag::NOT_STARTED != 0 { Answer::NotStarted } else { Answer::Cancelled };
-                if let Some(aboard) = self.end(now, id, answer)?
+                if let Some(aboard) = self.end(now, id, answer, drain)?
                     && aboard.call.leave()
                 {
                     after.requeue.push((aboard.call, Duration::ZERO));
@@ -447,7 +447,7 @@ impl<Tx: LinkTx> Core<Tx> {
             Some(Kind::Err) => {
                 let error: HandlerError =
                     serde_json::from_slice(payload).map_err(|error| format!("an ERR that cannot be read: {error}"))?;
-                if let Some(aboard) = self.end(now, id, Answer::Outcome)? {
+                if let Some(aboard) = self.end(now, id, Answer::Outcome, drain)? {
                     drain.count(&aboard);
                     after.failed(now, aboard.call.clone(), Failure::Handler, |tries, _| {
                         QueryError::Handler(Box::new(HandlerError { tries, ..error }))
@@ -476,17 +476,17 @@ impl<Tx: LinkTx> Core<Tx> {
             None if header.flags & flag::CRITICAL != 0 => {
                 return Err(format!("a critical frame of the unknown kind {}", header.kind));
             }
-            None => self.dropped_frames += 1,
+            None => drain.dropped += 1,
         }
         Ok(())
     }
 
     /// Ends a call by an answer of the worker. None where nobody waits for it.
-    fn end(&mut self, now: Time, id: CallId, answer: Answer) -> Result<Option<Aboard>, String> {
+    fn end(&mut self, now: Time, id: CallId, answer: Answer, drain: &mut Drained) -> Result<Option<Aboard>, String> {
         match self.session.answered(now, id, answer) {
             Verdict::Deliver | Verdict::Requeue => Ok(self.calls[id.slot()].take()),
             Verdict::Late => {
-                self.dropped_frames += 1;
+                drain.dropped += 1;
                 Ok(None)
             }
             Verdict::Violation(violation) => Err(format!("{violation} (call {})", id.to_wire())),
@@ -501,6 +501,8 @@ struct Drained {
     oldest: Option<Time>,
     /// Something was pushed that must not wait for the next call.
     replied: bool,
+    /// Frames that mean nothing: of kinds that pm does not know, and of calls that have ended.
+    dropped: u64,
 }
 
 impl Drained {
@@ -588,6 +590,9 @@ fn deliver_from<Tx: LinkTx, Rx: LinkRx>(
     drop(guard);
     if drained.replied {
         shared.kick();
+    }
+    if drained.dropped > 0 {
+        yard.dropped(drained.dropped);
     }
     after.run(shared, yard, now);
     if goes_back {

@@ -87,7 +87,7 @@ pub struct PoolInfo {
     pub name: Arc<str>,
     /// How many workers there are of each sort.
     pub workers: Counts,
-    /// How many crashed so far.
+    /// How many ended so far without having been told to: they died, or pm had to kill them.
     pub crashes: u64,
     /// How long ago the last one did.
     pub last_crash: Option<Duration>,
@@ -95,6 +95,10 @@ pub struct PoolInfo {
     pub queued: usize,
     /// Queries that workers have.
     pub load: usize,
+    /// Queries that workers have answered so far, with a result or an error of their own.
+    pub answered: u64,
+    /// Frames of workers that were dropped so far: of kinds that pm does not know, and of queries that had ended.
+    pub dropped_frames: u64,
 }
 
 pub(crate) struct Settings {
@@ -160,6 +164,7 @@ struct Shared {
     wake: Notify,
     state: Mutex<State>,
     answered: AtomicU64,
+    dropped_frames: AtomicU64,
 }
 
 #[derive(Default)]
@@ -236,6 +241,7 @@ pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf
             wake: Notify::new(),
             state: Mutex::new(State::default()),
             answered: AtomicU64::new(0),
+            dropped_frames: AtomicU64::new(0),
         },
         links: ArcSwap::default(),
         leaving: Mutex::default(),
@@ -285,9 +291,9 @@ impl<Tx: LinkTx> Pool<Tx> {
     /// The link on which a further call costs least, and what it is wanted for. `waited` says that the call has been in the queue.
     fn best(links: &[Arc<LinkShared<Tx>>], waited: bool) -> Option<(&Arc<LinkShared<Tx>>, Claim)> {
         match links {
-            [only] => only.offer(waited).map(|_| (only, Claim::Room)),
+            [only] => only.cost(waited).map(|_| (only, Claim::Room)),
             _ => {
-                let ((_, load), place) = dispatch::best(links.iter().map(|link| link.offer(waited)))?;
+                let ((_, load), place) = dispatch::best(links.iter().map(|link| link.cost(waited)))?;
                 Some((&links[place], if load == 0 { Claim::Idle } else { Claim::Room }))
             }
         }
@@ -471,6 +477,8 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
             last_crash: state.last_crash.map(|at| clock::now().since(at)),
             queued: self.shared.queued.load(Ordering::SeqCst),
             load,
+            answered: self.shared.answered.load(Ordering::Relaxed),
+            dropped_frames: self.shared.dropped_frames.load(Ordering::Relaxed),
         }
     }
 
@@ -505,6 +513,10 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
                 guarded("on_slow", || slow(slow_query));
             }
         }
+    }
+
+    fn dropped(&self, frames: u64) {
+        self.shared.dropped_frames.fetch_add(frames, Ordering::Relaxed);
     }
 
     fn requeue(&self, call: Arc<Call>, delay: Duration) {

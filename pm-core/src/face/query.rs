@@ -231,8 +231,7 @@ where
             cause: crate::machine::cause::ExitCause::NotStarted { reason: crate::driver::worker::chain(error) },
             stderr: String::new(),
         };
-        let once = Budget::every_crash(0, Duration::from_secs(1));
-        let handle = Arc::new(Handle { pool: (self.recipe)(once, force).map_err(|error| gave_up(&error))? });
+        let handle = Arc::new(Handle { pool: (self.recipe)(Budget::NEVER, force).map_err(|error| gave_up(&error))? });
         begin(&handle.pool, 1).await.map_err(|error| gave_up(&error))?;
         let answer = carry(&handle, encoded, self.terms).await;
         registry::shut_down(handle.pool.clone(), Some(registry::SHUTDOWN_LIMIT)).await;
@@ -668,8 +667,7 @@ where
     /// # Errors
     /// As [`start`](Self::start).
     pub async fn start_worker(self) -> Result<Worker<I, O, C>, StartError> {
-        let never = Budget::every_crash(0, Duration::from_secs(1));
-        Ok(Worker::new(self.workers(1).budget(never).start().await?))
+        Ok(Worker::new(self.workers(1).budget(Budget::NEVER).start().await?))
     }
 
     fn recipe(

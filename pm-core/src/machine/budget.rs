@@ -29,6 +29,8 @@ pub enum Scope {
     SpareCalls,
     /// Every death that pm did not order.
     EveryCrash,
+    /// Every death.
+    EveryEnd,
 }
 
 /// How often a unit may die before pm gives up on it: by default 5 times in 30 minutes.
@@ -51,6 +53,9 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// Gives up at the first death, whatever it was: the worker never comes back.
+    pub const NEVER: Budget = Budget { scope: Scope::EveryEnd, ..Budget::crash_loops(0, Duration::from_secs(1)) };
+
     /// Gives up at more than `limit` crash loops within `window`.
     pub const fn crash_loops(limit: u32, window: Duration) -> Self {
         Budget {
@@ -82,8 +87,8 @@ impl Budget {
         match death {
             Death::Starting | Death::Idle => true,
             Death::FirstCall => !matches!(self.scope, Scope::SpareCalls),
-            Death::Aboard => matches!(self.scope, Scope::EveryCrash),
-            Death::Ordered => false,
+            Death::Aboard => matches!(self.scope, Scope::EveryCrash | Scope::EveryEnd),
+            Death::Ordered => matches!(self.scope, Scope::EveryEnd),
         }
     }
 }
@@ -220,6 +225,7 @@ mod tests {
                 let mut deaths = Deaths::new(budget, 1);
                 assert!(restarts(&mut deaths, at(0), death));
                 assert_eq!(!restarts(&mut deaths, at(1), death), counts, "{death:?} in {budget:?}");
+                assert_eq!(Deaths::new(Budget::NEVER, 1).record(at(0), death), Verdict::GiveUp);
             }
         }
     }

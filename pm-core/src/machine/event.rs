@@ -25,7 +25,7 @@ pub enum Event {
         /// Its process.
         pid: u32,
     },
-    /// A worker died, and pm had not asked it to.
+    /// A worker ended without having been told to: it died, or pm had to kill it, as `cause` says.
     Crashed {
         /// Which worker.
         worker: WorkerId,

@@ -145,7 +145,6 @@ pub struct Session {
     /// No slot is due before this moment. A lower bound: it may name one whose call has ended.
     earliest: Option<Time>,
     grace: Option<Duration>,
-    late: u64,
 }
 
 impl Session {
@@ -172,7 +171,6 @@ impl Session {
             next_order: 0,
             earliest: None,
             grace,
-            late: 0,
         }
     }
 
@@ -184,11 +182,6 @@ impl Session {
     /// Calls that the worker can have started and has not answered.
     pub fn started(&self) -> usize {
         self.started
-    }
-
-    /// Answers that came after their call had ended.
-    pub fn late(&self) -> u64 {
-        self.late
     }
 
     /// How long the worker may take to end a cancelled call.
@@ -256,7 +249,6 @@ impl Session {
             return Verdict::Violation(Violation::NeverIssued);
         }
         if id.uses() < slot.uses || slot.state == State::Free {
-            self.late += 1;
             return Verdict::Late;
         }
         let cancelled = slot.state == State::Cancelled;

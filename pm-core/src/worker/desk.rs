@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::context::{CancelFlag, Hook};
@@ -20,6 +20,9 @@ const MAX_WAITING: usize = 4096;
 
 /// How old an answer may get in the outbox while calls go on. Long enough for some ten quick calls, and below what anybody feels.
 const GATHER: Duration = Duration::from_micros(50);
+
+/// How long the reader waits at a time. It has nothing else to do.
+const LONG_WAIT: Duration = Duration::from_secs(3600);
 
 /// The exit code where the manager broke the protocol: `EX_SOFTWARE` of sysexits.
 const VIOLATION: i32 = 70;
@@ -52,6 +55,8 @@ pub(crate) struct Desk {
     link: Box<dyn WorkerLink>,
     at_end: AtEnd,
     state: Mutex<State>,
+    /// Fewer calls wait than before: the reader may go on.
+    room: Condvar,
 }
 
 struct State {
@@ -77,6 +82,7 @@ impl Desk {
         Arc::new(Desk {
             link,
             at_end,
+            room: Condvar::new(),
             state: Mutex::new(State {
                 decoder: Decoder::new(MAX_PAYLOAD),
                 waiting: VecDeque::new(),
@@ -289,8 +295,11 @@ impl Desk {
 
     /// Waits for frames, and sorts them: for a reader that does nothing else, and has nothing to do where this fails.
     pub(super) fn read(&self) -> Result<(), Ended> {
-        while !self.link.wait(Duration::from_secs(3600)).map_err(|_| Ended)? {}
+        while !self.link.wait(LONG_WAIT).map_err(|_| Ended)? {}
         let mut state = self.state();
+        while state.waiting.len() >= MAX_WAITING {
+            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
         let taken = self.receive(&mut state);
         let heard_all = state.heard_all;
         run_hooks(state);
@@ -311,12 +320,13 @@ impl Desk {
         }
     }
 
-    /// Takes a call that waits, if there is one. True where none follows any more.
+    /// Takes a call that waits. None where none waits now, and an error where none will come.
     pub(super) fn poll_next(&self, job: &mut Job, cancel: &Arc<CancelFlag>) -> Result<Option<()>, Ended> {
         let mut state = self.state();
         if let Some(next) = state.waiting.pop_front() {
             *job = next;
             state.begin(job, cancel);
+            self.room.notify_one();
             return Ok(Some(()));
         }
         if state.draining && state.running.is_empty() {
@@ -360,7 +370,7 @@ impl Desk {
         Ok(())
     }
 
-    /// Answers a call. A call that was cancelled and dropped before its end is answered as such.
+    /// Answers a call with its output or its error.
     pub(super) fn answer(&self, id: u64, answer: &Result<Vec<u8>, HandlerError>) -> Result<(), Ended> {
         match answer {
             Ok(output) => self.respond(id, output),
@@ -387,7 +397,7 @@ impl Desk {
         self.post(&mut state, Header::call(Kind::Err, id), &payload)
     }
 
-    /// Answers a call that stopped because it was cancelled.
+    /// Answers a call that was cancelled, and stopped or was dropped before its end.
     pub(super) fn stopped(&self, id: u64) -> Result<(), Ended> {
         let mut state = self.state();
         state.running.retain(|(running, _)| *running != id);
@@ -406,6 +416,7 @@ impl Desk {
         }
         state.ended = true;
         state.waiting.clear();
+        self.room.notify_one();
         for (_, cancel) in &state.running {
             state.hooks.extend(cancel.cancel());
         }

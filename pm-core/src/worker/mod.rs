@@ -46,8 +46,8 @@ fn inherited_descriptor(variable: &str) -> io::Result<OwnedFd> {
     inherited::take_descriptor(number)
 }
 
-/// The exit code of a worker that cannot serve: `EX_SOFTWARE` of sysexits.
-const CANNOT_SERVE: i32 = 70;
+/// The exit code of a worker that cannot serve what it was started for: `EX_USAGE` of sysexits.
+pub(crate) const CANNOT_SERVE: i32 = 64;
 
 /// Becomes a worker, or the keeper, where the environment says so, and never returns then. Returns otherwise.
 ///
@@ -55,7 +55,7 @@ const CANNOT_SERVE: i32 = 70;
 /// changed safely only while there is one thread.
 ///
 /// # Panics
-/// Never. A worker that cannot serve says why on its standard error and ends with exit code 70.
+/// Never. A worker that cannot serve says why on its standard error and ends with exit code 64.
 pub fn roles_over(roles: &[&'static dyn Role], transports: &[&dyn Connect]) {
     launch::run_if_keeper();
     let Some(scheme) = std::env::var_os(LINK_VARIABLE) else { return };

@@ -124,20 +124,20 @@ impl Ledger {
         load: usize,
         had_answered: bool,
     ) -> bool {
-        if cause.is_ordered() {
-            return false;
-        }
-        self.crashes += 1;
+        let is_ordered = cause.is_ordered();
+        self.crashes += u64::from(!is_ordered);
         let death = match (was_ready, load, had_answered) {
+            _ if is_ordered => Death::Ordered,
             (false, ..) => Death::Starting,
             (true, 0, _) => Death::Idle,
             (true, _, false) => Death::FirstCall,
             (true, _, true) => Death::Aboard,
         };
         let counts = match self.rule.scope {
-            Scope::CrashLoops => death != Death::Aboard,
+            Scope::CrashLoops => !matches!(death, Death::Aboard | Death::Ordered),
             Scope::SpareCalls => matches!(death, Death::Starting | Death::Idle),
-            Scope::EveryCrash => true,
+            Scope::EveryCrash => death != Death::Ordered,
+            Scope::EveryEnd => true,
         };
         if !counts {
             return false;

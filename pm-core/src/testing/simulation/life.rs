@@ -434,6 +434,7 @@ impl Rule {
             Scope::CrashLoops => Budget::crash_loops(limit, window),
             Scope::SpareCalls => Budget::spare_calls(limit, window),
             Scope::EveryCrash => Budget::every_crash(limit, window),
+            Scope::EveryEnd => Budget::NEVER,
         };
         budget.backoff(Duration::from_millis(10), Duration::from_secs(1))
     }
