@@ -1,4 +1,4 @@
-//! The same pool in this process: for tests and debuggers. `PM_IN_PROCESS=1` does the same to any program that uses pm.
+//! The same pool in this process: for tests and debuggers. `PM_IN_PROCESS=1` does the same to all roles of a program.
 
 static PARSE: pm::Query<String, i64> = pm::Query::new("parse", &|text: String| text.trim().parse::<i64>());
 

@@ -37,7 +37,8 @@
 //! # }).unwrap();
 //! ```
 //!
-//! [`spawning::disable`] does that for all pools of a program, and the variable `PM_IN_PROCESS=1` from outside.
+//! [`spawning::disable`] does that for all pools of this program's own roles that start from then on, and the variable `PM_IN_PROCESS=1` from
+//! outside. A pool of another program says that it cannot; `force` spawns all the same.
 //!
 //! # What can go wrong
 //!
@@ -52,6 +53,8 @@
 //! | `Poisoned` | it was aboard three dying workers | is replaced |
 //! | `GaveUp` | workers keep dying for no query's fault | stays down until `revive` |
 //! | `NoWorkers`, `ShuttingDown` | nobody is there to serve it | |
+//! | `Encode`, `TooLarge` | the input cannot be sent | never saw it |
+//! | `Decode` | the output is not what the caller expects | lives on |
 //!
 //! A query is tried once, unless a [`Retry`] says otherwise; one that had not started when its worker died goes to another one.
 //!

@@ -1,4 +1,4 @@
-//! Temporary workers, and workers without a pool. Rows Q8, Q9.
+//! Temporary workers, and workers without a pool. Rows Q4, Q18.
 
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};

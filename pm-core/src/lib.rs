@@ -8,6 +8,8 @@
 //! on the [`Link`](transport::Link) of a worker; in the worker's process [`worker`] takes it from the link, runs the handler and answers; the
 //! task of the link delivers the answer to the call, whose future decodes it.
 
+#![deny(unsafe_code)]
+
 #[cfg(all(feature = "driver", not(target_os = "linux")))]
 compile_error!("pm-core drives processes on Linux only; without the feature `driver` its machines build everywhere");
 
@@ -20,6 +22,7 @@ pub mod driver;
 #[cfg(feature = "driver")]
 pub mod face;
 #[cfg(feature = "driver")]
+#[expect(unsafe_code, reason = "the operating system: processes, descriptors, shared memory")]
 mod sys;
 #[cfg(any(feature = "testing", all(test, feature = "driver")))]
 pub mod testing;

@@ -12,6 +12,7 @@
 //! | `inprocess` | workers that are threads |
 //! | `signal` | SIGINT and SIGTERM, where the program asks for them |
 //! | `stderr` | what workers print |
+//! | `forward` | their lines on the way to the standard error of this process |
 //! | `clock` | the clock of the machines |
 
 pub(crate) mod call;

@@ -13,7 +13,14 @@
 //! | [`mod@unit`] | the life of one process: start, ready, drain, stop |
 //! | [`pool`] | the life of a set of equal units: scaling, replacement, giving up |
 //! | [`budget`] | whether a unit that died is started again, and after which delay |
-//! | [`graph`] | orders and needs between things |
+//! | [`graph`] | in which order things that need each other start and stop |
+//!
+//! | vocabulary | says |
+//! |---|---|
+//! | [`spec`] | how to start one thing |
+//! | [`frame`], [`handshake`] | what passes over a link |
+//! | [`event`], [`cause`], [`exit`] | what happened to a worker, and why it ended |
+//! | [`id`], [`time`] | who, and when |
 
 pub mod budget;
 pub mod cause;
