@@ -123,6 +123,43 @@ pub(super) fn strays_of_one_unit_only() -> Outcome {
     Ok(())
 }
 
+/// A process whose main thread has ended reads as a zombie, and lives on.
+pub(super) fn strays_without_their_main_thread() -> Outcome {
+    let (mut life, end) = Life::new()?;
+    run(async move {
+        let mut command = end.into(sh("PM_LAUNCH_TEST=headless setsid \"$SELF\" & read _ <&9; exit 7"));
+        let program = std::env::current_exe().map_err(text)?;
+        command.env.push(("SELF".into(), program.into()));
+        let mut child = start(Guard::Keeper, command).await?;
+        same(life.line()?, "headless".to_owned())?;
+        let begun = Instant::now();
+        life.socket.write_all(b"go\n").map_err(text)?;
+        same(ended(&mut child).await?.status, ExitStatus::Code(7))?;
+        // Where it is overlooked, the keeper waits for five seconds, and it lives until its manager ends.
+        ensure(begun.elapsed() < Duration::from_secs(4), format_args!("after {:?}", begun.elapsed()))?;
+        life.ended()
+    })
+}
+
+/// A grandchild that goes on without its main thread.
+pub(super) fn headless() -> ! {
+    std::thread::spawn(|| {
+        let own = format!("/proc/{}/stat", process::id());
+        while !fs::read_to_string(&own).is_ok_and(|stat| stat.contains(") Z ")) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let line = b"headless\n";
+        // SAFETY: nine is the descriptor that the test has given, and the bytes are there.
+        unsafe { libc::write(9, line.as_ptr().cast(), line.len()) };
+        loop {
+            std::thread::sleep(LIMIT);
+        }
+    });
+    // SAFETY: ends this thread alone; nothing on its stack is used by the other one.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    unreachable!("the thread has ended")
+}
+
 pub(super) fn kill_tree_finds_descendants_without_cookie() -> Outcome {
     for guard in BOTH {
         let (mut life, end) = Life::new()?;

@@ -38,6 +38,7 @@ pub fn tests() -> Vec<(&'static str, fn() -> Outcome)> {
         ("launch::stop_is_reported_and_killed", ends::stop_is_reported_and_killed),
         ("launch::grandchild_holding_the_pipe", ends::grandchild_holding_the_pipe),
         ("launch::strays_of_one_unit_only", ends::strays_of_one_unit_only),
+        ("launch::strays_without_their_main_thread", ends::strays_without_their_main_thread),
         ("launch::kill_tree_finds_descendants_without_cookie", ends::kill_tree_finds_descendants_without_cookie),
         (
             "launch::forking_tree_is_killed_while_others_are_served",
@@ -66,6 +67,7 @@ pub fn tests() -> Vec<(&'static str, fn() -> Outcome)> {
 pub fn helper() {
     let Ok(name) = std::env::var("PM_LAUNCH_TEST") else { return };
     match name.as_str() {
+        "headless" => ends::headless(),
         "fds" => inherits::print_descriptors(),
         "manager" => ends::manager(Guard::Keeper, NASTY),
         "unguarded-manager" => ends::manager(Guard::Unguarded, &NASTY[..1]),

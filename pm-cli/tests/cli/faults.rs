@@ -1,7 +1,9 @@
 //! Workers and jobs that crash, hang, lie or are killed.
 
-use std::io::Write;
-use std::time::Instant;
+use std::io::{BufRead, Read, Write};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -237,4 +239,36 @@ fn all_that_workers_print_is_passed_on() {
         done.err.lines().filter_map(|line| Some(line.strip_prefix("[sh#1 ")?.split_once("] ")?.1)).collect();
     let expected: Vec<_> = (1..=30_000).map(|n: u32| n.to_string()).chain(["the last words".to_string()]).collect();
     assert_eq!(printed, expected);
+}
+
+/// Standard error takes its time; deaths and deadlines do not wait for it.
+#[test]
+fn a_slow_standard_error_delays_no_restart() {
+    let script = "while read -r x; do case $x in 1) yes '' | head -60000 >&2; kill -9 $$;; *) echo \"$x\";; esac; done";
+    let mut pm = Command::new(env!("CARGO_BIN_EXE_pm"))
+        .args(["pool", "-j1", "--out", "json", "--as", "filter", "--", "sh", "-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    pm.stdin.take().unwrap().write_all(b"1\n2\n").unwrap();
+    let mut err = pm.stderr.take().unwrap();
+    let (done, is_done) = mpsc::channel::<()>();
+    let slowly = std::thread::spawn(move || {
+        let mut bytes = vec![0; 5000];
+        while let Err(mpsc::RecvTimeoutError::Timeout) = is_done.recv_timeout(Duration::from_millis(100)) {
+            err.read_exact(&mut bytes).unwrap();
+        }
+        std::io::copy(&mut err, &mut std::io::sink()).unwrap();
+    });
+    let results = std::io::BufReader::new(pm.stdout.take().unwrap()).lines().map(Result::unwrap).collect::<Vec<_>>();
+    let took = begun.elapsed();
+    done.send(()).unwrap();
+    slowly.join().unwrap();
+    assert_eq!(pm.wait().unwrap().code(), Some(1));
+    assert_eq!(results.len(), 2, "{results:?}");
+    assert!(results[0].contains("SIGKILL") && results[1].contains(r#""result":"2""#), "{results:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }

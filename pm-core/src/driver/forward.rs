@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 static STDERR: LazyLock<Option<Arc<Forward>>> = LazyLock::new(|| Forward::to(std::io::stderr()).ok());
 
-/// Passes a line on. Waits for room, but not for ever. Cancel safe: the line may be lost.
+/// Passes a line on. Waits for room, but not for ever. Cancel safe: the line has not gone.
 pub(crate) async fn line(line: String) {
     if let Some(stderr) = &*STDERR {
         stderr.line(line).await;

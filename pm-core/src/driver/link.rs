@@ -210,7 +210,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
 
     /// Calls that the worker has not answered.
     pub(crate) fn load(&self) -> u32 {
-        self.unanswered.load(Ordering::Relaxed)
+        self.unanswered.load(Ordering::SeqCst)
     }
 
     /// The last notice that the worker sent.
@@ -745,10 +745,9 @@ impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
             let flushed = self.shared.core().poll_flush(cx);
             match flushed {
                 Poll::Ready(Ok(())) => {
-                    // A link that was full has room again.
-                    if std::mem::take(&mut self.unflushed) {
-                        self.yard.dispatch();
-                    }
+                    self.unflushed = false;
+                    // A link that was full has room again, and a caller may have met it full only a moment ago.
+                    self.yard.dispatch();
                 }
                 Poll::Ready(Err(error)) => return Err(LinkEnd::Lost(error.to_string())),
                 Poll::Pending => self.unflushed = true,

@@ -579,6 +579,10 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
             for _ in 0..moved {
                 self.shared.room.notify_one();
             }
+            if moved > 0 {
+                // Those that were over may have been the last that a shutdown waited for.
+                self.idle();
+            }
             // Room that appears after this look brings its own: whoever makes room dispatches.
             if moved == 0 || Self::best(&links, true).is_none() {
                 break;
@@ -716,7 +720,7 @@ impl<S: Starter> TaskOf<S> {
                 }
             }
             Command::Shutdown(deadline) => {
-                self.pool.shared.refusing.store(true, Ordering::Relaxed);
+                self.pool.shared.refusing.store(true, Ordering::SeqCst);
                 lock(&self.pool.shared.backlog).closing = true;
                 self.shutdown = Some(Time::earliest(self.shutdown.flatten(), deadline));
             }
@@ -869,7 +873,7 @@ impl<S: Starter> TaskOf<S> {
         let mut backlog = lock(&self.pool.shared.backlog);
         backlog.phase = phase;
         let refuses = backlog.refusal(&self.pool.shared.name, false).is_some();
-        self.pool.shared.refusing.store(refuses, Ordering::Relaxed);
+        self.pool.shared.refusing.store(refuses, Ordering::SeqCst);
         let mut refused = Vec::new();
         if let Some(error) = backlog.refusal(&self.pool.shared.name, true) {
             refused.extend(backlog.queue.drain(..).map(|call| (call, error.clone())));

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
 
 use super::forward;
 use crate::machine::spec::Stderr;
@@ -44,81 +45,97 @@ impl Tail {
     }
 }
 
-/// Reads what a worker prints until `ended` says that the worker has ended and its last words were read.
+/// Reads what a worker prints until `ended` says that the worker has ended, and then its last words. `read` is told when all that
+/// the worker printed is in the tail; its lines may take longer on their way to a slow standard error.
 pub(crate) async fn follow(
     mut pipe: pipe::Receiver,
     tail: Tail,
     policy: Stderr,
     prefix: String,
     ended: impl Future<Output = ()>,
+    read: oneshot::Sender<()>,
 ) {
     let mut ended = pin!(ended);
-    let mut lines = Lines { prefix, partial: Vec::new(), forward: policy == Stderr::Forward };
+    let mut lines = Lines { prefix, partial: Vec::new(), ready: VecDeque::new(), forward: policy == Stderr::Forward };
     let mut buffer = vec![0; 4096];
+    let mut last = Vec::new();
     loop {
         tokio::select! {
             biased;
             () = &mut ended => {
-                let mut rest = Vec::new();
-                let read = async {
-                    while rest.len() < MOST_LAST_WORDS
+                let rest = async {
+                    while last.len() < MOST_LAST_WORDS
                         && let Ok(count) = pipe.read(&mut buffer).await
                         && count > 0
                     {
                         tail.push(&buffer[..count]);
-                        rest.extend_from_slice(&buffer[..count]);
+                        last.extend_from_slice(&buffer[..count]);
                     }
                 };
-                let _ = tokio::time::timeout(LAST_WORDS, read).await;
-                lines.take(&rest).await;
+                let _ = tokio::time::timeout(LAST_WORDS, rest).await;
                 break;
             }
-            read = pipe.read(&mut buffer) => match read {
+            () = lines.pass_on(), if !lines.ready.is_empty() => {}
+            count = pipe.read(&mut buffer), if lines.ready.is_empty() => match count {
                 Ok(count) if count > 0 => {
                     tail.push(&buffer[..count]);
-                    lines.take(&buffer[..count]).await;
+                    lines.take(&buffer[..count]);
                 }
                 _ => break,
             },
         }
     }
-    lines.finish().await;
+    // Nobody waits where the worker closed its output and lives on.
+    let _ = read.send(());
+    lines.take(&last);
+    lines.finish();
+    lines.pass_on().await;
 }
 
 struct Lines {
     prefix: String,
     partial: Vec<u8>,
+    /// Those on their way: what comes in one read.
+    ready: VecDeque<String>,
     forward: bool,
 }
 
 impl Lines {
-    async fn take(&mut self, mut bytes: &[u8]) {
+    fn take(&mut self, mut bytes: &[u8]) {
         if !self.forward {
             return;
         }
         while let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
             self.partial.extend_from_slice(&bytes[..end]);
-            self.emit().await;
+            self.cut();
             bytes = &bytes[end + 1..];
         }
         for piece in bytes.chunks(LONGEST_LINE) {
             self.partial.extend_from_slice(piece);
             if self.partial.len() >= LONGEST_LINE {
-                self.emit().await;
+                self.cut();
             }
         }
     }
 
-    async fn finish(&mut self) {
+    fn finish(&mut self) {
         if !self.partial.is_empty() {
-            self.emit().await;
+            self.cut();
         }
     }
 
-    async fn emit(&mut self) {
+    fn cut(&mut self) {
         let text = escape(&String::from_utf8_lossy(&self.partial));
         self.partial.clear();
-        forward::line(format!("{}{text}\n", self.prefix)).await;
+        self.ready.push_back(format!("{}{text}\n", self.prefix));
+    }
+
+    /// Sends the lines on. Cancel safe: those that did not go stay.
+    async fn pass_on(&mut self) {
+        while let Some(line) = self.ready.front() {
+            forward::line(line.clone()).await;
+            self.ready.pop_front();
+        }
     }
 }
 

@@ -111,19 +111,22 @@ impl<S: Starter> Task<S> {
         let (ended, has_ended) = oneshot::channel::<()>();
         let (plan, tail) = (self.plan.clone(), self.tail.clone());
         let prefix = format!("[{}{} {pid}] ", plan.pool, self.worker);
+        let (read, was_read) = oneshot::channel::<()>();
         let printed = async move {
             if let Some(pipe) = stderr {
-                stderr::follow(pipe, tail, plan.starter.stderr(), prefix, async { drop(has_ended.await) }).await;
+                let ended = async { drop(has_ended.await) };
+                stderr::follow(pipe, tail, plan.starter.stderr(), prefix, ended, read).await;
             }
         };
         let live = async {
             let aboard = self.live(&mut life, link, outbox).await;
             drop(ended);
-            aboard
+            // The error of a lost call has the last words.
+            let _ = was_read.await;
+            let status = life.ended().await;
+            self.unit(unit::Input::Exited(self.incarnation, status), Aboard { pid: Some(pid), ..aboard }).await;
         };
-        let (aboard, ()) = tokio::join!(live, printed);
-        let status = life.ended().await;
-        self.unit(unit::Input::Exited(self.incarnation, status), Aboard { pid: Some(pid), ..aboard }).await;
+        tokio::join!(live, printed);
     }
 
     /// From the first frame to the end of the process.
@@ -254,6 +257,8 @@ impl<S: Starter> Task<S> {
                 },
             }
         }
+        // Its end may be known before that of its link.
+        shared.refuse();
         if !trusted {
             return;
         }

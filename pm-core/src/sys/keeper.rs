@@ -17,7 +17,7 @@ use super::command::{Launch, Text};
 use super::keeper_wire::{self as wire, NAMED_STRAYS, Reply, Request, Setup, Status};
 use super::seqpacket;
 use super::spawn::{Spawner, Stage};
-use super::strays::{Orphans, Owner};
+use super::strays::{BLANK_LIMIT, Orphans, Owner};
 use super::tree::{self, OwnChildren};
 use super::wait::{self, Counted, Kind, Whose};
 use crate::machine::exit::ExitStatus;
@@ -25,6 +25,9 @@ use crate::machine::exit::ExitStatus;
 /// How long the keeper waits for a process that it has killed. Only uninterruptible sleep, a debugger or a process of another
 /// user takes longer.
 pub(crate) const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the end of a unit waits for orphans of which it cannot be said yet whose they are.
+const UNDECIDED_LIMIT: Duration = BLANK_LIMIT.saturating_mul(2);
 
 /// Requests, children and processes to kill that one turn handles at most, so that no flood of one kind of event keeps
 /// the keeper from the others.
@@ -34,6 +37,9 @@ const KILLS_A_TURN: usize = 512;
 
 /// Bytes of replies beyond which no further request is read: the manager is too slow for more.
 const OUTBOX: usize = 256 * 1024;
+
+/// The kernel had no memory for a message: it is sent again after this time.
+pub(crate) const SEND_AGAIN: Duration = Duration::from_millis(10);
 
 /// Pids of killed processes that are remembered for each unit, to count none twice.
 const VICTIMS: usize = 4096;
@@ -96,6 +102,8 @@ struct Keeper {
     replies: Vec<u8>,
     outbox: VecDeque<Vec<u8>>,
     waiting_bytes: usize,
+    /// The kernel has no memory for the first of them.
+    is_short: bool,
     /// There may be more to do at once: of any kind, and children to reap.
     busy: bool,
     more_children: bool,
@@ -144,6 +152,7 @@ impl Keeper {
                 replies: Vec::new(),
                 outbox: VecDeque::new(),
                 waiting_bytes: 0,
+                is_short: false,
                 busy: false,
                 more_children: false,
                 look_again: None,
@@ -207,7 +216,7 @@ impl Keeper {
         if self.waiting_bytes < OUTBOX {
             interest |= PollFlags::IN;
         }
-        if !self.outbox.is_empty() {
+        if !self.outbox.is_empty() && !self.is_short {
             interest |= PollFlags::OUT;
         }
         let mut polled = [
@@ -333,7 +342,9 @@ impl Keeper {
                 (Kind::Ended, None) => self.reap_orphan(event.pid),
                 (kind, unit) => {
                     let _ = wait::consume_stop(event.pid);
-                    if let Some(id) = unit.filter(|id| self.units.get(id).is_some_and(|unit| !unit.killing)) {
+                    // A manager that does not read is told of no stops: a process can stop and go on without end.
+                    let is_heard = self.waiting_bytes < OUTBOX;
+                    if let Some(id) = unit.filter(|id| is_heard && self.units.get(id).is_some_and(|u| !u.killing)) {
                         self.reply(&match kind {
                             Kind::Stopped { signal } => Reply::Stopped { id, signal },
                             _ => Reply::Continued { id },
@@ -414,8 +425,9 @@ impl Keeper {
         for id in std::mem::take(&mut self.ending) {
             let Some(unit) = self.units.get(&id) else { continue };
             let Some(ended) = &unit.ended else { continue };
-            let deadline = ended.since + KILL_LIMIT;
             let mine = left.remove(&id).unwrap_or_default();
+            // Whoever was there when the leader ended has been decided upon by then. Others come and go without end.
+            let deadline = ended.since + if mine.is_empty() { UNDECIDED_LIMIT } else { KILL_LIMIT };
             if (mine.is_empty() && undecided.is_empty()) || now >= deadline {
                 self.report_exit(id, mine);
             } else {
@@ -455,8 +467,8 @@ impl Keeper {
         });
     }
 
-    /// Adds to the message of this turn. There are as many replies as requests that were read, exits and stops, so they are
-    /// bounded by [`OUTBOX`] and the number of units.
+    /// Adds to the message of this turn. There are as many replies as requests that were read, and exits; stops are left out
+    /// beyond [`OUTBOX`]. So they are bounded by that and the number of units.
     fn reply(&mut self, reply: &Reply) {
         wire::append(&mut self.replies, reply);
         if self.replies.len() > wire::MESSAGE / 2 {
@@ -474,9 +486,16 @@ impl Keeper {
         if !self.replies.is_empty() {
             self.close_message();
         }
+        self.is_short = false;
         while let Some(message) = self.outbox.front() {
             match seqpacket::send(&self.control, message, &[]) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if seqpacket::is_passing(&error) => {
+                    self.is_short = true;
+                    let again = Instant::now() + SEND_AGAIN;
+                    self.look_again = Some(self.look_again.map_or(again, |then| then.min(again)));
+                    return;
+                }
                 // Sent, or there is nobody to send it to: the next look at the socket says so.
                 _ => {
                     self.waiting_bytes -= message.len();

@@ -10,11 +10,15 @@ use std::ffi::{c_char, c_int, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::process::DumpableBehavior;
 use serde::{Deserialize, Serialize};
 
 use super::command::Launch;
+
+/// Held while a child that shares this memory may change whether it can be dumped.
+static DUMPABLE: Mutex<()> = Mutex::new(());
 
 /// Where a start failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,7 +91,10 @@ impl Spawner {
             parent: std::process::id() as libc::pid_t,
             failure: Cell::new(None),
         };
-        let dumpable = launch.uid.or(launch.gid).and_then(|_| rustix::process::dumpable_behavior().ok());
+        // One at a time where that flag changes, so that each finds it as it should be.
+        let changes_user = launch.uid.or(launch.gid).is_some();
+        let alone = changes_user.then(|| DUMPABLE.lock().unwrap_or_else(PoisonError::into_inner));
+        let dumpable = alone.as_ref().and_then(|_| rustix::process::dumpable_behavior().ok());
         let blocked = BlockedSignals::new();
         // SAFETY: the stack is 16-byte aligned at its top, mapped, and used by no other child, for `&mut self` is held
         // until the child has executed or ended (CLONE_VFORK). `child` keeps to what a child that shares memory with its
@@ -102,6 +109,7 @@ impl Spawner {
         if dumpable == Some(DumpableBehavior::Dumpable) {
             let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable);
         }
+        drop(alone);
         if pid < 0 {
             return Err(Failure { stage: Stage::Clone, errno });
         }

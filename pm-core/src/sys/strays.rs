@@ -11,7 +11,7 @@ use super::tree::{self, Environment};
 
 /// A process without an environment either executes a program right now or wants none. After this time it wants none.
 /// An execve needs less than a millisecond between the two, but other processes may come first.
-const BLANK_LIMIT: Duration = Duration::from_millis(100);
+pub(crate) const BLANK_LIMIT: Duration = Duration::from_millis(100);
 
 /// Whose child an orphan was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +76,9 @@ impl Orphans {
                 Some(stat) => match in_group(stat.group) {
                     Some(unit) => Owner::Unit(unit),
                     None if stat.is_ending() => return Owner::Ending,
-                    None if environment == Environment::Blank && self.blank_for(pid, now) < BLANK_LIMIT => {
-                        return Owner::Unclear;
+                    // It may say more after the next look: an execve can take its time.
+                    None if environment == Environment::Blank => {
+                        return if self.blank_for(pid, now) < BLANK_LIMIT { Owner::Unclear } else { Owner::Nobody };
                     }
                     None => Owner::Nobody,
                 },

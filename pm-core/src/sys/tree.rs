@@ -130,9 +130,28 @@ pub(crate) enum Environment {
     Blank,
 }
 
+/// Bytes of an environment that are looked at. The kernel lets a program start with less; a process that points elsewhere
+/// hides, and must not make whoever looks allocate without end.
+const MOST_ENVIRONMENT: usize = 8 << 20;
+
 /// What the environment of `pid` says.
+///
+/// A main thread that has ended has none any more, but those that go on without it have.
 pub(crate) fn environment(pid: i32) -> Environment {
-    let Ok(mut file) = File::open(format!("/proc/{pid}/environ")) else { return Environment::Foreign };
+    let own = environment_in(&format!("/proc/{pid}/environ"));
+    if own != Environment::Blank || stat(pid).is_none_or(|stat| stat.threads <= 1) {
+        return own;
+    }
+    let others = threads(pid).map(|thread| environment_in(&format!("/proc/{pid}/task/{thread}/environ")));
+    others.into_iter().find(|environment| *environment != Environment::Blank).unwrap_or(Environment::Blank)
+}
+
+fn environment_in(path: &str) -> Environment {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Environment::Blank,
+        Err(_) => return Environment::Foreign,
+    };
     // One call reads all of a usual environment. Between two calls the process may execute a program, and then the second
     // says that the end is reached.
     let mut text = vec![0; 128 * 1024];
@@ -147,6 +166,9 @@ pub(crate) fn environment(pid: i32) -> Environment {
             Err(_) => return Environment::Foreign,
         }
         calls += 1;
+        if length == MOST_ENVIRONMENT {
+            break;
+        }
         if length == text.len() {
             text.resize(length * 2, 0);
         }
@@ -154,6 +176,7 @@ pub(crate) fn environment(pid: i32) -> Environment {
     text.truncate(length);
     match cookie_in(&text) {
         Some(cookie) => Environment::Cookie(cookie.to_vec()),
+        None if length == MOST_ENVIRONMENT => Environment::Foreign,
         None if calls == 1 && text.ends_with(&[0]) => Environment::Foreign,
         None => Environment::Blank,
     }
@@ -166,14 +189,22 @@ pub(crate) struct Stat {
     pub(crate) parent: i32,
     pub(crate) group: i32,
     pub(crate) flags: u64,
+    /// How many threads it has, one that has ended and waits for the others included.
+    pub(crate) threads: u32,
     /// Ticks from boot to start: with the pid, the identity of a process.
     pub(crate) start: u64,
 }
 
 impl Stat {
-    /// Whether it runs no program any more: the kernel's flag PF_EXITING, or a zombie.
+    /// Whether it runs no program any more: the kernel's flag PF_EXITING, or a zombie. All of this is said of its main thread, and
+    /// others may go on without that.
     pub(crate) fn is_ending(&self) -> bool {
-        self.flags & 0x4 != 0 || matches!(self.state, b'Z' | b'X')
+        self.threads <= 1 && (self.flags & 0x4 != 0 || matches!(self.state, b'Z' | b'X'))
+    }
+
+    /// Whether there is nothing left that could get a signal.
+    fn is_gone(&self) -> bool {
+        self.threads <= 1 && matches!(self.state, b'Z' | b'X')
     }
 }
 
@@ -201,9 +232,7 @@ impl Lister {
         match self {
             Lister::Scan(found) => found.get(&pid).cloned().unwrap_or_default(),
             Lister::Files => {
-                let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-                let threads = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse::<i32>().ok());
-                let texts = threads.filter_map(|thread| fs::read(children_path(pid, thread)).ok());
+                let texts = threads(pid).filter_map(|thread| fs::read(children_path(pid, thread)).ok());
                 texts.flat_map(|text| numbers(&text).collect::<Vec<_>>()).collect()
             }
         }
@@ -214,7 +243,7 @@ impl Lister {
 /// is looked at afterwards either is the process that gets the signal, or that process is gone and nobody gets it.
 fn signal_exactly(pid: i32, signal: Signal, is_meant: impl Fn(&Stat) -> bool) -> Option<Stat> {
     let pidfd = rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-    let stat = stat(pid).filter(|stat| is_meant(stat) && !matches!(stat.state, b'Z' | b'X'))?;
+    let stat = stat(pid).filter(|stat| is_meant(stat) && !stat.is_gone())?;
     rustix::process::pidfd_send_signal(pidfd, signal).ok()?;
     Some(stat)
 }
@@ -224,7 +253,16 @@ fn children_path(pid: i32, thread: i32) -> String {
 }
 
 fn processes() -> impl Iterator<Item = i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten();
+    numbered("/proc")
+}
+
+fn threads(pid: i32) -> impl Iterator<Item = i32> {
+    numbered(&format!("/proc/{pid}/task"))
+}
+
+/// The entries of a directory that are numbers.
+fn numbered(directory: &str) -> impl Iterator<Item = i32> + use<> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
@@ -260,7 +298,8 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
         parent: fields.next()?.parse().ok()?,
         group: fields.next()?.parse().ok()?,
         flags: fields.nth(3)?.parse().ok()?,
-        start: fields.nth(12)?.parse().ok()?,
+        threads: fields.nth(10)?.parse().ok()?,
+        start: fields.nth(1)?.parse().ok()?,
     })
 }
 
@@ -271,7 +310,7 @@ mod tests {
     #[test]
     fn a_program_name_cannot_forge_its_stat() {
         let text = b"42 (a) R 1 (x) S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 12345 99 0\n";
-        let stat = Stat { state: b'S', parent: 7, group: 8, flags: 4_194_560, start: 12_345 };
+        let stat = Stat { state: b'S', parent: 7, group: 8, flags: 4_194_560, threads: 1, start: 12_345 };
         assert_eq!(parse_stat(text), Some(stat));
         assert_eq!(parse_stat(b""), None);
         assert_eq!(parse_stat(b"42 (a) S 7"), None);
@@ -282,6 +321,17 @@ mod tests {
         assert_eq!(cookie_in(b"A=1\0PM_UNIT=x.1\0B=2\0"), Some(&b"x.1"[..]));
         assert_eq!(cookie_in(b"A=1\0PM_UNIT=x.1"), None);
         assert_eq!(cookie_in(b"A=PM_UNIT=x\0XPM_UNIT=y\0PM_UNITS=z\0"), None);
+    }
+
+    #[test]
+    fn an_environment_without_end_is_not_read_to_its_end() {
+        let path = std::env::temp_dir().join(format!("pm-environ-{}", std::process::id()));
+        let file = File::create(&path).unwrap();
+        file.set_len(64 << 20).unwrap();
+        assert_eq!(environment_in(path.to_str().unwrap()), Environment::Foreign);
+        file.set_len(0).unwrap();
+        assert_eq!(environment_in(path.to_str().unwrap()), Environment::Blank);
+        fs::remove_file(path).unwrap();
     }
 
     #[test]

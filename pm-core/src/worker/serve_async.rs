@@ -87,7 +87,9 @@ async fn serve_calls(
         let id = place.map(|place| ids.swap_remove(place).1);
         match (ended, id) {
             (Ok((_, (id, answer))), _) => desk.answer(id, &answer)?,
-            (Err(_), Some(id)) => desk.stopped(id)?,
+            (Err(error), Some(id)) if error.is_cancelled() => desk.stopped(id)?,
+            // A handler's panics are caught; this one was in the drop of its future.
+            (Err(_), Some(id)) => desk.fail(id, &context::panic_error())?,
             (Err(_), None) => {}
         }
     }

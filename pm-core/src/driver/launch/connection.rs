@@ -21,6 +21,7 @@ use super::keeper::{self, Program};
 use super::launcher;
 use crate::machine::exit::{ExitStatus, Signal};
 use crate::sys::command::{Command, Packed, Text};
+use crate::sys::keeper::SEND_AGAIN;
 use crate::sys::keeper_wire::{self as wire, Reply, Request, Status};
 use crate::sys::spawn::Failure;
 use crate::sys::{seqpacket, tree};
@@ -144,11 +145,18 @@ impl Connection {
 
     /// Sends a request that carries no descriptors and may be refused.
     pub(super) fn ask(&self, request: &Request<'_>) -> Result<(), NotAsked> {
+        if self.owner != std::process::id() {
+            return Err(NotAsked::Gone);
+        }
         self.send(&mut self.lock(), Message { bytes: encode(request), fds: Vec::new() }, OUTGOING)
     }
 
     /// Asks to kill the unit `id`, once. Never refused, and never blocks.
     pub(super) fn kill(&self, id: u64) {
+        if self.owner != std::process::id() {
+            // A fork of the manager has a copy of the socket, and none of the rights.
+            return;
+        }
         let mut shared = self.lock();
         match shared.units.get_mut(&id) {
             Some(unit) if !unit.kill_asked => unit.kill_asked = true,
@@ -195,6 +203,8 @@ impl Connection {
         if shared.outgoing.is_empty() {
             match self.send_now(&message) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // A launch has a caller to tell. What has no descriptors waits until there is memory again.
+                Err(error) if message.fds.is_empty() && seqpacket::is_passing(&error) => {}
                 Err(error) => return Err(NotAsked::Io(error)),
                 Ok(()) => return Ok(()),
             }
@@ -273,20 +283,26 @@ impl Connection {
     /// Waits for replies and for the bell, and sends what waits for room.
     fn wait(&self, deadline: Option<Instant>) {
         let mut interest = PollFlags::IN;
+        let mut is_short = false;
         {
             let mut shared = self.lock();
             while let Some(message) = shared.outgoing.front() {
                 match self.send_now(message) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    // What cannot be sent now can never be sent: too many descriptors are under way for this user.
+                    Err(error) if seqpacket::is_passing(&error) => {
+                        is_short = true;
+                        break;
+                    }
+                    // No other error is known, and none would pass.
                     Err(_) | Ok(()) => drop(shared.outgoing.pop_front()),
                 }
             }
-            if !shared.outgoing.is_empty() {
+            if !shared.outgoing.is_empty() && !is_short {
                 interest |= PollFlags::OUT;
             }
         }
         let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = if is_short { Some(timeout.map_or(SEND_AGAIN, |time| time.min(SEND_AGAIN))) } else { timeout };
         let timeout =
             timeout.map(|time| Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos() as i64 });
         let mut polled = [PollFd::new(&self.socket, interest), PollFd::new(&self.bell, PollFlags::IN)];

@@ -1,5 +1,6 @@
 //! The way in: which launcher starts a command, and what both of them check first.
 
+use std::io;
 use std::path::Path;
 
 use super::child::Child;
@@ -7,6 +8,9 @@ use super::error::LaunchError;
 use super::{connection, unguarded};
 pub use crate::machine::spec::Guard;
 use crate::sys::command::{Command, MAX_DESCRIPTORS, Packed};
+
+/// The largest number that a descriptor may be given. Limits of open files are seldom above it.
+const MOST_NUMBER: i32 = 65_535;
 
 /// Starts `command` under `guard`. When this returns, the program is executing.
 ///
@@ -29,6 +33,11 @@ pub(super) fn pack(command: &Command, cookie: &str) -> Result<Packed, LaunchErro
         let directory = directory.to_owned();
         move |source| LaunchError::BadWorkingDirectory { directory, source }
     };
+    if let Some((number, _)) = command.fds.iter().find(|(number, _)| !(0..=MOST_NUMBER).contains(number)) {
+        let source =
+            io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {number} is not from 0 to {MOST_NUMBER}"));
+        return Err(LaunchError::here(command, "dup2", source));
+    }
     let cwd = match &command.cwd {
         Some(directory) => std::path::absolute(directory).map_err(bad_directory(directory))?,
         None => std::env::current_dir().map_err(bad_directory(Path::new(".")))?,
