@@ -1,0 +1,235 @@
+//! What a link guards by its lock: the calls aboard, and what frames mean to them.
+
+use super::super::call::{Call, Outcome};
+use super::{COARSE, LinkShared, Yard};
+use crate::face::error::{HandlerError, QueryError};
+use crate::machine::frame::{Frame, Header, Kind, MAX_NOTICE, MAX_PING, flag};
+use crate::machine::id::CallId;
+use crate::machine::retry::{Failure, Verdict as RetryVerdict};
+use crate::machine::session::{Answer, Session, Verdict, Word};
+use crate::machine::time::Time;
+use crate::machine::window::Window;
+use crate::transport::{LinkError, LinkTx};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+#[derive(Debug)]
+pub(super) struct Core<Tx> {
+    pub(super) session: Session,
+    pub(super) window: Window,
+    /// None once the link is closed.
+    pub(super) tx: Option<Tx>,
+    /// By slot of the session.
+    pub(super) calls: Vec<Option<Aboard>>,
+    /// When the timer of the worker's task is to fire; none where it has none.
+    pub(super) due: Option<Time>,
+    /// What is known of the calls of the worker, once it is gone.
+    pub(super) word: Word,
+    /// How many answers came together last.
+    pub(super) last_batch: u32,
+    /// Frames that were pushed since the last flush.
+    pub(super) unsent: u32,
+    pub(super) draining: bool,
+    pub(super) bye: bool,
+    pub(super) answered_any: bool,
+    pub(super) last_notice: Option<String>,
+}
+
+#[derive(Debug)]
+pub(super) struct Aboard {
+    pub(super) call: Arc<Call>,
+    pub(super) sent: Time,
+}
+
+/// What is to be done once the lock is gone.
+#[derive(Default)]
+pub(super) struct After {
+    pub(super) wakers: Vec<Waker>,
+    pub(super) answered: Vec<Arc<Call>>,
+    pub(super) requeue: Vec<(Arc<Call>, Duration)>,
+    pub(super) poisoned: Vec<Arc<Call>>,
+    pub(super) notices: Vec<String>,
+    pub(super) first_answer: bool,
+}
+
+impl<Tx: LinkTx> Core<Tx> {
+    pub(super) fn push(&mut self, header: Header, payload: &[u8]) -> Result<bool, LinkError> {
+        self.unsent += 1;
+        match &mut self.tx {
+            Some(tx) => tx.push(header, payload),
+            None => Err(LinkError::Closed),
+        }
+    }
+
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
+        self.unsent = 0;
+        match &mut self.tx {
+            Some(tx) => tx.poll_flush(cx),
+            None => Poll::Ready(Err(LinkError::Closed)),
+        }
+    }
+
+    pub(super) fn next_due(&self, others: bool) -> Option<Time> {
+        let expiry = self.session.poll_timeout().map(|at| at + COARSE);
+        let waiting = self.session.unanswered() > self.session.started();
+        let stall = if others && waiting { self.window.stall_at(self.session.unanswered() as u32) } else { None };
+        Time::earliest(expiry, stall)
+    }
+
+    /// Whether the task sleeps for longer than it should.
+    pub(super) fn is_due_sooner(&self) -> bool {
+        match (self.next_due(true), self.due) {
+            (Some(needed), Some(armed)) => needed + COARSE < armed,
+            (needed, None) => needed.is_some(),
+            (None, Some(_)) => false,
+        }
+    }
+
+    /// Takes one frame of the worker.
+    pub(super) fn receive(
+        &mut self,
+        now: Time,
+        frame: Frame<'_>,
+        after: &mut After,
+        drain: &mut Drained,
+    ) -> Result<(), String> {
+        let Frame { header, payload } = frame;
+        let id = CallId::from_wire(header.id);
+        match Kind::from_wire(header.kind) {
+            Some(Kind::Resp) => {
+                if let Some(aboard) = self.end(now, id, Answer::Outcome, drain)? {
+                    drain.count(&aboard);
+                    after.resolve(&aboard.call, Ok(payload.to_vec()));
+                    after.answered.push(aboard.call);
+                }
+            }
+            Some(Kind::Err) if header.flags & (flag::NOT_STARTED | flag::CANCELLED) != 0 => {
+                let answer = if header.flags & flag::NOT_STARTED != 0 { Answer::NotStarted } else { Answer::Cancelled };
+                if let Some(aboard) = self.end(now, id, answer, drain)?
+                    && aboard.call.leave()
+                {
+                    after.requeue.push((aboard.call, Duration::ZERO));
+                }
+            }
+            Some(Kind::Err) => {
+                let error: HandlerError =
+                    serde_json::from_slice(payload).map_err(|error| format!("an ERR that cannot be read: {error}"))?;
+                if let Some(aboard) = self.end(now, id, Answer::Outcome, drain)? {
+                    drain.count(&aboard);
+                    after.failed(now, aboard.call.clone(), Failure::Handler, |tries, _| {
+                        QueryError::Handler(Box::new(HandlerError { tries, ..error }))
+                    });
+                    after.answered.push(aboard.call);
+                }
+            }
+            Some(Kind::Notice) => {
+                if payload.len() > MAX_NOTICE {
+                    return Err(format!("a NOTICE of {} bytes; at most {MAX_NOTICE} are allowed", payload.len()));
+                }
+                let text = String::from_utf8_lossy(payload).into_owned();
+                self.last_notice = Some(text.clone());
+                after.notices.push(text);
+            }
+            Some(Kind::Ping) => {
+                if payload.len() > MAX_PING {
+                    return Err(format!("a PING of {} bytes; at most {MAX_PING} are allowed", payload.len()));
+                }
+                let _ = self.push(Header::new(Kind::Pong), payload);
+                drain.replied = true;
+            }
+            Some(Kind::Pong) => {}
+            Some(Kind::Bye) => self.bye = true,
+            Some(kind) => return Err(format!("a frame of the kind {kind:?}, which no worker sends now")),
+            None if header.flags & flag::CRITICAL != 0 => {
+                return Err(format!("a critical frame of the unknown kind {}", header.kind));
+            }
+            None => drain.dropped += 1,
+        }
+        Ok(())
+    }
+
+    /// Ends a call by an answer of the worker. None where nobody waits for it.
+    pub(super) fn end(
+        &mut self,
+        now: Time,
+        id: CallId,
+        answer: Answer,
+        drain: &mut Drained,
+    ) -> Result<Option<Aboard>, String> {
+        match self.session.answered(now, id, answer) {
+            Verdict::Deliver | Verdict::Requeue => Ok(self.calls[id.slot()].take()),
+            Verdict::Late => {
+                drain.dropped += 1;
+                Ok(None)
+            }
+            Verdict::Violation(violation) => Err(format!("{violation} (call {})", id.to_wire())),
+        }
+    }
+}
+
+/// The answers of one turn, for the window.
+#[derive(Default)]
+pub(super) struct Drained {
+    pub(super) count: u32,
+    pub(super) oldest: Option<Time>,
+    /// Something was pushed that must not wait for the next call.
+    pub(super) replied: bool,
+    /// Frames that mean nothing: of kinds that pm does not know, and of calls that have ended.
+    pub(super) dropped: u64,
+}
+
+impl Drained {
+    pub(super) fn count(&mut self, aboard: &Aboard) {
+        self.count += 1;
+        self.oldest = Time::earliest(self.oldest, Some(aboard.sent));
+    }
+}
+
+impl After {
+    pub(super) fn resolve(&mut self, call: &Call, outcome: Outcome) {
+        self.wakers.extend(call.resolve(outcome));
+    }
+
+    /// A try of a call failed: it is tried again, or its caller gets the error.
+    pub(super) fn failed(
+        &mut self,
+        now: Time,
+        call: Arc<Call>,
+        failure: Failure,
+        error: impl FnOnce(u32, bool) -> QueryError,
+    ) {
+        match call.failed(now, failure) {
+            (RetryVerdict::Again(delay), _) => {
+                if call.leave() {
+                    self.requeue.push((call, delay));
+                }
+            }
+            (RetryVerdict::Fail, tries) => self.resolve(&call, Err(error(tries, false))),
+            (RetryVerdict::Poisoned, tries) => {
+                self.resolve(&call, Err(error(tries, true)));
+                self.poisoned.push(call);
+            }
+        }
+    }
+
+    pub(super) fn run<Tx>(&mut self, link: &LinkShared<Tx>, yard: &dyn Yard, now: Time) {
+        // What a worker said before its answer is heard before it.
+        for text in self.notices.drain(..) {
+            yard.notice(link.worker, &text);
+        }
+        self.wakers.drain(..).for_each(Waker::wake);
+        if std::mem::take(&mut self.first_answer) {
+            yard.first_answer(link.worker, link.incarnation);
+        }
+        for call in self.answered.drain(..) {
+            yard.answered(link.worker, &call, now);
+        }
+        for (call, delay) in self.requeue.drain(..) {
+            yard.requeue(call, delay);
+        }
+        for call in self.poisoned.drain(..) {
+            yard.poisoned(&yard.describe(&call.input));
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The calls of one worker on its link: who submits, who drains, who is woken.
+//!
+//! Callers put their call on the link themselves, under the lock of its [`Core`]; the task of the worker receives, delivers and
+//! flushes. A call that finds the link empty is written to the worker at once, by its caller. Where calls are under way
+//! already, the task writes what has gathered, after all who are ready to run have had the chance to add to it.
+//!
+//! Under the lock nobody calls user code, wakes a task or drops a waker: that is gathered in an [`After`] and done after it.
+//! Lock order: the pool's backlog, then its links that leave, then the core of a link, then a call.
+
+mod locked;
+mod task;
+
+use locked::{Aboard, After, Core};
+pub(crate) use task::LinkDriver;
+
+use super::call::Call;
+use super::clock;
+use crate::face::error::{QueryError, WorkerLost};
+use crate::machine::cause::ExitCause;
+use crate::machine::dispatch;
+use crate::machine::frame::{Header, Kind, Remaining};
+use crate::machine::handshake::Ready;
+use crate::machine::id::{CallId, Incarnation, WorkerId};
+use crate::machine::retry::Failure;
+use crate::machine::session::{Cancel, Fate, Session, Word};
+use crate::machine::time::Time;
+use crate::machine::window::Window;
+use crate::transport::LinkTx;
+use atomic_waker::AtomicWaker;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+/// Times are looked at this coarsely: a timeout may come so much late, never early.
+const COARSE: Duration = Duration::from_millis(4);
+
+/// So many calls go to the worker before all others have joined: while it computes, the next ones are encoded. Fewer would pay for more
+/// system calls and wake-ups than that gains.
+const ENOUGH: u32 = 128;
+
+/// What all links of a pool have in common.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LinkSettings {
+    pub(crate) cancel_grace: Option<Duration>,
+    /// How many calls a worker may have when they name it.
+    pub(crate) capacity: usize,
+}
+
+/// What a link asks of its pool. None of it is called under a lock of the link, but for `has_others` and `has_idle`, which take none.
+pub(crate) trait Yard: Send + Sync {
+    /// A worker sent a notice.
+    fn notice(&self, worker: WorkerId, text: &str);
+    /// A call was answered.
+    fn answered(&self, worker: WorkerId, call: &Call, now: Time);
+    /// So many frames of a worker meant nothing.
+    fn dropped(&self, frames: u64);
+    /// A call goes to the front of the queue, or waits for a delay first.
+    fn requeue(&self, call: Arc<Call>, delay: Duration);
+    /// A call is quarantined.
+    fn poisoned(&self, summary: &str);
+    /// What the input of a call says, in short.
+    fn describe(&self, input: &[u8]) -> String;
+    /// A link has room: calls that wait can go.
+    fn dispatch(&self);
+    /// The worker finished its first call.
+    fn first_answer(&self, worker: WorkerId, incarnation: Incarnation);
+    /// A worker has answered everything: a shutdown may wait for that.
+    fn idle(&self);
+    /// Whether there are other workers.
+    fn has_others(&self) -> bool;
+    /// Whether another worker has nothing to do: it could take calls that this one is slow to start.
+    fn has_idle(&self, but: WorkerId) -> bool;
+}
+
+/// What a caller wants of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// That its worker has nothing else to do: it was chosen for that.
+    Idle,
+    /// A place in the window.
+    Room,
+    /// This worker and no other, so that its window does not matter.
+    Named,
+}
+
+/// What [`LinkShared::submit`] did with a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Submit {
+    /// It is on the link.
+    Taken,
+    /// Another caller was faster, and the worker is not idle any more.
+    Busy,
+    /// The link has no room for it now.
+    Full,
+    /// The link takes no more calls.
+    Closed,
+    /// The call was over already.
+    Over,
+}
+
+/// Why the task of a link came to its end.
+#[derive(Debug)]
+pub(crate) enum LinkEnd {
+    /// The link is lost.
+    Lost(String),
+    /// The worker broke the protocol.
+    Violation(String),
+    /// The worker did not yield.
+    Stuck(Duration),
+}
+
+/// A link with its calls, shared by callers and the task of its worker.
+#[derive(Debug)]
+pub(crate) struct LinkShared<Tx> {
+    pub(crate) worker: WorkerId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) pid: u32,
+    unanswered: AtomicU32,
+    window: AtomicU32,
+    /// Nanoseconds per answer.
+    service: AtomicU64,
+    accepting: AtomicBool,
+    kicked: AtomicBool,
+    task: AtomicWaker,
+    core: Mutex<Core<Tx>>,
+}
+
+impl<Tx: LinkTx> LinkShared<Tx> {
+    pub(crate) fn new(
+        worker: WorkerId,
+        incarnation: Incarnation,
+        pid: u32,
+        tx: Tx,
+        ready: &Ready,
+        settings: LinkSettings,
+    ) -> Self {
+        let window = Window::new(ready.concurrency);
+        let capacity = settings.capacity.max(window.size() as usize);
+        let session = Session::new(capacity, ready.ahead as usize, settings.cancel_grace);
+        LinkShared {
+            worker,
+            incarnation,
+            pid,
+            unanswered: AtomicU32::new(0),
+            window: AtomicU32::new(window.size()),
+            service: AtomicU64::new(window.service().as_nanos() as u64),
+            accepting: AtomicBool::new(true),
+            kicked: AtomicBool::new(false),
+            task: AtomicWaker::new(),
+            core: Mutex::new(Core {
+                session,
+                window,
+                tx: Some(tx),
+                calls: (0..capacity).map(|_| None).collect(),
+                due: None,
+                word: Word::Nothing,
+                last_batch: 0,
+                unsent: 0,
+                draining: false,
+                bye: false,
+                answered_any: false,
+                last_notice: None,
+            }),
+        }
+    }
+
+    fn core(&self) -> MutexGuard<'_, Core<Tx>> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls that the worker has not answered.
+    pub(crate) fn load(&self) -> u32 {
+        self.unanswered.load(Ordering::SeqCst)
+    }
+
+    /// The last notice that the worker sent.
+    pub(crate) fn last_notice(&self) -> Option<String> {
+        self.core().last_notice.clone()
+    }
+
+    /// What a further call would cost here, in nanoseconds, and the load; none where there is no room. A hint:
+    /// [`LinkShared::submit`] decides. `waited` says that the call has been in the queue.
+    pub(crate) fn cost(&self, waited: bool) -> Option<(u64, u32)> {
+        if !self.accepting.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (load, window) = (self.unanswered.load(Ordering::Relaxed), self.window.load(Ordering::Relaxed));
+        let cost = dispatch::cost(load, window, self.service.load(Ordering::Relaxed), waited)?;
+        Some((cost, load))
+    }
+
+    /// Puts a call on the link.
+    pub(crate) fn submit(&self, now: Time, call: &Arc<Call>, claim: Claim) -> Submit {
+        let mut guard = self.core();
+        let core = &mut *guard;
+        if !self.accepting.load(Ordering::Relaxed) || core.draining {
+            return Submit::Closed;
+        }
+        let before = core.session.unanswered();
+        match claim {
+            Claim::Idle if before > 0 => return Submit::Busy,
+            Claim::Room if before >= core.window.size() as usize => return Submit::Full,
+            _ => {}
+        }
+        let (limit, left) = call.limit(now);
+        let Ok(id) = core.session.open(now, limit) else { return Submit::Full };
+        if !call.board(self.worker, self.incarnation, id) {
+            core.session.retract(id);
+            return Submit::Over;
+        }
+        let header = Header { remaining: Remaining::new(left), ..Header::call(Kind::Req, id.to_wire()) };
+        match core.push(header, &call.input) {
+            Ok(true) => {}
+            Ok(false) => {
+                core.session.retract(id);
+                let goes_on = call.leave();
+                drop(guard);
+                // What fills the link may be nothing that anybody else would flush.
+                self.kick();
+                return if goes_on { Submit::Full } else { Submit::Over };
+            }
+            Err(_) => {
+                // The task meets the same error, and settles the others.
+                core.session.retract(id);
+                let goes_on = call.leave();
+                drop(guard);
+                self.kick();
+                return if goes_on { Submit::Closed } else { Submit::Over };
+            }
+        }
+        core.calls[id.slot()] = Some(Aboard { call: call.clone(), sent: now });
+        self.unanswered.store(core.session.unanswered() as u32, Ordering::SeqCst);
+        let mut kick = true;
+        if before == 0 {
+            core.window.began(now);
+        }
+        // Nothing is under way, and calls come one at a time: waiting for others to join would only cost time.
+        let is_alone = before == 0 && core.last_batch <= 1;
+        if is_alone || core.unsent >= ENOUGH {
+            let flushed = core.poll_flush(&mut Context::from_waker(Waker::noop()));
+            kick = !(is_alone && matches!(flushed, Poll::Ready(Ok(()))));
+        }
+        kick |= core.is_due_sooner();
+        drop(guard);
+        if kick {
+            self.kick();
+        }
+        Submit::Taken
+    }
+
+    /// The caller of this call has gone.
+    pub(crate) fn cancel(&self, id: CallId) {
+        let now = clock::now();
+        let mut guard = self.core();
+        let core = &mut *guard;
+        let mut dropped = None;
+        if core.session.cancel(now, id) == Cancel::Tell {
+            dropped = core.calls[id.slot()].take();
+            // A link without room for this has a worker that reads nothing: its deadline or the grace ends it.
+            let _ = core.push(Header::call(Kind::Cancel, id.to_wire()), &[]);
+        }
+        drop(guard);
+        drop(dropped);
+        self.kick();
+    }
+
+    /// Takes no more calls, and tells the worker that none follow.
+    pub(crate) fn drain(&self) {
+        self.accepting.store(false, Ordering::SeqCst);
+        let mut core = self.core();
+        if !std::mem::replace(&mut core.draining, true) {
+            let _ = core.push(Header::new(Kind::Drain), &[]);
+        }
+        drop(core);
+        self.kick();
+    }
+
+    /// Takes no more calls.
+    pub(crate) fn refuse(&self) {
+        self.accepting.store(false, Ordering::SeqCst);
+    }
+
+    /// Closes the link: the worker sees its end.
+    pub(crate) fn close(&self) {
+        self.accepting.store(false, Ordering::SeqCst);
+        let tx = self.core().tx.take();
+        drop(tx);
+    }
+
+    /// Whether the worker was told to drain, and has answered everything.
+    pub(crate) fn is_drained(&self) -> bool {
+        let core = self.core();
+        core.draining && core.session.unanswered() == 0
+    }
+
+    /// The worker is dead: every call that it had is resolved or goes back to the queue.
+    pub(crate) fn settle(&self, cause: &ExitCause, stderr: &str, yard: &dyn Yard) {
+        self.accepting.store(false, Ordering::SeqCst);
+        let now = clock::now();
+        let mut guard = self.core();
+        let core = &mut *guard;
+        let mut open = Vec::new();
+        core.session.lost(core.word, &mut open);
+        let last_notice = core.last_notice.clone();
+        // The requeue puts each in front of those before it, so the youngest goes first.
+        let aboard: Vec<_> =
+            open.into_iter().rev().filter_map(|(id, fate)| Some((core.calls[id.slot()].take()?.call, fate))).collect();
+        let left: Vec<_> = core.calls.iter_mut().filter_map(Option::take).collect();
+        let tx = core.tx.take();
+        drop(guard);
+        drop((left, tx));
+        let mut after = After::default();
+        for (call, fate) in aboard {
+            if fate == Fate::Unstarted {
+                if call.leave() {
+                    after.requeue.push((call, Duration::ZERO));
+                }
+                continue;
+            }
+            let lost = WorkerLost {
+                worker: self.worker,
+                pid: self.pid,
+                cause: cause.clone(),
+                stderr: stderr.to_string(),
+                last_notice: last_notice.clone(),
+                input: yard.describe(&call.input),
+                tries: 0,
+            };
+            after.failed(now, call, Failure::of_death(cause), |tries, poisoned| {
+                let lost = Box::new(WorkerLost { tries, ..lost });
+                if poisoned { QueryError::Poisoned(lost) } else { QueryError::WorkerLost(lost) }
+            });
+        }
+        after.run(self, yard, now);
+        self.unanswered.store(0, Ordering::SeqCst);
+        yard.idle();
+        yard.dispatch();
+    }
+
+    /// Tells the task that something changed.
+    fn kick(&self) {
+        if !self.kicked.swap(true, Ordering::SeqCst) {
+            self.task.wake();
+        }
+    }
+
+    fn publish(&self, core: &Core<Tx>) {
+        self.window.store(core.window.size(), Ordering::Relaxed);
+        self.service.store(core.window.service().as_nanos() as u64, Ordering::Relaxed);
+        self.unanswered.store(core.session.unanswered() as u32, Ordering::SeqCst);
+    }
+}

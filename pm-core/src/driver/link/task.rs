@@ -1,0 +1,293 @@
+//! The part of a worker's task that looks after its link: receives, delivers, flushes, and keeps deadlines.
+
+use super::super::clock;
+use super::locked::{Aboard, After, Drained};
+use super::{LinkEnd, LinkShared, Yard};
+use crate::face::error::QueryError;
+use crate::machine::frame::{BadFrame, Decoder, Frame, Header, Kind};
+use crate::machine::id::CallId;
+use crate::machine::retry::Failure;
+use crate::machine::session::Word;
+use crate::transport::{LinkError, LinkRx, LinkTx};
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// How often the task of a link takes in more before it lets others run.
+const FILLS_A_TURN: usize = 8;
+
+/// Delivers the frames that have come, all under one lock, and wakes their callers after it.
+fn deliver_from<Tx: LinkTx, Rx: LinkRx>(
+    rx: &mut Rx,
+    shared: &LinkShared<Tx>,
+    yard: &dyn Yard,
+    after: &mut After,
+) -> Result<(), String> {
+    let now = clock::now();
+    let mut drained = Drained::default();
+    let mut guard = shared.core();
+    let core = &mut *guard;
+    let result = loop {
+        match rx.next() {
+            Ok(None) => break Ok(()),
+            Ok(Some(frame)) => {
+                if let Err(violation) = core.receive(now, frame, after, &mut drained) {
+                    break Err(violation);
+                }
+            }
+            Err(error) => break Err(error.to_string()),
+        }
+    };
+    if drained.count > 0 {
+        core.last_batch = drained.count;
+        let left = core.session.unanswered() as u32;
+        core.window.answered(now, drained.count, left, drained.oldest.unwrap_or(now));
+        after.first_answer = !std::mem::replace(&mut core.answered_any, true);
+    }
+    let goes_back = !after.requeue.is_empty();
+    if !goes_back {
+        shared.publish(core);
+    }
+    let is_idle = core.session.unanswered() == 0;
+    drop(guard);
+    if drained.replied {
+        shared.kick();
+    }
+    if drained.dropped > 0 {
+        yard.dropped(drained.dropped);
+    }
+    after.run(shared, yard, now);
+    if goes_back {
+        // A call counts here until the queue has it: whoever looks for calls finds it in one of them.
+        shared.publish(&shared.core());
+    }
+    if is_idle {
+        yard.idle();
+    }
+    yard.dispatch();
+    result
+}
+
+/// The frames of a worker that is dead.
+struct Leftovers(Decoder);
+
+impl LinkRx for Leftovers {
+    fn poll_fill(&mut self, _: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
+        Poll::Ready(Err(LinkError::Closed))
+    }
+
+    fn next(&mut self) -> Result<Option<Frame<'_>>, LinkError> {
+        Ok(self.0.next()?)
+    }
+}
+
+/// The part of a worker's task that looks after its link.
+pub(crate) struct LinkDriver<Tx, Rx> {
+    shared: Arc<LinkShared<Tx>>,
+    yard: Arc<dyn Yard>,
+    rx: Rx,
+    after: After,
+    expired: Vec<CallId>,
+    sleep: std::pin::Pin<Box<tokio::time::Sleep>>,
+    /// Frames may have come together with READY.
+    is_new: bool,
+    /// The others have had the chance to add to what is flushed next.
+    gathered: bool,
+    /// Something was pushed that has not gone.
+    unflushed: bool,
+}
+
+impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
+    pub(crate) fn new(shared: Arc<LinkShared<Tx>>, yard: Arc<dyn Yard>, rx: Rx) -> Self {
+        LinkDriver {
+            shared,
+            yard,
+            rx,
+            after: After::default(),
+            expired: Vec::new(),
+            sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            is_new: true,
+            gathered: false,
+            unflushed: false,
+        }
+    }
+
+    /// Receives, delivers, flushes and keeps deadlines, until the link ends. Cancel safe.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<LinkEnd> {
+        self.shared.task.register(cx.waker());
+        let mut end = None;
+        let mut more = true;
+        if std::mem::take(&mut self.is_new)
+            && let Err(violation) = self.deliver()
+        {
+            return Poll::Ready(LinkEnd::Violation(violation));
+        }
+        for _ in 0..FILLS_A_TURN {
+            match self.rx.poll_fill(cx) {
+                Poll::Pending => {
+                    more = false;
+                    break;
+                }
+                Poll::Ready(Ok(())) => {
+                    if let Err(violation) = self.deliver() {
+                        end = Some(LinkEnd::Violation(violation));
+                        break;
+                    }
+                }
+                Poll::Ready(Err(error)) => {
+                    if matches!(error, LinkError::Closed) {
+                        self.shared.core().word = Word::Answers;
+                    }
+                    end = Some(match error {
+                        // A worker that dies while it writes is no liar: its exit status says more.
+                        LinkError::BadFrame(BadFrame::Truncated { .. }) => LinkEnd::Lost(error.to_string()),
+                        LinkError::BadFrame(_) | LinkError::Corrupt(_) => LinkEnd::Violation(error.to_string()),
+                        error => LinkEnd::Lost(error.to_string()),
+                    });
+                    break;
+                }
+            }
+        }
+        if let Some(end) = end {
+            return Poll::Ready(end);
+        }
+        if more {
+            cx.waker().wake_by_ref();
+        }
+        if let Err(end) = self.flush(cx) {
+            return Poll::Ready(end);
+        }
+        self.keep_time(cx).map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Delivers the complete frames that a dead worker left in its link. Ready once there are no more.
+    pub(crate) fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match self.rx.poll_fill(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) => {
+                    if self.deliver().is_err() {
+                        return Poll::Ready(());
+                    }
+                }
+                Poll::Ready(Err(_)) => {
+                    self.shared.core().word = Word::Answers;
+                    return Poll::Ready(());
+                }
+            }
+        }
+    }
+
+    /// Delivers the answers that a dead worker left in its outbox. Those that had come over the link as well are late.
+    /// `begun` is how many calls it had begun with.
+    pub(crate) fn recover(&mut self, frames: &[u8], begun: Option<u64>) {
+        if let Some(begun) = begun {
+            self.shared.core().word = Word::Begun(begun);
+        }
+        let mut decoder = Decoder::new(frames.len());
+        decoder.buffer().extend_from_slice(frames);
+        // It is dead; whatever else it left there does not matter any more.
+        let _ = deliver_from(&mut Leftovers(decoder), &self.shared, &*self.yard, &mut self.after);
+    }
+
+    fn deliver(&mut self) -> Result<(), String> {
+        deliver_from(&mut self.rx, &self.shared, &*self.yard, &mut self.after)
+    }
+
+    /// Writes what callers have pushed. On a kick it first lets everybody run who is ready to, so that they go in one write.
+    fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), LinkEnd> {
+        if self.shared.kicked.load(Ordering::SeqCst) || self.unflushed {
+            if !self.gathered && !self.unflushed {
+                self.gathered = true;
+                cx.waker().wake_by_ref();
+                return Ok(());
+            }
+            self.gathered = false;
+            self.shared.kicked.store(false, Ordering::SeqCst);
+            let flushed = self.shared.core().poll_flush(cx);
+            match flushed {
+                Poll::Ready(Ok(())) => {
+                    self.unflushed = false;
+                    // A link that was full has room again, and a caller may have met it full only a moment ago.
+                    self.yard.dispatch();
+                }
+                Poll::Ready(Err(error)) => return Err(LinkEnd::Lost(error.to_string())),
+                Poll::Pending => self.unflushed = true,
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends calls whose time is over, and asks calls back that wait behind a slow one.
+    fn keep_time(&mut self, cx: &mut Context<'_>) -> Option<LinkEnd> {
+        let others = self.yard.has_others();
+        loop {
+            let mut guard = self.shared.core();
+            let core = &mut *guard;
+            let needed = core.next_due(others);
+            let Some(needed) = needed else {
+                core.due = None;
+                return None;
+            };
+            let now = clock::now();
+            if needed > now {
+                let rearm = core.due.is_none_or(|due| needed < due || due <= now);
+                if rearm {
+                    core.due = Some(needed);
+                }
+                drop(guard);
+                if rearm {
+                    self.sleep.as_mut().reset(clock::instant(needed));
+                }
+                if self.sleep.as_mut().poll(cx).is_pending() {
+                    return None;
+                }
+                // It slept for an earlier need; look at what is needed now.
+                self.shared.core().due = None;
+                continue;
+            }
+            core.due = None;
+            self.expired.clear();
+            let stuck = core.session.expire(now, &mut self.expired);
+            for &id in &self.expired {
+                let Some(Aboard { call, .. }) = core.calls[id.slot()].take() else { continue };
+                let _ = core.push(Header::call(Kind::Cancel, id.to_wire()), &[]);
+                let limit = call.terms.timeout.unwrap_or_default();
+                let worker = Some(self.shared.worker);
+                self.after.failed(now, call, Failure::TimedOut, |tries, _| QueryError::TimedOut {
+                    limit,
+                    worker,
+                    tries,
+                });
+            }
+            let stalled = others
+                && core.session.unanswered() > core.session.started()
+                && core.window.stall_at(core.session.unanswered() as u32).is_some_and(|at| at <= now);
+            let waiting = core.session.unanswered() - core.session.started();
+            if stalled && let Some(keep) = core.window.look(now, waiting, self.yard.has_idle(self.shared.worker)) {
+                self.expired.clear();
+                let calls = &core.calls;
+                let may_go = |id: CallId| calls[id.slot()].as_ref().is_some_and(|aboard| !aboard.call.is_named);
+                core.session.recall(keep, may_go, &mut self.expired);
+                for &id in &self.expired {
+                    let _ = core.push(Header::call(Kind::Recall, id.to_wire()), &[]);
+                }
+            }
+            self.shared.publish(core);
+            let flushed = core.poll_flush(cx);
+            drop(guard);
+            self.unflushed |= flushed.is_pending();
+            self.after.run(&self.shared, &*self.yard, now);
+            self.yard.dispatch();
+            if stuck {
+                return Some(LinkEnd::Stuck(core_grace(&self.shared)));
+            }
+        }
+    }
+}
+
+fn core_grace<Tx: LinkTx>(shared: &LinkShared<Tx>) -> Duration {
+    shared.core().session.grace().unwrap_or_default()
+}

@@ -1,0 +1,406 @@
+//! The task of a pool: feeds the [machine](crate::machine::pool), and carries out what it decides.
+
+use super::super::call::{Call, TimeoutFrom};
+use super::super::clock;
+use super::super::forward;
+use super::super::link::{LinkShared, Yard};
+use super::super::start::Starter;
+use super::super::stderr::Tail;
+use super::super::worker::{News, Order, Plan, Task, TxOf};
+use super::{AnyPool, Command, LAST_WRITE, Pool, lock};
+use crate::face::error::{QueryError, StartError};
+use crate::machine::cause::ExitCause;
+use crate::machine::id::{Incarnation, WorkerId};
+use crate::machine::pool::{self as machine, Input, Phase};
+use crate::machine::retry::Failure;
+use crate::machine::spec::Stderr;
+use crate::machine::time::Time;
+use crate::machine::unit;
+use crate::transport::LinkTx;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+/// The live part of one worker, as the task knows it.
+struct Live<Tx> {
+    incarnation: Incarnation,
+    pid: Option<u32>,
+    orders: mpsc::Sender<Order>,
+    tail: Tail,
+    link: Option<Arc<LinkShared<Tx>>>,
+    task: AbortHandle,
+}
+
+struct Waiting {
+    answer: oneshot::Sender<Result<(), StartError>>,
+    /// The first failure of a worker is the answer.
+    is_start: bool,
+}
+
+/// The task of a pool.
+pub(super) struct PoolTask<S: Starter> {
+    machine: machine::Pool,
+    pool: Arc<Pool<TxOf<S>>>,
+    plan: Arc<Plan<S>>,
+    lives: BTreeMap<WorkerId, Live<TxOf<S>>>,
+    waiting: Vec<Waiting>,
+    closed: Vec<oneshot::Sender<()>>,
+    last_failure: Option<StartError>,
+    /// The deadline of a shutdown that waits until the queue is served.
+    shutdown: Option<Option<Time>>,
+}
+
+impl<S: Starter> PoolTask<S> {
+    pub(super) fn new(machine: machine::Pool, pool: Arc<Pool<TxOf<S>>>, plan: Arc<Plan<S>>) -> Self {
+        PoolTask {
+            machine,
+            pool,
+            plan,
+            lives: BTreeMap::new(),
+            waiting: Vec::new(),
+            closed: Vec::new(),
+            last_failure: None,
+            shutdown: None,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<News<TxOf<S>>>, mut commands: mpsc::Receiver<Command>) {
+        let guard = Leftovers(Arc::downgrade(&self.pool));
+        loop {
+            self.carry_out();
+            if *self.machine.phase() == Phase::Closed && self.lives.is_empty() {
+                break;
+            }
+            let due = Time::earliest(self.machine.poll_timeout(), self.next_due());
+            let sleep = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(clock::instant(due)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let pool = self.pool.clone();
+            tokio::select! {
+                news = inbox.recv() => if let Some(news) = news { self.hear(news) },
+                command = commands.recv() => if let Some(command) = command { self.obey(command) },
+                () = pool.shared.wake.notified() => {}
+                () = sleep => {
+                    self.machine.handle_timeout(clock::now());
+                }
+            }
+            self.tend_backlog();
+        }
+        if self.plan.starter.stderr() == Stderr::Forward {
+            forward::flush(LAST_WRITE).await;
+        }
+        // The registry knows no pool that takes no commands, and whoever waits for the end may look there.
+        commands.close();
+        while let Some(command) = commands.recv().await {
+            self.obey(command);
+            self.carry_out();
+        }
+        for closed in self.closed.drain(..) {
+            let _ = closed.send(());
+        }
+        drop(guard);
+    }
+
+    fn input(&mut self, input: Input) {
+        self.machine.handle(clock::now(), input);
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Input(input) => self.input(self.with_loads(input)),
+            Command::Settle(input, answer) => {
+                self.waiting.push(Waiting { answer, is_start: false });
+                self.input(self.with_loads(input));
+            }
+            Command::Start(input, answer) => {
+                self.waiting.push(Waiting { answer, is_start: true });
+                self.input(self.with_loads(input));
+            }
+            Command::Closed(answer) => {
+                if *self.machine.phase() == Phase::Closed && self.lives.is_empty() {
+                    let _ = answer.send(());
+                } else {
+                    self.closed.push(answer);
+                }
+            }
+            Command::Shutdown(deadline) => {
+                self.pool.shared.refusing.store(true, Ordering::SeqCst);
+                lock(&self.pool.shared.backlog).closing = true;
+                self.shutdown = Some(Time::earliest(self.shutdown.flatten(), deadline));
+            }
+            Command::Chaos(random) => {
+                let links = self.pool.links.load();
+                if !links.is_empty() {
+                    let link = &links[(random % links.len() as u64) as usize];
+                    let input = Input::KillWorker(link.worker, ExitCause::Chaos);
+                    self.machine.handle(clock::now(), input);
+                }
+            }
+        }
+    }
+
+    /// A scale down sends the idlest workers away, and only the links know which those are.
+    fn with_loads(&self, input: Input) -> Input {
+        match input {
+            Input::Scale { workers, idlest } if idlest.is_empty() => {
+                let mut loads: Vec<_> = self.pool.workers().into_iter().map(|w| (w.load, Reverse(w.id))).collect();
+                loads.sort_unstable();
+                Input::Scale { workers, idlest: loads.into_iter().map(|(_, Reverse(id))| id).collect() }
+            }
+            input => input,
+        }
+    }
+
+    fn hear(&mut self, news: News<TxOf<S>>) {
+        match news {
+            News::Linked(link) => {
+                if let Some(live) = self.lives.get_mut(&link.worker)
+                    && live.incarnation == link.incarnation
+                {
+                    live.link = Some(link);
+                }
+            }
+            News::StartFailed(error) => self.start_failed(error),
+            News::Event(event) => self.pool.shared.report(event),
+            News::Unit(worker, input, aboard) => {
+                if let Some(live) = self.lives.get_mut(&worker) {
+                    live.pid = live.pid.or(aboard.pid);
+                }
+                let became_ready = matches!(input, unit::Input::Ready(_));
+                self.input(Input::Unit(worker, input, aboard));
+                if became_ready && self.machine.worker(worker) == Some(unit::Phase::Ready) {
+                    self.open(worker);
+                }
+            }
+        }
+    }
+
+    fn start_failed(&mut self, error: StartError) {
+        self.last_failure = Some(error.clone());
+        for waiting in std::mem::take(&mut self.waiting) {
+            if waiting.is_start {
+                drop(waiting.answer.send(Err(error.clone())));
+            } else {
+                self.waiting.push(waiting);
+            }
+        }
+    }
+
+    /// A worker serves: its link draws from the queue.
+    fn open(&mut self, worker: WorkerId) {
+        let Some(link) = self.lives.get(&worker).and_then(|live| live.link.clone()) else { return };
+        self.pool.links.rcu(|links| links.iter().cloned().chain([link.clone()]).collect::<Vec<_>>());
+        self.pool.dispatch();
+    }
+
+    /// A link serves the queue no more.
+    fn shut(&mut self, worker: WorkerId, incarnation: Incarnation, keep: bool) {
+        let is_it = |link: &Arc<LinkShared<TxOf<S>>>| link.worker == worker && link.incarnation == incarnation;
+        // Whoever misses it among the links waits for this lock, and finds it here.
+        let mut leaving = lock(&self.pool.leaving);
+        let before = self.pool.links.load_full();
+        self.pool.links.rcu(|links| links.iter().filter(|link| !is_it(link)).cloned().collect::<Vec<_>>());
+        if !keep {
+            leaving.retain(|link| !is_it(link));
+        } else if !leaving.iter().any(is_it) {
+            leaving.extend(before.iter().find(|link| is_it(link)).cloned());
+        }
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(effect) = self.machine.poll_effect() {
+            match effect {
+                machine::Effect::Report(event) => self.pool.shared.report(event),
+                machine::Effect::Phase(phase) => self.enter(phase),
+                machine::Effect::Forget(worker) => drop(self.lives.remove(&worker)),
+                machine::Effect::Unit(worker, effect) => self.unit(worker, effect),
+            }
+        }
+        let mut state = lock(&self.pool.shared.state);
+        state.counts = self.machine.counts();
+        state.crashes = self.machine.crashes();
+        state.last_crash = self.machine.last_crash();
+        drop(state);
+        self.answer_waiting();
+    }
+
+    fn unit(&mut self, worker: WorkerId, effect: unit::Effect) {
+        let order = match effect {
+            unit::Effect::Spawn(incarnation) => return self.spawn(worker, incarnation),
+            unit::Effect::Down { incarnation, cause, was_ready } => {
+                return self.down(worker, incarnation, cause, was_ready);
+            }
+            unit::Effect::Unkillable(_) => return,
+            unit::Effect::SendDrain(incarnation) => {
+                self.shut(worker, incarnation, true);
+                Order::Drain
+            }
+            unit::Effect::CloseLink(_) => Order::CloseLink,
+            unit::Effect::Terminate(_) => Order::Terminate,
+            unit::Effect::Kill(incarnation) => {
+                self.shut(worker, incarnation, true);
+                Order::Kill
+            }
+        };
+        if let Some(live) = self.lives.get(&worker) {
+            // A unit gets a handful of orders in its life, and the channel holds them all.
+            let _ = live.orders.try_send(order);
+        }
+    }
+
+    fn spawn(&mut self, worker: WorkerId, incarnation: Incarnation) {
+        let (orders, inbox) = mpsc::channel(16);
+        let tail = Tail::default();
+        let task =
+            Task { plan: self.plan.clone(), worker, incarnation, tail: tail.clone(), orders: inbox, deserted: false };
+        let task = tokio::spawn(task.run()).abort_handle();
+        self.lives.insert(worker, Live { incarnation, pid: None, orders, tail, link: None, task });
+    }
+
+    fn down(&mut self, worker: WorkerId, incarnation: Incarnation, cause: ExitCause, was_ready: bool) {
+        self.shut(worker, incarnation, false);
+        let Some(live) = self.lives.get_mut(&worker) else { return };
+        let stderr = live.tail.text();
+        if let Some(link) = live.link.take() {
+            link.settle(&cause, &stderr, &*self.pool);
+        }
+        lock(&self.pool.shared.backlog).last_stderr = stderr.clone();
+        if !was_ready && cause != ExitCause::Requested {
+            let known = matches!(cause, ExitCause::NotStarted { .. } | ExitCause::Protocol { .. });
+            if !known {
+                self.start_failed(StartError::Died { cause, stderr });
+            }
+        }
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        let mut backlog = lock(&self.pool.shared.backlog);
+        backlog.phase = phase;
+        let refuses = backlog.refusal(&self.pool.shared.name, false).is_some();
+        self.pool.shared.refusing.store(refuses, Ordering::SeqCst);
+        let mut refused = Vec::new();
+        if let Some(error) = backlog.refusal(&self.pool.shared.name, true) {
+            refused.extend(backlog.queue.drain(..).map(|call| (call, error.clone())));
+            refused.extend(backlog.delayed.drain().map(|Reverse(delayed)| (delayed.call, error.clone())));
+            self.pool.shared.queued.store(0, Ordering::SeqCst);
+        }
+        drop(backlog);
+        self.pool.shared.room.notify_waiters();
+        for (call, error) in refused {
+            if let Some(waker) = call.resolve(Err(error)) {
+                waker.wake();
+            }
+        }
+    }
+
+    fn answer_waiting(&mut self) {
+        let answer = match self.machine.phase() {
+            Phase::GaveUp(cause) => {
+                let stderr = lock(&self.pool.shared.backlog).last_stderr.clone();
+                let died = StartError::Died { cause: cause.clone(), stderr };
+                Err(self.last_failure.clone().unwrap_or(died))
+            }
+            Phase::Closing | Phase::Closed => Err(StartError::ShuttingDown),
+            _ if self.machine.settled() => Ok(()),
+            _ => return,
+        };
+        for waiting in self.waiting.drain(..) {
+            drop(waiting.answer.send(answer.clone()));
+        }
+    }
+
+    fn next_due(&self) -> Option<Time> {
+        let backlog = lock(&self.pool.shared.backlog);
+        let waiting = Time::earliest(self.shutdown.flatten(), backlog.earliest);
+        Time::earliest(backlog.delayed.peek().map(|Reverse(delayed)| delayed.due), waiting)
+    }
+
+    /// Queues calls whose delay is over, and ends those that timed out in the queue.
+    fn tend_backlog(&mut self) {
+        let now = clock::now();
+        let mut again = Vec::new();
+        let mut expired = Vec::new();
+        if self.pool.shared.killed.load(Ordering::SeqCst) {
+            self.input(Input::Kill);
+        }
+        let mut backlog = lock(&self.pool.shared.backlog);
+        let demanded = std::mem::take(&mut backlog.demanded);
+        while backlog.delayed.peek().is_some_and(|Reverse(delayed)| delayed.due <= now) {
+            again.extend(backlog.delayed.pop().map(|Reverse(delayed)| delayed.call));
+        }
+        if backlog.earliest.is_some_and(|earliest| earliest <= now) {
+            let is_due = |call: &Arc<Call>| call.until().is_some_and(|until| until <= now);
+            let (due, rest) = backlog.queue.drain(..).partition::<VecDeque<_>, _>(is_due);
+            backlog.earliest = rest.iter().filter_map(|call| call.until()).min();
+            backlog.queue = rest;
+            expired = due.into();
+            self.pool.shared.queued.store(backlog.queue.len(), Ordering::SeqCst);
+        }
+        let is_served = backlog.queue.is_empty() && backlog.delayed.is_empty() && again.is_empty();
+        // With the queue locked, no call is on its way between it and a link: a link counts a call until the queue has it.
+        let is_served = is_served && self.shutdown.is_some() && self.pool.load() == 0;
+        drop(backlog);
+        if demanded {
+            self.input(Input::Demand);
+        }
+        if let Some(deadline) = self.shutdown
+            && (is_served || deadline.is_some_and(|at| at <= now) || *self.machine.phase() != Phase::Serving)
+        {
+            self.shutdown = None;
+            self.input(Input::Shutdown { deadline });
+        }
+        for call in expired {
+            self.pool.shared.room.notify_one();
+            let (_, tries) = call.failed(now, Failure::TimedOut);
+            let limit = call.terms.timeout.unwrap_or_default();
+            debug_assert_eq!(call.terms.timeout_from, TimeoutFrom::Query);
+            if let Some(waker) = call.resolve(Err(QueryError::TimedOut { limit, worker: None, tries })) {
+                waker.wake();
+            }
+        }
+        for call in again {
+            self.pool.enqueue(&call, true);
+        }
+        self.pool.dispatch();
+    }
+}
+
+/// A runtime that shuts down drops the task; those who wait elsewhere still get their answers.
+impl<S: Starter> Drop for PoolTask<S> {
+    fn drop(&mut self) {
+        for live in std::mem::take(&mut self.lives).into_values() {
+            live.task.abort();
+            if let Some(link) = live.link {
+                link.settle(&ExitCause::Requested, "", &*self.pool);
+            }
+        }
+    }
+}
+
+/// Resolves what waits when the task ends, however it does.
+struct Leftovers<Tx: LinkTx>(Weak<Pool<Tx>>);
+
+impl<Tx: LinkTx> Drop for Leftovers<Tx> {
+    fn drop(&mut self) {
+        let Some(pool) = self.0.upgrade() else { return };
+        let mut backlog = pool.backlog();
+        backlog.phase = Phase::Closed;
+        let waiting: Vec<_> = backlog.queue.drain(..).collect();
+        let delayed: Vec<_> = backlog.delayed.drain().map(|Reverse(delayed)| delayed.call).collect();
+        drop(backlog);
+        pool.shared.queued.store(0, Ordering::SeqCst);
+        pool.shared.room.notify_waiters();
+        for call in waiting.into_iter().chain(delayed) {
+            let error = QueryError::ShuttingDown { pool: pool.shared.name.clone() };
+            if let Some(waker) = call.resolve(Err(error)) {
+                waker.wake();
+            }
+        }
+    }
+}
