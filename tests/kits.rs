@@ -191,6 +191,7 @@ pub fn tests() -> Vec<Trial> {
         each("kits::a_crash_is_a_lost_worker", a_crash_is_a_lost_worker),
         each("kits::all_workers_answer", all_workers_answer),
         each("kits::many_at_a_time", many_at_a_time),
+        of(Kit::Python, "kits::coroutines", coroutines),
         each("kits::a_drain_ends_with_code_0", a_drain_ends_with_code_0),
         each("kits::roles", roles),
         each("kits::a_worker_that_does_not_come_up", a_worker_that_does_not_come_up),
@@ -526,6 +527,18 @@ async fn a_drain_ends_with_code_0(kit: Kit, transport: AnyTransport) {
     assert_eq!(behind.await.unwrap().unwrap(), json!("behind"));
     assert_eq!(fs::read_to_string(codes).unwrap(), "0\n0\n");
     assert_eq!(pool.info().crashes, 0);
+}
+
+async fn coroutines(kit: Kit, transport: AnyTransport) {
+    let serve =
+        "import asyncio\nasync def double(n):\n  await asyncio.sleep(0.001)\n  return n * 2\npm_worker.serve(double)";
+    let pool = PoolBuilder::<Value, Value, _, _>::program("coroutines", kit.spec(serve), transport, Json);
+    let pool = pool.start().await.unwrap();
+    for n in 0..10 {
+        assert_eq!(pool.query(&json!(n)).await.unwrap(), json!(2 * n));
+    }
+    let failed = error(pool.query(&json!(null)).await);
+    contains(failed.to_string(), "TypeError");
 }
 
 async fn roles(kit: Kit, transport: AnyTransport) {

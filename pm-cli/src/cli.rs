@@ -176,7 +176,7 @@ there. Standard output is the result, without its last line break, and an exit c
 standard error goes into the error, or to pm's standard error where the job went well.
   --as filter -- PROGRAM [ARGS…]
         A program that answers each line with exactly one line, and stays alive. It must write each answer at once: grep \
---line-buffered, sed -u, awk with fflush(), stdbuf -oL PROGRAM. One that never answers ends by --timeout. One that answers twice is out of step: \
+--line-buffered, sed -u, gawk with fflush(), mawk -W interactive, stdbuf -oL PROGRAM. One that never answers ends by --timeout. One that answers twice is out of step: \
 once the surplus line is there, the next job is lost for it; before, a job may have got its neighbour's answer.
   @py FILE:FUNC, @node FILE:FUNC
         A function of a Python or Node.js file: func(\"text of the line\") or, with --in json, func(value); what it returns, as JSON, \
@@ -208,9 +208,10 @@ the file, and then does the same. Where a job stands twice because its input has
 option a file that has something in it is not touched.
 
 Signals and exit codes
-  The first SIGINT or SIGTERM takes no further job and lets those finish that workers have; the second kills them.
+  The first SIGINT or SIGTERM takes no further job and lets those finish that have begun; the second kills them. --halt soon does what \
+the first does, --halt now what the second does.
   0  all jobs went well
-  1  some failed, or a result could not be written
+  1  some failed, now or in earlier runs of a result file, or a result could not be written
   2  the command line cannot be carried out, or the workers cannot be started
   3  the pool gave up: workers died, more than 10 times in a minute, before they were ready or while they had nothing to do
   130, 143  SIGINT, SIGTERM

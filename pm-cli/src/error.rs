@@ -108,6 +108,12 @@ impl CliError {
     }
 }
 
+/// Tells people. Where nobody reads standard error any more, nobody is told, and the exit code says what there is to say.
+pub fn say(text: impl std::fmt::Display) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "pm: {text}");
+}
+
 /// The error with all that caused it, on one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

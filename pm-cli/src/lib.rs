@@ -35,7 +35,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("pm: error: {}", error::chain(&error));
+            error::say(format_args!("error: {}", error::chain(&error)));
             ExitCode::from(error.exit_code())
         }
     }

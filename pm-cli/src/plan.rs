@@ -158,6 +158,11 @@ impl Plan {
     /// What cannot be carried out, and what could.
     pub fn new(args: PoolArgs) -> Result<Self, CliError> {
         let option = |option, problem: String| CliError::Option { option, problem };
+        if args.output_file.as_ref().is_some_and(|path| path.as_os_str() == "-") {
+            let problem =
+                "standard output is no result file; leave -o out, and write --out json for its lines".to_string();
+            return Err(option("-o", problem));
+        }
         let workers = match args.jobs {
             None => std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32),
             Some(workers @ 1..=MAX_WORKERS) => workers,

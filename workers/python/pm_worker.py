@@ -116,7 +116,8 @@ class _Worker:
         self.expires, kind = expires, "decode"
         try:
             value, kind = self.decode(payload), "error"
-            output = self.encode(self.handler(value))
+            result = self.handler(value)
+            output = self.encode(__import__("asyncio").run(result) if hasattr(result, "__await__") else result)
             if 12 + len(output) > self.max_frame:
                 raise ValueError(f"the result's frame has {12 + len(output)} bytes; max_frame is {self.max_frame}")
         except (SystemExit, KeyboardInterrupt):

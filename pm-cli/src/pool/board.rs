@@ -287,6 +287,11 @@ impl Board {
         self.writing = 0;
     }
 
+    /// How many jobs failed in earlier runs and are not done again.
+    pub(super) fn failed_before(&self) -> u64 {
+        self.finished.as_ref().map_or(0, Finished::failed)
+    }
+
     /// How jobs came out so far.
     pub(super) fn tally(&self) -> Tally {
         self.ledger.tally

@@ -23,7 +23,10 @@ const PAGE: u64 = 4096;
 /// The jobs that need not be done again: for each number a digest of its input, 0 where it is to be done. In pages, so that a number out of
 /// the way costs no more than its page.
 #[derive(Debug, Default)]
-pub(super) struct Finished(BTreeMap<u64, Box<[u64]>>);
+pub(super) struct Finished {
+    pages: BTreeMap<u64, Box<[u64]>>,
+    failed: u64,
+}
 
 #[derive(Deserialize)]
 struct Entry<'a> {
@@ -39,7 +42,7 @@ struct Entry<'a> {
 impl Finished {
     /// Whether the file has this job, with this input.
     pub(super) fn has(&self, number: u64, line: &Line, format: &Format) -> bool {
-        let known = self.0.get(&(number / PAGE)).map_or(0, |page| page[(number % PAGE) as usize]);
+        let known = self.pages.get(&(number / PAGE)).map_or(0, |page| page[(number % PAGE) as usize]);
         if known == 0 {
             return false;
         }
@@ -48,13 +51,19 @@ impl Finished {
         known == digest(&shown)
     }
 
+    /// How many of them failed.
+    pub(super) fn failed(&self) -> u64 {
+        self.failed
+    }
+
     fn note(&mut self, entry: &Entry<'_>) {
-        let page = self.0.entry(entry.job / PAGE).or_insert_with(|| vec![0; PAGE as usize].into());
+        self.failed += u64::from(entry.error.is_some());
+        let page = self.pages.entry(entry.job / PAGE).or_insert_with(|| vec![0; PAGE as usize].into());
         page[(entry.job % PAGE) as usize] = digest(entry.input.get().as_bytes());
     }
 
     fn forget(&mut self, entry: &Entry<'_>) {
-        if let Some(page) = self.0.get_mut(&(entry.job / PAGE)) {
+        if let Some(page) = self.pages.get_mut(&(entry.job / PAGE)) {
             page[(entry.job % PAGE) as usize] = 0;
         }
     }

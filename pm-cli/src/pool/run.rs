@@ -18,7 +18,7 @@ use super::job::{Failed, Job};
 use super::log;
 use super::progress::Progress;
 use super::writer::{self, Shared, State, Target};
-use crate::error::{CliError, chain, code};
+use crate::error::{CliError, chain, code, say};
 use crate::plan::{Halt, Plan, Program, Retry, Wire};
 use crate::roles;
 
@@ -103,13 +103,14 @@ async fn start(plan: &Plan) -> Result<Manager, CliError> {
         .cancel_grace(worker.cancel_grace)
         .start()
         .await;
-    started.map_err(|error| CliError::Start(explain(&error, worker.wire)))
+    started
+        .map_err(|error| CliError::Start(explain(&error, worker.wire == Wire::Json && !worker.name.starts_with('@'))))
 }
 
 /// Why the first workers could not be started, and what to do.
-fn explain(error: &StartError, wire: Wire) -> String {
+fn explain(error: &StartError, speaks_for_itself: bool) -> String {
     let hint = "; a program that does not speak pm's protocol is run with {} among its words, or with --as filter";
-    let hint = if wire == Wire::Json { hint } else { "" };
+    let hint = if speaks_for_itself { hint } else { "" };
     match error {
         StartError::Died { cause, stderr } => {
             let last = if stderr.trim().is_empty() {
@@ -202,6 +203,8 @@ impl Run {
                     }
                     ending = Ending::Stopped(code);
                     state.board.stop(Halt::Soon(0));
+                    drop(state);
+                    say("stopping: jobs that have begun are finished; once more to kill them");
                 }
                 () = tick(&mut chaos) => self.manager.chaos(random.next()),
                 () = tick(&mut frames) => {
@@ -224,19 +227,29 @@ impl Run {
                 Some(log) => (format!("{:?}", log.path), "; --resume does the jobs that are not in it"),
                 None => ("standard output".to_string(), ""),
             };
-            eprintln!("pm: error: {what} cannot be written: {failure}{hint}");
+            say(format_args!("error: {what} cannot be written: {failure}{hint}"));
             return code::FAILED;
         }
         progress.end(&state.board, lost);
+        if ending != Ending::Over || state.board.stopped().is_some() {
+            let tally = state.board.tally();
+            let hint = if plan.log.is_some() { "; --resume does the rest" } else { "" };
+            say(format_args!("stopped early, with {} jobs done and {} failed{hint}", tally.done, tally.failed));
+        }
+        let failed_before = state.board.failed_before();
+        if failed_before > 0 {
+            say(format_args!("{failed_before} jobs failed in earlier runs; --retry-failed does them again"));
+        }
         if let Some(failure) = &state.input_failure {
-            eprintln!("pm: error: standard input cannot be read: {failure}");
+            say(format_args!("error: standard input cannot be read: {failure}"));
             return ending.code().unwrap_or(code::FAILED);
         }
         if let Some(cause) = &state.gave_up {
-            eprintln!("pm: error: {cause}");
+            say(format_args!("error: {cause}"));
             return ending.code().unwrap_or(code::GAVE_UP);
         }
-        ending.code().unwrap_or(if state.board.tally().failed > 0 { code::FAILED } else { 0 })
+        let all_well = state.board.tally().failed + failed_before == 0;
+        ending.code().unwrap_or(if all_well { 0 } else { code::FAILED })
     }
 
     /// Brings lines to the board.

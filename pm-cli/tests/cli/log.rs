@@ -114,7 +114,8 @@ fn failures_are_done_again_where_that_is_asked_for() {
     pool(args(&[])).run(numbers(10)).expect(1);
     std::fs::write(&seen, "").unwrap();
     std::fs::write(&switch, "").unwrap();
-    pool(args(&["--resume"])).run(numbers(10)).expect(0);
+    let resumed = pool(args(&["--resume"])).run(numbers(10)).expect(1);
+    assert!(resumed.err.contains("2 jobs failed in earlier runs; --retry-failed"), "{}", resumed.err);
     assert_eq!(std::fs::read_to_string(&seen).unwrap(), "", "--resume alone takes failures for done");
     pool(args(&["--retry-failed"])).run(numbers(10)).expect(0);
     assert_eq!(std::fs::read_to_string(&seen).unwrap(), "3\n7\n");

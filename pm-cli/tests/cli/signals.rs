@@ -27,9 +27,11 @@ fn the_first_signal_lets_jobs_aboard_finish() {
         drop(stdin);
         let done = running.end().expect(code);
         let count = done.text().lines().count();
-        assert!((2..20).contains(&count), "{count} jobs were done: {}", done.text());
+        // Those that wait in a worker are asked back, which takes a moment on a busy machine.
+        assert!((2..=4).contains(&count), "{count} jobs were done: {}", done.text());
         assert_eq!(done.text(), numbers(count as u32).lines().map(|line| format!("done {line}\n")).collect::<String>());
-        assert_eq!(done.err, "");
+        assert!(done.err.starts_with("pm: stopping: jobs that have begun are finished"), "{}", done.err);
+        assert!(done.err.contains(&format!("stopped early, with {count} jobs done and 0 failed")), "{}", done.err);
     }
 }
 
@@ -49,7 +51,8 @@ fn the_second_signal_kills() {
         });
         assert!(ended);
         let done = running.end().expect(code);
-        assert_eq!((done.text().as_str(), done.err.as_str()), ("", ""));
+        assert_eq!(done.text(), "");
+        assert!(done.err.contains("stopped early, with 0 jobs done"), "{}", done.err);
     }
 }
 

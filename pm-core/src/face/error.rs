@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use crate::driver::launch::LaunchError;
 use crate::machine::cause::ExitCause;
+use crate::machine::exit::ExitStatus;
 use crate::machine::handshake::Mismatch;
 use crate::machine::id::WorkerId;
 use crate::machine::retry::POISON;
@@ -186,10 +187,23 @@ pub struct HandlerError {
     pub tries: u32,
 }
 
+/// Most programs that end before READY are plain programs; a worker that cannot serve what it was started for ends with 64, and has said why.
+fn other_ways(cause: &ExitCause) -> &'static str {
+    match cause {
+        ExitCause::Exited(ExitStatus::Code(64)) => "",
+        _ => {
+            ". A program that does not speak the protocol is run by `pm pool -- PROGRAM {}` or `pm pool --as filter -- PROGRAM`"
+        }
+    }
+}
+
 impl fmt::Display for HandlerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
-            HandlerErrorKind::Error if self.type_name.is_empty() => f.write_str(&self.message)?,
+            // Of a text that is an error the type says nothing.
+            HandlerErrorKind::Error if matches!(&*self.type_name, "" | "alloc::string::String" | "&str") => {
+                f.write_str(&self.message)?;
+            }
             HandlerErrorKind::Error => write!(f, "{}: {}", self.type_name, self.message)?,
             HandlerErrorKind::Panic => write!(f, "the handler panicked: {}", self.message)?,
             HandlerErrorKind::Decode => write!(f, "the worker cannot decode the input: {}", self.message)?,
@@ -262,9 +276,9 @@ pub enum StartError {
     },
     /// The worker ended before it was ready.
     #[error(
-        "the worker ended before it said READY: {cause}{}. A program that does not speak the protocol is run by \
-         `pm pool -- PROGRAM {{}}` or `pm pool --as filter -- PROGRAM`",
-        tail(.stderr)
+        "the worker ended before it said READY: {cause}{}{}",
+        tail(.stderr),
+        other_ways(.cause)
     )]
     Died {
         /// Why.

@@ -116,7 +116,10 @@ fn serve(
 ) -> Result<std::convert::Infallible, String> {
     let desk = desk::Desk::open(link, outbox, desk::AtEnd::Exit);
     let hello = desk.hello()?;
-    let role = find(hello.role.as_deref()).ok_or_else(|| format!("this program has no role {:?}", hello.role))?;
+    let role = find(hello.role.as_deref()).ok_or_else(|| match &hello.role {
+        Some(role) => format!("this program has no role {role:?}: it is not in the list of pm::roles"),
+        None => "the manager names no role".to_string(),
+    })?;
     match accept(&desk, role, &hello)? {
         role::Service::Blocking(handler) => serve::run(desk, handler),
         role::Service::Async { concurrency, handler } => serve_async::run(desk, concurrency, handler),

@@ -1,7 +1,11 @@
 //! What a link guards by its lock: the calls aboard, and what frames mean to them.
 
-use super::super::call::{Call, Outcome};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
 use super::{COARSE, LinkShared, Yard};
+use crate::driver::call::{Call, Outcome};
 use crate::face::error::{HandlerError, QueryError};
 use crate::machine::frame::{Frame, Header, Kind, MAX_NOTICE, MAX_PING, flag};
 use crate::machine::id::CallId;
@@ -10,9 +14,6 @@ use crate::machine::session::{Answer, Session, Verdict, Word};
 use crate::machine::time::Time;
 use crate::machine::window::Window;
 use crate::transport::{LinkError, LinkTx};
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 #[derive(Debug)]
 pub(super) struct Core<Tx> {
@@ -83,6 +84,18 @@ impl<Tx: LinkTx> Core<Tx> {
             (Some(needed), Some(armed)) => needed + COARSE < armed,
             (needed, None) => needed.is_some(),
             (None, Some(_)) => false,
+        }
+    }
+
+    /// Asks those calls back that the worker has not started, but for the `keep` oldest and those that may not go elsewhere. `room` is
+    /// for the ids.
+    pub(super) fn recall(&mut self, keep: usize, room: &mut Vec<CallId>) {
+        room.clear();
+        let calls = &self.calls;
+        let may_go = |id: CallId| calls[id.slot()].as_ref().is_some_and(|aboard| !aboard.call.is_named);
+        self.session.recall(keep, may_go, room);
+        for &id in &*room {
+            let _ = self.push(Header::call(Kind::Recall, id.to_wire()), &[]);
         }
     }
 

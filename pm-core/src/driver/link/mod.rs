@@ -265,11 +265,12 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         self.kick();
     }
 
-    /// Takes no more calls, and tells the worker that none follow.
+    /// Takes no more calls, asks those back that the worker has not started, and tells it that none follow.
     pub(crate) fn drain(&self) {
         self.accepting.store(false, Ordering::SeqCst);
         let mut core = self.core();
         if !std::mem::replace(&mut core.draining, true) {
+            core.recall(0, &mut Vec::new());
             let _ = core.push(Header::new(Kind::Drain), &[]);
         }
         drop(core);

@@ -1,19 +1,20 @@
 //! The part of a worker's task that looks after its link: receives, delivers, flushes, and keeps deadlines.
 
-use super::super::clock;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
 use super::locked::{Aboard, After, Drained};
 use super::{LinkEnd, LinkShared, Yard};
+use crate::driver::clock;
 use crate::face::error::QueryError;
 use crate::machine::frame::{BadFrame, Decoder, Frame, Header, Kind};
 use crate::machine::id::CallId;
 use crate::machine::retry::Failure;
 use crate::machine::session::Word;
 use crate::transport::{LinkError, LinkRx, LinkTx};
-use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 /// How often the task of a link takes in more before it lets others run.
 const FILLS_A_TURN: usize = 8;
@@ -267,13 +268,7 @@ impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
                 && core.window.stall_at(core.session.unanswered() as u32).is_some_and(|at| at <= now);
             let waiting = core.session.unanswered() - core.session.started();
             if stalled && let Some(keep) = core.window.look(now, waiting, self.yard.has_idle(self.shared.worker)) {
-                self.expired.clear();
-                let calls = &core.calls;
-                let may_go = |id: CallId| calls[id.slot()].as_ref().is_some_and(|aboard| !aboard.call.is_named);
-                core.session.recall(keep, may_go, &mut self.expired);
-                for &id in &self.expired {
-                    let _ = core.push(Header::call(Kind::Recall, id.to_wire()), &[]);
-                }
+                core.recall(keep, &mut self.expired);
             }
             self.shared.publish(core);
             let flushed = core.poll_flush(cx);

@@ -1,12 +1,13 @@
 //! The queue of a pool: calls that wait for a worker, or for their next try.
 
-use super::super::call::Call;
-use crate::face::error::QueryError;
-use crate::machine::pool::Phase;
-use crate::machine::time::Time;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
+
+use crate::driver::call::Call;
+use crate::face::error::QueryError;
+use crate::machine::pool::Phase;
+use crate::machine::time::Time;
 
 pub(super) struct Backlog {
     pub(super) queue: VecDeque<Arc<Call>>,

@@ -1,28 +1,30 @@
 //! The task of a pool: feeds the [machine](crate::machine::pool), and carries out what it decides.
 
-use super::super::call::{Call, TimeoutFrom};
-use super::super::clock;
-use super::super::forward;
-use super::super::link::{LinkShared, Yard};
-use super::super::start::Starter;
-use super::super::stderr::Tail;
-use super::super::worker::{News, Order, Plan, Task, TxOf};
-use super::{AnyPool, Command, LAST_WRITE, Pool, lock};
-use crate::face::error::{QueryError, StartError};
-use crate::machine::cause::ExitCause;
-use crate::machine::id::{Incarnation, WorkerId};
-use crate::machine::pool::{self as machine, Input, Phase};
-use crate::machine::retry::Failure;
-use crate::machine::spec::Stderr;
-use crate::machine::time::Time;
-use crate::machine::unit;
-use crate::transport::LinkTx;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
+
+use super::{AnyPool, Command, LAST_WRITE, Pool, lock};
+use crate::driver::call::{Call, TimeoutFrom};
+use crate::driver::clock;
+use crate::driver::forward;
+use crate::driver::link::{LinkShared, Yard};
+use crate::driver::start::Starter;
+use crate::driver::stderr::Tail;
+use crate::driver::worker::{News, Order, Plan, Task, TxOf};
+use crate::face::error::{QueryError, StartError};
+use crate::machine::cause::ExitCause;
+use crate::machine::id::{Incarnation, WorkerId};
+use crate::machine::pool::{self as machine, Input, Phase};
+use crate::machine::retry::{Failure, Verdict};
+use crate::machine::spec::Stderr;
+use crate::machine::time::Time;
+use crate::machine::unit;
+use crate::transport::LinkTx;
 
 /// The live part of one worker, as the task knows it.
 struct Live<Tx> {
@@ -357,7 +359,11 @@ impl<S: Starter> PoolTask<S> {
         }
         for call in expired {
             self.pool.shared.room.notify_one();
-            let (_, tries) = call.failed(now, Failure::TimedOut);
+            let (verdict, tries) = call.failed(now, Failure::TimedOut);
+            if let Verdict::Again(delay) = verdict {
+                self.pool.requeue(call, delay);
+                continue;
+            }
             let limit = call.terms.timeout.unwrap_or_default();
             debug_assert_eq!(call.terms.timeout_from, TimeoutFrom::Query);
             if let Some(waker) = call.resolve(Err(QueryError::TimedOut { limit, worker: None, tries })) {
