@@ -185,6 +185,9 @@ where
     }
 
     /// Sends the same query to each worker that serves now, as [`query_on`](Self::query_on) does: one answer, or error, from each.
+    ///
+    /// # Cancel safety
+    /// As [`query`](Self::query).
     pub async fn query_all(&self, input: &I) -> Vec<(WorkerId, Result<O, QueryError>)> {
         let mut calls = Vec::new();
         let pool = &*self.handle.pool;
@@ -212,6 +215,9 @@ where
     ///
     /// # Errors
     /// As [`query`](Self::query); a worker that cannot be started gives [`QueryError::GaveUp`].
+    ///
+    /// # Cancel safety
+    /// As [`query`](Self::query): the worker is killed.
     pub async fn query_temporary(&self, input: &I) -> Result<O, QueryError> {
         self.temporary(input, false).await
     }
@@ -220,6 +226,9 @@ where
     ///
     /// # Errors
     /// As [`query_temporary`](Self::query_temporary).
+    ///
+    /// # Cancel safety
+    /// As [`query`](Self::query): the worker is killed.
     pub async fn query_temporary_forced(&self, input: &I) -> Result<O, QueryError> {
         self.temporary(input, true).await
     }
@@ -292,6 +301,9 @@ impl<I, O, C> QueryManager<I, O, C> {
     ///
     /// # Errors
     /// As [`scale`](Self::scale).
+    ///
+    /// # Cancel safety
+    /// What was asked for goes on without its caller.
     pub async fn spawn_one(&self) -> Result<(), StartError> {
         settle(&self.handle.pool, Input::SpawnOne).await
     }
@@ -300,14 +312,21 @@ impl<I, O, C> QueryManager<I, O, C> {
     ///
     /// # Errors
     /// As [`scale`](Self::scale).
+    ///
+    /// # Cancel safety
+    /// What was asked for goes on without its caller.
     pub async fn unspawn_one(&self, worker: WorkerId) -> Result<(), StartError> {
         settle(&self.handle.pool, Input::UnspawnOne(worker)).await
     }
 
-    /// Drains all workers. Queries fail with [`QueryError::NoWorkers`] until the pool is scaled again.
+    /// Drains all workers: they finish what they have begun. Queries that wait, in the queue or in a worker, fail with
+    /// [`QueryError::NoWorkers`], and so do all others until the pool is scaled again.
     ///
     /// # Errors
     /// As [`scale`](Self::scale).
+    ///
+    /// # Cancel safety
+    /// What was asked for goes on without its caller.
     pub async fn unspawn(&self) -> Result<(), StartError> {
         settle(&self.handle.pool, Input::Unspawn).await
     }
@@ -316,6 +335,9 @@ impl<I, O, C> QueryManager<I, O, C> {
     ///
     /// # Errors
     /// As [`scale`](Self::scale); where the new ones cannot be started, old ones may still serve.
+    ///
+    /// # Cancel safety
+    /// What was asked for goes on without its caller.
     pub async fn respawn(&self) -> Result<(), StartError> {
         settle(&self.handle.pool, Input::Respawn { workers: None, drain: None }).await
     }
@@ -324,6 +346,9 @@ impl<I, O, C> QueryManager<I, O, C> {
     ///
     /// # Errors
     /// As [`respawn`](Self::respawn).
+    ///
+    /// # Cancel safety
+    /// What was asked for goes on without its caller.
     pub async fn respawn_with(&self, workers: u32, drain: Option<Duration>) -> Result<(), StartError> {
         let workers = Some(within_limits(workers)?);
         settle(&self.handle.pool, Input::Respawn { workers, drain }).await
@@ -333,16 +358,25 @@ impl<I, O, C> QueryManager<I, O, C> {
     ///
     /// # Errors
     /// As [`scale`](Self::scale).
+    ///
+    /// # Cancel safety
+    /// What was asked for goes on without its caller.
     pub async fn revive(&self) -> Result<(), StartError> {
         settle(&self.handle.pool, Input::Revive).await
     }
 
     /// Takes no further query, lets those finish that were taken, for at most 30 s, and ends all workers. Returns once they are gone.
+    ///
+    /// # Cancel safety
+    /// A shutdown that has begun goes on without its caller.
     pub async fn shutdown(&self) {
         self.shutdown_within(Some(registry::SHUTDOWN_LIMIT)).await;
     }
 
     /// The same with another limit, or with none.
+    ///
+    /// # Cancel safety
+    /// A shutdown that has begun goes on without its caller.
     pub async fn shutdown_within(&self, limit: Option<Duration>) {
         registry::shut_down(self.handle.pool.clone(), limit).await;
     }
@@ -637,6 +671,9 @@ where
     ///
     /// # Errors
     /// [`StartError`]: the first worker that cannot be started says why. Nothing is left running then.
+    ///
+    /// # Cancel safety
+    /// A start that is dropped leaves nothing running.
     ///
     /// # Panics
     /// Outside a tokio runtime with its I/O and time drivers.

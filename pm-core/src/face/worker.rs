@@ -31,6 +31,9 @@ impl<I, O, C> Worker<I, O, C> {
     }
 
     /// Lets it finish what it has, for at most 30 s, and ends it. Returns once it is gone.
+    ///
+    /// # Cancel safety
+    /// A release that has begun goes on without its caller.
     pub async fn release(&self) {
         self.pool.shutdown().await;
     }

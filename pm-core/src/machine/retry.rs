@@ -76,7 +76,8 @@ impl Retry {
     pub const NEVER: Retry =
         Retry { retries: 0, delay: Delay::Constant(Duration::ZERO), lost: false, timed_out: false, handler: false };
 
-    /// Up to `n` further tries, at once, for calls whose worker died.
+    /// Up to `n` further tries, at once, for calls whose worker died. Timeouts and errors of the handler are covered by
+    /// [`Retry::on_timeout`] and [`Retry::on_error`]. A call that was aboard [`POISON`] workers when they died is tried no more, whatever `n` is.
     pub const fn times(n: u32) -> Self {
         Retry { retries: n, lost: true, ..Retry::NEVER }
     }

@@ -128,7 +128,8 @@ pub enum LaunchError {
     },
     /// The role is one of this program, and this program never called `pm::roles()`.
     #[error(
-        "this program did not call pm::roles() at the top of main, so it cannot start itself as a worker: call it there"
+        "this program did not call pm::roles() at the top of main, so it cannot start itself as a worker: call it \
+         there, or, in a test, serve .in_process()"
     )]
     RolesNotCalled,
     /// There is no program that could be the keeper, or the one that there is failed.
