@@ -95,10 +95,11 @@
 
 pub use pm_core as core;
 pub use pm_core::codec::{self, Codec, Json, Postcard, Verbatim};
+pub use pm_core::face::builder::PoolBuilder;
 pub use pm_core::face::error::{
     HandlerError, HandlerErrorKind, QueryError, QueryErrorKind, StartError, TryQueryError, WorkerLost,
 };
-pub use pm_core::face::query::{PoolBuilder, PoolInfo, QueryManager, QueryOptions, SlowQuery, TimeoutFrom, WorkerInfo};
+pub use pm_core::face::query::{PoolInfo, QueryManager, QueryOptions, SlowQuery, TimeoutFrom, WorkerInfo};
 pub use pm_core::face::worker::Worker;
 pub use pm_core::face::{registry, spawning};
 pub use pm_core::machine::budget::Budget;

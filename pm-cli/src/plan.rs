@@ -15,7 +15,7 @@ use crate::error::CliError;
 use crate::roles::{builtin, exec, filter};
 
 /// The most workers that a pool can have.
-const MAX_WORKERS: u32 = pm::core::face::query::MAX_WORKERS;
+const MAX_WORKERS: u32 = pm::core::face::builder::MAX_WORKERS;
 
 /// The longest line that can be asked for: what a frame carries, quoted.
 const MAX_LINE: usize = 60 << 20;
@@ -282,7 +282,7 @@ impl Worker {
             name: name.clone(),
             program: Program::Other(program),
             wire: Wire::Json,
-            cancel_grace: pm::core::face::query::DEFAULT_CANCEL_GRACE,
+            cancel_grace: pm::core::face::builder::DEFAULT_CANCEL_GRACE,
             one_at_a_time: false,
         })
     }
@@ -309,7 +309,7 @@ impl Worker {
             name: role.name().to_string(),
             program: Program::Role(role, Vec::new()),
             wire: if is_json { Wire::Json } else { Wire::Text },
-            cancel_grace: pm::core::face::query::DEFAULT_CANCEL_GRACE,
+            cancel_grace: pm::core::face::builder::DEFAULT_CANCEL_GRACE,
             one_at_a_time: true,
         })
     }
@@ -346,7 +346,7 @@ impl Worker {
             name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
             program: Program::Other(spec),
             wire: Wire::Json,
-            cancel_grace: pm::core::face::query::DEFAULT_CANCEL_GRACE,
+            cancel_grace: pm::core::face::builder::DEFAULT_CANCEL_GRACE,
             one_at_a_time: true,
         })
     }

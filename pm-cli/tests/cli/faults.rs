@@ -233,7 +233,7 @@ fn nothing_outlives_a_pm_that_was_killed() {
 
 #[test]
 fn all_that_workers_print_is_passed_on() {
-    let script = "seq 30000 >&2; while read -r x; do echo \"$x\"; done; printf 'the last words' >&2";
+    let script = "seq 30000 >&2; printf 'the last words' >&2; while read -r x; do echo \"$x\"; done";
     let done = pool(["-j1", "--as", "filter", "--", "sh", "-c", script]).run("a\n").expect(0);
     let printed: Vec<_> =
         done.err.lines().filter_map(|line| Some(line.strip_prefix("[sh#1 ")?.split_once("] ")?.1)).collect();

@@ -1,5 +1,17 @@
 //! What programs hold: managers and what they return.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`builder`] | a pool in the making |
+//! | [`query`] | a pool of workers that answer queries |
+//! | [`worker`] | one worker without a pool |
+//! | [`registry`] | all pools of this program |
+//! | [`spawning`] | whether processes may be started |
+//! | [`error`] | what can go wrong |
+//!
+//! A role is declared by [`Query`](crate::worker::role::Query), which the worker's side has as well.
 
+pub mod builder;
 pub mod error;
 pub mod query;
 pub mod registry;

@@ -1,6 +1,6 @@
 //! A switch for the whole program: with spawning disabled, pools serve in this process.
 //!
-//! For tests, and for debuggers. The same calls, codecs and errors; see [`PoolBuilder::in_process`](super::query::PoolBuilder::in_process).
+//! For tests, and for debuggers. The same calls, codecs and errors; see [`PoolBuilder::in_process`](super::builder::PoolBuilder::in_process).
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -9,7 +9,7 @@ use super::query::{QueryManager, WorkerInfo};
 use crate::codec::Codec;
 use crate::machine::event::Event;
 
-/// One worker that is not replaced when it ends. Made by [`PoolBuilder::start_worker`](super::query::PoolBuilder::start_worker); killed when the
+/// One worker that is not replaced when it ends. Made by [`PoolBuilder::start_worker`](super::builder::PoolBuilder::start_worker); killed when the
 /// last clone is dropped.
 pub struct Worker<I, O, C> {
     pool: QueryManager<I, O, C>,

@@ -84,13 +84,17 @@ impl<S: Starter> PoolTask<S> {
                 }
             };
             let pool = self.pool.clone();
+            // Commands come first: that a worker finished a call is one, and is known before its death then.
             tokio::select! {
-                news = inbox.recv() => if let Some(news) = news { self.hear(news) },
+                biased;
                 command = commands.recv() => if let Some(command) = command { self.obey(command) },
+                news = inbox.recv() => if let Some(news) = news { self.hear(news) },
                 () = pool.shared.wake.notified() => {}
-                () = sleep => {
-                    self.machine.handle_timeout(clock::now());
-                }
+                () = sleep => {}
+            }
+            let now = clock::now();
+            if self.machine.poll_timeout().is_some_and(|due| due <= now) {
+                self.machine.handle_timeout(now);
             }
             self.tend_backlog();
         }
