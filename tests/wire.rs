@@ -85,15 +85,8 @@ fn a_role_that_is_not_there() {
     let mut command = again();
     command.env("PM_LINK", "stdio").env("PM_ROLE", "nobody").stdin(Stdio::piped());
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a worker");
-    let hello = Hello {
-        version: VERSION,
-        codec: "postcard".into(),
-        role: Some("nobody".into()),
-        max_frame: (MAX_PAYLOAD + 12) as u32,
-    };
-    let payload = hello.encode();
-    let frame = [&Header::new(Kind::Hello).encode(payload.len()), &payload[..]].concat();
-    child.stdin.as_mut().expect("its input").write_all(&frame).expect("the worker reads");
+    let hello = frame(Header::new(Kind::Hello), &hello("postcard", Some("nobody")).encode());
+    child.stdin.as_mut().expect("its input").write_all(&hello).expect("the worker reads");
     let output = child.wait_with_output().expect("its end");
     assert_eq!(output.status.code(), Some(64));
     contains(String::from_utf8_lossy(&output.stderr), "nobody");
@@ -109,6 +102,15 @@ impl Worker {
             Worker::Kit(_) => NAP,
         }
     }
+}
+
+fn hello(codec: &str, role: Option<&str>) -> Hello {
+    let max_frame = (MAX_PAYLOAD + 12) as u32;
+    Hello { version: VERSION, codec: codec.into(), role: role.map(Into::into), max_frame }
+}
+
+fn frame(header: Header, payload: &[u8]) -> Vec<u8> {
+    [&header.encode(payload.len()), payload].concat()
 }
 
 /// A manager by hand, which does not outlive its test.
@@ -141,12 +143,7 @@ impl Manager {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a worker");
         let input = child.stdin.take();
         let mut manager = Manager { worker, child, input, decoder: Decoder::new(MAX_PAYLOAD) };
-        let hello = Hello {
-            version: VERSION,
-            codec: codec.into(),
-            role: role.map(Into::into),
-            max_frame: (MAX_PAYLOAD + 12) as u32,
-        };
+        let hello = hello(codec, role);
         manager.send(Header::new(Kind::Hello), &hello.encode());
         let ready = manager.receive(|frame| Ready::decode(frame.payload)).expect("READY").unwrap();
         assert_eq!((ready.codec, ready.role), (hello.codec, hello.role));
@@ -155,7 +152,7 @@ impl Manager {
 
     fn send(&mut self, header: Header, payload: &[u8]) {
         let input = self.input.as_mut().expect("an open link");
-        input.write_all(&[&header.encode(payload.len()), payload].concat()).expect("the worker reads");
+        input.write_all(&frame(header, payload)).expect("the worker reads");
     }
 
     /// Asks the worker to sleep, and to answer then.

@@ -1,12 +1,12 @@
 //! What people see while jobs run, and the summary at the end.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::board::{Board, Tally};
+use crate::error::say;
 use crate::plan::Shown;
 
 /// How often the bar is drawn.
@@ -69,7 +69,7 @@ impl Progress {
                 bar.tick();
             }
             (None, _) => {
-                let _ = writeln!(std::io::stderr(), "pm: {text}");
+                say(&text);
             }
         }
     }
@@ -95,7 +95,7 @@ impl Progress {
         let latency = board.latency();
         let (median, tail) = (latency.quantile(0.5), latency.quantile(0.99));
         let _ = write!(text, "; p50 {median:.1?}, p99 {tail:.1?}, {}/s, {took:.1?}", rate(finished, took));
-        let _ = writeln!(std::io::stderr(), "pm: {text}");
+        say(&text);
     }
 }
 

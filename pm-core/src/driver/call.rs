@@ -163,6 +163,13 @@ impl Call {
         state.waker.take()
     }
 
+    /// Gives it this error, and wakes its caller: where no lock is held.
+    pub(crate) fn fail(&self, error: QueryError) {
+        if let Some(waker) = self.resolve(Err(error)) {
+            waker.wake();
+        }
+    }
+
     /// The caller waits.
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
         let mut state = self.state();

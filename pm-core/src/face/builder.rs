@@ -157,32 +157,23 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
 
     /// Uses another transport.
     pub fn transport<U>(self, transport: U) -> PoolBuilder<I, O, C, U> {
-        PoolBuilder {
-            transport,
-            name: self.name,
-            spec: self.spec,
-            role: self.role,
-            codec: self.codec,
-            workers: self.workers,
-            queue: self.queue,
-            terms: self.terms,
-            budget: self.budget,
-            cancel_grace: self.cancel_grace,
-            in_process: self.in_process,
-            force: self.force,
-            hooks: self.hooks,
-            types: PhantomData,
-        }
+        self.exchange(|_, codec| (transport, codec))
     }
 
     /// Uses another codec.
     pub fn codec<D>(self, codec: D) -> PoolBuilder<I, O, D, T> {
+        self.exchange(|transport, _| (transport, codec))
+    }
+
+    /// The same pool with other parts where its type depends on them.
+    fn exchange<U, D>(self, parts: impl FnOnce(T, C) -> (U, D)) -> PoolBuilder<I, O, D, U> {
+        let (transport, codec) = parts(self.transport, self.codec);
         PoolBuilder {
+            transport,
             codec,
             name: self.name,
             spec: self.spec,
             role: self.role,
-            transport: self.transport,
             workers: self.workers,
             queue: self.queue,
             terms: self.terms,

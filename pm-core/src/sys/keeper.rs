@@ -432,9 +432,13 @@ impl Keeper {
                 self.report_exit(id, mine);
             } else {
                 self.ending.push(id);
-                self.look_again = Some(self.look_again.map_or(deadline, |then| then.min(deadline)));
+                self.look_again_by(deadline);
             }
         }
+    }
+
+    fn look_again_by(&mut self, moment: Instant) {
+        self.look_again = Some(self.look_again.map_or(moment, |then| then.min(moment)));
     }
 
     fn note_killed(&mut self, id: u64, killed: &[(i32, u64)]) {
@@ -492,8 +496,7 @@ impl Keeper {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if seqpacket::is_passing(&error) => {
                     self.is_short = true;
-                    let again = Instant::now() + SEND_AGAIN;
-                    self.look_again = Some(self.look_again.map_or(again, |then| then.min(again)));
+                    self.look_again_by(Instant::now() + SEND_AGAIN);
                     return;
                 }
                 // Sent, or there is nobody to send it to: the next look at the socket says so.

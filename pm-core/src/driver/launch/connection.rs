@@ -140,12 +140,17 @@ impl Connection {
 
     /// Whether it takes requests of this process.
     pub(super) fn is_usable(&self) -> bool {
-        self.owner == std::process::id() && self.lock().gone.is_none()
+        self.is_ours() && self.lock().gone.is_none()
+    }
+
+    /// False in a fork of the manager, which has a copy of the socket and none of the rights.
+    fn is_ours(&self) -> bool {
+        self.owner == std::process::id()
     }
 
     /// Sends a request that carries no descriptors and may be refused.
     pub(super) fn ask(&self, request: &Request<'_>) -> Result<(), NotAsked> {
-        if self.owner != std::process::id() {
+        if !self.is_ours() {
             return Err(NotAsked::Gone);
         }
         self.send(&mut self.lock(), Message { bytes: encode(request), fds: Vec::new() }, OUTGOING)
@@ -153,8 +158,7 @@ impl Connection {
 
     /// Asks to kill the unit `id`, once. Never refused, and never blocks.
     pub(super) fn kill(&self, id: u64) {
-        if self.owner != std::process::id() {
-            // A fork of the manager has a copy of the socket, and none of the rights.
+        if !self.is_ours() {
             return;
         }
         let mut shared = self.lock();

@@ -10,8 +10,12 @@
 mod locked;
 mod task;
 
-use locked::{Aboard, After, Core};
-pub(crate) use task::LinkDriver;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use atomic_waker::AtomicWaker;
 
 use super::call::Call;
 use super::clock;
@@ -26,11 +30,8 @@ use crate::machine::session::{Cancel, Fate, Session, Word};
 use crate::machine::time::Time;
 use crate::machine::window::Window;
 use crate::transport::LinkTx;
-use atomic_waker::AtomicWaker;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use locked::{Aboard, After, Core};
+pub(crate) use task::LinkDriver;
 
 /// Times are looked at this coarsely: a timeout may come so much late, never early.
 const COARSE: Duration = Duration::from_millis(4);

@@ -64,6 +64,12 @@ impl Backlog {
         }
     }
 
+    /// Empties it: all calls that wait, those of the queue first.
+    pub(super) fn take_all(&mut self) -> Vec<Arc<Call>> {
+        let delayed = self.delayed.drain().map(|Reverse(delayed)| delayed.call);
+        self.queue.drain(..).chain(delayed).collect()
+    }
+
     /// The error of a query that no worker will ever serve. While a pool closes, queries that it has taken go on.
     pub(super) fn refusal(&self, pool: &Arc<str>, taken: bool) -> Option<QueryError> {
         let pool = pool.clone();

@@ -1,13 +1,19 @@
 //! The pool: a queue of calls, the links that serve them, and the task that keeps the workers alive.
 //!
 //! A query goes straight to a link that has room ([`Pool::submit`]); where none has, it waits in the [`Backlog`] until a link does
-//! ([`Pool::dispatch`]). The task ([`run`]) feeds the [machine](crate::machine::pool) and carries out what it decides.
+//! ([`Pool::dispatch`]). The [`PoolTask`] feeds the [machine](crate::machine::pool) and carries out what it decides.
 
 mod backlog;
 mod task;
 
-use backlog::{Backlog, Delayed};
-use task::PoolTask;
+use std::cmp::Reverse;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use super::call::Call;
 use super::clock;
@@ -22,13 +28,8 @@ use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::pool::{self as machine, Counts, Input, Phase};
 use crate::machine::time::Time;
 use crate::transport::LinkTx;
-use arc_swap::ArcSwap;
-use std::cmp::Reverse;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use backlog::{Backlog, Delayed};
+use task::PoolTask;
 
 /// News and commands that wait for the task of a pool.
 const MAILBOX: usize = 256;
@@ -282,9 +283,7 @@ impl<Tx: LinkTx> Pool<Tx> {
         let mut backlog = self.backlog();
         if let Some(error) = backlog.refusal(&self.shared.name, again) {
             drop(backlog);
-            if let Some(waker) = call.resolve(Err(error)) {
-                waker.wake();
-            }
+            call.fail(error);
             return true;
         }
         if !again && backlog.queue.len() >= self.shared.queue_limit {
@@ -445,9 +444,7 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
     fn requeue(&self, call: Arc<Call>, delay: Duration) {
         if call.is_named {
             let error = QueryError::NoWorkers { pool: self.shared.name.clone() };
-            if let Some(waker) = call.resolve(Err(error)) {
-                waker.wake();
-            }
+            call.fail(error);
             return;
         }
         if delay.is_zero() {
@@ -457,9 +454,7 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
         let mut backlog = self.backlog();
         if let Some(error) = backlog.refusal(&self.shared.name, true) {
             drop(backlog);
-            if let Some(waker) = call.resolve(Err(error)) {
-                waker.wake();
-            }
+            call.fail(error);
             return;
         }
         backlog.next += 1;

@@ -292,16 +292,13 @@ impl<S: Starter> PoolTask<S> {
         self.pool.shared.refusing.store(refuses, Ordering::SeqCst);
         let mut refused = Vec::new();
         if let Some(error) = backlog.refusal(&self.pool.shared.name, true) {
-            refused.extend(backlog.queue.drain(..).map(|call| (call, error.clone())));
-            refused.extend(backlog.delayed.drain().map(|Reverse(delayed)| (delayed.call, error.clone())));
+            refused.extend(backlog.take_all().into_iter().map(|call| (call, error.clone())));
             self.pool.shared.queued.store(0, Ordering::SeqCst);
         }
         drop(backlog);
         self.pool.shared.room.notify_waiters();
         for (call, error) in refused {
-            if let Some(waker) = call.resolve(Err(error)) {
-                waker.wake();
-            }
+            call.fail(error);
         }
     }
 
@@ -370,9 +367,7 @@ impl<S: Starter> PoolTask<S> {
             }
             let limit = call.terms.timeout.unwrap_or_default();
             debug_assert_eq!(call.terms.timeout_from, TimeoutFrom::Query);
-            if let Some(waker) = call.resolve(Err(QueryError::TimedOut { limit, worker: None, tries })) {
-                waker.wake();
-            }
+            call.fail(QueryError::TimedOut { limit, worker: None, tries });
         }
         for call in again {
             self.pool.enqueue(&call, true);
@@ -401,16 +396,13 @@ impl<Tx: LinkTx> Drop for Leftovers<Tx> {
         let Some(pool) = self.0.upgrade() else { return };
         let mut backlog = pool.backlog();
         backlog.phase = Phase::Closed;
-        let waiting: Vec<_> = backlog.queue.drain(..).collect();
-        let delayed: Vec<_> = backlog.delayed.drain().map(|Reverse(delayed)| delayed.call).collect();
+        let waiting = backlog.take_all();
         drop(backlog);
         pool.shared.queued.store(0, Ordering::SeqCst);
         pool.shared.room.notify_waiters();
-        for call in waiting.into_iter().chain(delayed) {
+        for call in waiting {
             let error = QueryError::ShuttingDown { pool: pool.shared.name.clone() };
-            if let Some(waker) = call.resolve(Err(error)) {
-                waker.wake();
-            }
+            call.fail(error);
         }
     }
 }
