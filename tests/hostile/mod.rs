@@ -1,115 +1,30 @@
 //! Workers that break the protocol in every way that its page names. Rows T3, T4, T9, T10; faults 14 to 16.
 //!
-//! A hostile worker is this binary, which follows a script in place of serving. Scripts are handed out by token: a pool's processes take one
-//! token each, and those that find none left are honest. So exactly as many misbehave as a test wants.
+//! Scripts are handed out by token: a pool's processes take one token each, and those that find none left are honest. So exactly as many
+//! misbehave as a test wants.
 
-use std::path::Path;
+mod script;
+
 use std::time::Duration;
 
 use libtest_mimic::Trial;
 use pm::{
     AnyTransport, Budget, Event, ExitCause, ExitStatus, PoolBuilder, Postcard, QueryErrorKind, QueryOptions, StartError,
 };
-use pm_core::machine::frame::{Decoder, Header, Kind, MAX_NOTICE, MAX_PAYLOAD, Remaining};
+use pm_core::machine::frame::{MAX_NOTICE, MAX_PAYLOAD};
 use pm_core::machine::handshake::Mismatch;
-use pm_core::transport::Connect;
-use pm_core::worker::link::WorkerLink;
-use serde::{Deserialize, Serialize};
 
-use crate::roles::{JOB, Job, Said, sleep_for_ever};
+use crate::roles::{Job, Said};
 use crate::support::{
     Builder, LONG, MARK, Pool, Scratch, TRANSPORTS, both, both_alone, contains, crash, error, eventually, lost, mark,
     marked, pids, replaced, resident, run, this_program,
 };
 
-const SCRIPT: &str = "PM_TEST_SCRIPT";
-const TOKENS: &str = "PM_TEST_TOKENS";
+pub use script::helper;
+use script::{Content, Of, SCRIPT, Sent, Step, TOKENS, done, frame, none, raw, ready, text};
+
 const PATIENT: Budget =
     Budget::crash_loops(1_000_000, LONG).backoff(Duration::from_millis(1), Duration::from_millis(2));
-
-/// One thing that a hostile worker does.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-enum Step {
-    /// Reads HELLO.
-    Hello,
-    /// Sends a proper READY.
-    Ready,
-    /// Waits for so many more calls.
-    Calls(usize),
-    Send(Sent),
-    /// Sends as many bytes of it as the number of the token says.
-    Cut(Sent),
-    /// Sends it a byte at a time.
-    Slowly(Sent),
-    Times(usize, Sent),
-    /// Waits until a CANCEL has come.
-    Cancelled,
-    /// Waits until a PONG has come.
-    Ponged,
-    /// Writes this to standard output, whatever that is.
-    Print(String),
-    Exit(i32),
-    Kill,
-    Close,
-    /// Answers every call that it has and gets, as it should.
-    Serve,
-    Sleep,
-}
-
-/// Bytes for the link.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-enum Sent {
-    Raw(Vec<u8>),
-    Frame { kind: u8, flags: u8, id: Of, content: Content },
-}
-
-/// The id of a frame.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-enum Of {
-    Nothing,
-    /// The call that came as the n-th, from 0.
-    Call(usize),
-    Number(u64),
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-enum Content {
-    Text(String),
-    Bytes(Vec<u8>),
-    /// So many times this byte.
-    Fill(u8, usize),
-}
-
-/// `Said::Done` in postcard: the number of the variant.
-const DONE: &[u8] = &[0];
-
-fn frame(kind: u8, flags: u8, id: Of, content: Content) -> Step {
-    Step::Send(Sent::Frame { kind, flags, id, content })
-}
-
-fn raw(bytes: &[u8]) -> Step {
-    Step::Send(Sent::Raw(bytes.to_vec()))
-}
-
-fn none() -> Content {
-    Content::Bytes(Vec::new())
-}
-
-fn done() -> Content {
-    Content::Bytes(DONE.to_vec())
-}
-
-fn text(text: &str) -> Content {
-    Content::Text(text.to_string())
-}
-
-/// READY with these numbers, and nothing checked.
-fn ready(codec: &str, version: u64, concurrency: u64, ahead: u64) -> Sent {
-    let ready = format!(
-        r#"{{"version":{version},"codec":"{codec}","role":"job","concurrency":{concurrency},"ahead":{ahead}}}"#
-    );
-    Sent::Frame { kind: 2, flags: 0, id: Of::Nothing, content: Content::Text(ready) }
-}
 
 /// What a row of the table expects of the manager, once the worker has one call and has done its worst.
 #[derive(Clone, Copy)]
@@ -592,162 +507,5 @@ async fn event_free(pool: &Pool) {
     }
     while let Ok(happened) = events.try_recv() {
         assert!(!matches!(happened, Event::Crashed { .. }), "{happened:?}");
-    }
-}
-
-// --- the worker's side
-
-/// Is a hostile worker, or an honest one where no token is left, and never returns, if this process was started as one.
-pub fn helper() {
-    let (Ok(script), Ok(tokens)) = (std::env::var(SCRIPT), std::env::var(TOKENS)) else { return };
-    let Some(token) = take(Path::new(&tokens)) else {
-        let _ = pm::serve(&JOB);
-        std::process::exit(70)
-    };
-    let steps: Vec<Step> = serde_json::from_str(&script).expect("a script");
-    let mut actor = Actor { link: None, decoder: Decoder::new(MAX_PAYLOAD), calls: Vec::new(), answered: 0, token };
-    for step in steps {
-        actor.act(step);
-    }
-    std::process::exit(0)
-}
-
-/// Takes the lowest token that is left.
-fn take(tokens: &Path) -> Option<usize> {
-    let mut all: Vec<usize> =
-        std::fs::read_dir(tokens).ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
-    all.sort_unstable();
-    // Who removes it has it.
-    all.into_iter().find(|token| std::fs::remove_file(tokens.join(token.to_string())).is_ok())
-}
-
-struct Actor {
-    link: Option<Box<dyn WorkerLink>>,
-    decoder: Decoder,
-    calls: Vec<u64>,
-    answered: usize,
-    token: usize,
-}
-
-impl Actor {
-    fn act(&mut self, step: Step) {
-        match step {
-            Step::Hello => drop(self.next(Kind::Hello)),
-            Step::Ready => self.send(&ready("postcard", 1, 1, 1), usize::MAX),
-            Step::Calls(count) => {
-                for _ in 0..count {
-                    let id = self.next(Kind::Req);
-                    self.calls.push(id);
-                }
-            }
-            Step::Send(sent) => self.send(&sent, usize::MAX),
-            Step::Cut(sent) => self.send(&sent, self.token),
-            Step::Slowly(sent) => {
-                for byte in self.bytes(&sent) {
-                    self.write(&[byte]);
-                }
-            }
-            Step::Times(count, sent) => {
-                let some = self.bytes(&sent).repeat(100);
-                for _ in 0..count / 100 {
-                    self.write(&some);
-                }
-            }
-            Step::Cancelled => drop(self.next(Kind::Cancel)),
-            Step::Ponged => drop(self.next(Kind::Pong)),
-            Step::Print(text) => {
-                use std::io::Write;
-                let mut stdout = std::io::stdout();
-                let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-            }
-            Step::Exit(code) => std::process::exit(code),
-            Step::Kill => {
-                let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-                sleep_for_ever()
-            }
-            Step::Close => self.link = None,
-            Step::Serve => self.serve(),
-            Step::Sleep => sleep_for_ever(),
-        }
-    }
-
-    fn link(&mut self) -> &dyn WorkerLink {
-        self.link.get_or_insert_with(|| {
-            let scheme = std::env::var("PM_LINK").expect("a manager");
-            let connect: &dyn Connect = if scheme == "stdio" { &pm::Stdio } else { &pm::Uds };
-            connect.connect().expect("a link")
-        });
-        self.link.as_deref().expect("it is there")
-    }
-
-    /// Waits for a frame of this kind, and gives its id. The end of the link is the end of the worker.
-    fn next(&mut self, wanted: Kind) -> u64 {
-        loop {
-            match self.decoder.next().expect("an honest manager") {
-                Some(frame) if frame.header.kind == wanted as u8 => return frame.header.id,
-                Some(frame) if frame.header.kind == Kind::Req as u8 => self.calls.push(frame.header.id),
-                Some(_) => {}
-                None => self.receive(),
-            }
-        }
-    }
-
-    fn receive(&mut self) {
-        let mut bytes = Vec::new();
-        if self.link().recv(&mut bytes).unwrap_or(0) == 0 {
-            std::process::exit(0);
-        }
-        self.decoder.buffer().extend_from_slice(&bytes);
-    }
-
-    fn serve(&mut self) -> ! {
-        // What its script has answered is answered.
-        self.calls.drain(..self.answered.min(self.calls.len()));
-        loop {
-            for id in std::mem::take(&mut self.calls) {
-                let answer = Sent::Frame { kind: 17, flags: 0, id: Of::Number(id), content: done() };
-                self.send(&answer, usize::MAX);
-            }
-            match self.decoder.next().expect("an honest manager") {
-                Some(frame) if frame.header.kind == Kind::Req as u8 => self.calls.push(frame.header.id),
-                Some(frame) if frame.header.kind == Kind::Drain as u8 => std::process::exit(0),
-                Some(_) => {}
-                None => self.receive(),
-            }
-        }
-    }
-
-    fn bytes(&mut self, sent: &Sent) -> Vec<u8> {
-        match sent {
-            Sent::Raw(bytes) => bytes.clone(),
-            Sent::Frame { kind, flags, id, content } => {
-                let id = match *id {
-                    Of::Nothing => 0,
-                    Of::Call(number) => self.calls[number],
-                    Of::Number(id) => id,
-                };
-                let payload = match content {
-                    Content::Text(text) => text.clone().into_bytes(),
-                    Content::Bytes(bytes) => bytes.clone(),
-                    Content::Fill(byte, count) => vec![*byte; *count],
-                };
-                if matches!(kind, 17 | 18) && self.calls.contains(&id) {
-                    self.answered = 1;
-                }
-                let header = Header { kind: *kind, flags: *flags, remaining: Remaining::NONE, id };
-                [&header.encode(payload.len())[..], &payload].concat()
-            }
-        }
-    }
-
-    fn send(&mut self, sent: &Sent, most: usize) {
-        let bytes = self.bytes(sent);
-        self.write(&bytes[..bytes.len().min(most)]);
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        if self.link().send(bytes).is_err() {
-            std::process::exit(0);
-        }
     }
 }
