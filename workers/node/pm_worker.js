@@ -16,7 +16,7 @@ const [REQ, RESP, ERR, CANCEL, RECALL] = [16, 17, 18, 19, 20];
 const [NOT_STARTED, CANCELLED, CRITICAL] = [0x01, 0x02, 0x80];
 const MAX_FRAME = (64 << 20) + 12; // until HELLO names another
 const MAX_TEXT = 64 << 10; // bytes of a notice, characters of each text in an error
-const MAX_WAITING = 1024; // calls that wait in this process: with more, nothing is read
+const MAX_WAITING = 1 << 20; // bytes of calls that wait in this process, each 1 KiB more: with more, nothing is read
 const LOOK = 1; // milliseconds that calls run back to back before the link is looked at: a RECALL may have come
 
 const attempt = (work, otherwise) => { try { return work(); } catch (error) { return otherwise(error); } };
@@ -66,9 +66,11 @@ class Call {
 }
 
 // The one conversation of this process, and the calls that wait and that run in it, the oldest first.
-let serving, input, output, maxFrame = MAX_FRAME, ready = false, draining = false, resting = false, look = 0;
+let serving, input, output, maxFrame = MAX_FRAME, ready = false, draining = false, resting = false, look = 0, held = 0;
 let parts = [], lack = 4; // of the frame that is not whole yet: its bytes, and how many more it takes at least
 const waiting = new Map(), running = new Map();
+const enqueue = call => { held += 1024 + call.payload.length; waiting.set(call.id, call); };
+const dequeue = call => { held -= 1024 + call.payload.length; waiting.delete(call.id); return call; };
 
 function receive(chunk) {
   parts.push(chunk);
@@ -85,9 +87,9 @@ function receive(chunk) {
 
 function take({ kind, flags, remaining, id, payload }) {
   if ((kind === HELLO) === ready) quit(70, `violation: a frame of kind ${kind} ${ready ? 'after' : 'before'} HELLO`);
-  if (kind === REQ) waiting.set(id, new Call(id, payload, remaining && performance.now() + decodeRemaining(remaining)));
+  if (kind === REQ) enqueue(new Call(id, payload, remaining && performance.now() + decodeRemaining(remaining)));
   else if (kind === CANCEL || kind === RECALL) {
-    if (waiting.delete(id)) send(ERR, id, '', kind === CANCEL ? CANCELLED : NOT_STARTED);
+    if (waiting.has(id)) send(ERR, dequeue(waiting.get(id)).id, '', kind === CANCEL ? CANCELLED : NOT_STARTED);
     else if (kind === CANCEL) running.get(id)?.controller.abort();
   } else if (kind === PING) send(PONG, id, payload);
   else if (kind === DRAIN) draining = true;
@@ -109,13 +111,12 @@ function shakeHands(payload) {
 /** Starts what may start. Slow calls give the event loop a chance to read, which it takes between two immediates. */
 function run() {
   const rested = () => { resting = false; look = performance.now() + LOOK; run(); };
-  for (const [id, call] of waiting) {
+  for (const call of waiting.values()) {
     if (resting || running.size >= serving.concurrency || output.writableLength) break;
     if ((resting = performance.now() > look && setImmediate(setImmediate, rested))) break;
-    waiting.delete(id);
-    start(call);
+    start(dequeue(call));
   }
-  input[waiting.size >= MAX_WAITING || output.writableLength ? 'pause' : 'resume']();
+  input[held >= MAX_WAITING || output.writableLength ? 'pause' : 'resume']();
   if (!draining || waiting.size || running.size) return;
   draining = false;
   output.write(Buffer.from(encodeFrame(BYE)), () => process.exit(0)); // after all that the link did not take yet
@@ -173,8 +174,7 @@ async function main(argument = '') {
   const [, file, name] = /^(.+):(.*)$/s.exec(argument) ?? [, '', ''];
   if (!fs.existsSync(file)) quit(64, `usage: pm_worker.js FILE:FUNC; there is no file '${file}'`);
   const { default: whole, [name]: handler = whole?.[name] } = await import(url.pathToFileURL(file).href);
-  if (!handler) quit(64, `${file} exports no '${name}'`);
-  serve(handler);
+  serve(handler ?? quit(64, `${file} exports no '${name}'`));
 }
 
 /** Makes the link private and returns its descriptors [to read, to write], or null outside of pm. Node.js has no dup,

@@ -17,7 +17,7 @@ REQ, RESP, ERR, CANCEL, RECALL = range(16, 21)
 NOT_STARTED, CANCELLED, CRITICAL = 0x01, 0x02, 0x80
 MAX_FRAME = (64 << 20) + 12  # until HELLO names another
 MAX_TEXT = 64 << 10  # bytes of a notice, characters of each text in an error
-MAX_WAITING = 1024  # calls that wait in this process: with more, one runs before anything else is read
+MAX_WAITING = 1 << 20  # bytes of calls that wait here, each 1 KiB more: with more, one runs before the next read
 LOOK = 0.001  # seconds that calls run back to back before the link is looked at: a RECALL may have come
 _HEADER = struct.Struct(">IBBHQ")
 
@@ -54,14 +54,13 @@ class _Worker:
     def __init__(self, handler, role, codec):
         self.handler, self.role, self.codec, (self.decode, self.encode) = handler, role, codec, CODECS[codec]
         self.readers, self.partial, self.waiting = [_reader], bytearray(), collections.OrderedDict()
-        self.max_frame, self.ready, self.draining, self.expires = MAX_FRAME, False, False, None
+        self.max_frame, self.ready, self.draining, self.expires, self.held = MAX_FRAME, False, False, None, 0
 
-    def run(self):
-        look = 0
+    def run(self, look=0):
         while self.waiting or not self.draining:
             if self.waiting and time.monotonic() < look:
                 self.start(*self.waiting.popitem(last=False)[1])
-            elif self.waiting and (len(self.waiting) >= MAX_WAITING or not select.select(self.readers, [], [], 0)[0]):
+            elif self.waiting and (self.held >= MAX_WAITING or not select.select(self.readers, [], [], 0)[0]):
                 look = time.monotonic() + LOOK
             else:
                 self.receive()
@@ -85,8 +84,10 @@ class _Worker:
         if (kind == HELLO) == self.ready:
             _end(70, f"violation: a frame of kind {kind} came {'after' if self.ready else 'in place of'} HELLO")
         if kind == REQ:
+            self.held += 1024 + len(payload)
             self.waiting[id] = id, payload, remaining and time.monotonic() + decode_remaining(remaining) / 1000
-        elif kind in (CANCEL, RECALL) and self.waiting.pop(id, None):
+        elif kind in (CANCEL, RECALL) and (call := self.waiting.pop(id, None)):
+            self.held -= 1024 + len(call[1])
             self.send(ERR, id, flags=NOT_STARTED if kind == RECALL else CANCELLED)
         elif kind == PING:
             self.send(PONG, id, payload)
@@ -113,7 +114,7 @@ class _Worker:
         self.ready = True
 
     def start(self, id, payload, expires):
-        self.expires, kind = expires, "decode"
+        self.held, self.expires, kind = self.held - 1024 - len(payload), expires, "decode"
         try:
             value, kind = self.decode(payload), "error"
             result = self.handler(value)
@@ -181,8 +182,7 @@ def _take_link():
     """Makes the link private, and returns the descriptor to read and the file to write."""
     stdio = os.environ.pop("PM_LINK") == "stdio"
     link = [os.dup(0), os.dup(1)] if stdio else [int(os.environ.pop("PM_LINK_FD"))] * 2
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
+    os.dup2(null := os.open(os.devnull, os.O_RDWR), 0)
     os.dup2(2, 1)
     for fd in link:
         os.set_inheritable(fd, False)
