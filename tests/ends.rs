@@ -7,11 +7,11 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
-use pm::{AnyTransport, Budget, ExitCause, QueryError, QueryErrorKind, StartError, registry};
+use pm::{AnyTransport, Budget, ExitCause, PoolBuilder, QueryError, QueryErrorKind, StartError, Verbatim, registry};
 use rustix::process::Signal as Kill;
 
 use crate::query::listening;
-use crate::roles::{EARLY, Job, Said};
+use crate::roles::{ASYNC_TIDY, EARLY, Job, Said, TIDY};
 use crate::support::{
     Asked, Gate, LIMIT, LONG, MARK, Pool, Scratch, TRANSPORTS, alone, both, both_alone, descriptors, error, eventually,
     gone_within, jobs, keeper, kill, lost, mark, marked, pids, poll_once, refused, run, within, zombies,
@@ -20,6 +20,7 @@ use crate::support::{
 pub fn tests() -> Vec<Trial> {
     let mut tests: Vec<Trial> = [
         both("ends::shutdown_serves_what_is_queued", shutdown_serves_what_is_queued),
+        both("ends::a_worker_that_leaves_has_last_words", a_worker_that_leaves_has_last_words),
         both("ends::shutdown_survives_a_crash", shutdown_survives_a_crash),
         both("ends::shutdown_within_no_time_kills", shutdown_within_no_time_kills),
         both("ends::shutdown_of_a_pool_without_workers", shutdown_of_a_pool_without_workers),
@@ -92,6 +93,30 @@ async fn shutdown_serves_what_is_queued(transport: AnyTransport) {
 }
 
 /// What was behind a worker that dies meanwhile is served all the same.
+/// What a role holds is dropped before its worker ends, also where it never had a call, and the manager listens until then.
+async fn a_worker_that_leaves_has_last_words(transport: AnyTransport) {
+    for role in [&TIDY, &ASYNC_TIDY] {
+        for calls in [0, 1] {
+            let (heard, words) = mpsc::channel();
+            let pool = PoolBuilder::<Vec<u8>, Vec<u8>, _, _>::role(role, transport, Verbatim("bytes"));
+            let pool = pool.on_notice(move |_, text| heard.send(text.to_string()).unwrap_or_default());
+            let pool = pool.workers(2).start().await.unwrap();
+            for _ in 0..calls {
+                assert_eq!(pool.query_all(&b"x".to_vec()).await.len(), 2);
+            }
+            within(pool.shutdown()).await;
+            let mut words: Vec<_> = words.try_iter().collect();
+            words.sort_unstable();
+            assert_eq!(
+                words,
+                ["locked up", "locked up", "swept", "swept"],
+                "{} after {calls} calls",
+                pm::Role::name(role)
+            );
+        }
+    }
+}
+
 async fn shutdown_survives_a_crash(transport: AnyTransport) {
     for _ in 0..10 {
         let (pool, begun) = listening(jobs(transport).workers(2)).await;

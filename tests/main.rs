@@ -29,7 +29,7 @@ fn main() {
     processes::without_roles();
     hostile::helper();
     roles::before_ready();
-    pm::roles([&roles::JOB, &roles::ASYNC_JOB, &roles::ZOO, &roles::TEXT]);
+    pm::roles([&roles::JOB, &roles::ASYNC_JOB, &roles::ZOO, &roles::TEXT, &roles::TIDY, &roles::ASYNC_TIDY]);
     manager_killed::helper();
 
     let arguments = Arguments::from_args();

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use pm::Query;
 use pm_core::Query as AnyQuery;
+use pm_core::worker::role::Service;
 use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,50 @@ pub static ASYNC_JOB: Query<Job, Said> = Query::new_async("async-job", &serve_as
 pub static ZOO: Query<Zoo, Zoo> = Query::new("zoo", &|zoo: Zoo| zoo);
 /// A job in the words of any codec: a text that is given back, or an order.
 pub static TEXT: AnyQuery<String, String, pm::Uds> = AnyQuery::new("text", &text);
+
+pub static TIDY: Tidy = Tidy("tidy");
+pub static ASYNC_TIDY: Tidy = Tidy("async-tidy");
+
+/// A role that has something to do when its worker leaves.
+pub struct Tidy(&'static str);
+
+struct Sweep;
+
+impl Drop for Sweep {
+    fn drop(&mut self) {
+        pm::notice("swept");
+        std::thread::sleep(Duration::from_millis(20));
+        pm::notice("locked up");
+    }
+}
+
+impl pm::Role for Tidy {
+    fn name(&self) -> &'static str {
+        self.0
+    }
+
+    fn codecs(&self) -> &[&'static str] {
+        &["bytes"]
+    }
+
+    fn service(&'static self, _: &str) -> Option<Service> {
+        let sweep = Sweep;
+        Some(match self.0 {
+            "tidy" => Service::Blocking(Box::new(move |input, output| {
+                let _kept = &sweep;
+                output.extend_from_slice(input);
+                Ok(())
+            })),
+            _ => Service::Async {
+                concurrency: 2,
+                handler: Box::new(move |input| {
+                    let _kept = &sweep;
+                    Box::pin(async { Ok(input) })
+                }),
+            },
+        })
+    }
+}
 
 /// Something for a worker to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -177,7 +177,8 @@ standard error goes into the error, or to pm's standard error where the job went
   --as filter -- PROGRAM [ARGS…]
         A program that answers each line with exactly one line, and stays alive. It must write each answer at once: grep \
 --line-buffered, sed -u, gawk with fflush(), mawk -W interactive, stdbuf -oL PROGRAM. One that never answers ends by --timeout. One that answers twice is out of step: \
-once the surplus line is there, the next job is lost for it; before, a job may have got its neighbour's answer.
+once the surplus line is there, the next job is lost for it; before, a job may have got its neighbour's answer. After the last job it \
+reads the end of its input, and has 10 s to end; what it still prints goes to standard error.
   @py FILE:FUNC, @node FILE:FUNC
         A function of a Python or Node.js file: func(\"text of the line\") or, with --in json, func(value); what it returns, as JSON, \
 is the result.

@@ -20,7 +20,7 @@ use super::progress::Progress;
 use super::writer::{self, Shared, State, Target};
 use crate::error::{CliError, chain, code, say};
 use crate::plan::{Halt, Plan, Program, Retry, Wire};
-use crate::roles;
+use crate::roles::{self, filter};
 
 /// How often workers may die before they are ready, or while they have nothing to do, until the pool gives up: far more often than by
 /// chance, and still within two seconds where nothing works.
@@ -39,8 +39,8 @@ const GATHER: Duration = Duration::from_millis(1);
 /// What a reader that does not read may cost at a stop that cannot wait.
 const LAST_WRITE: Duration = Duration::from_millis(500);
 
-/// How long workers may take to leave, once all jobs are done.
-const LEAVE: Duration = Duration::from_secs(5);
+/// How long workers may take to leave, once all jobs are done: a filter says why it was ended, if it must be.
+const LEAVE: Duration = filter::END.saturating_add(Duration::from_secs(2));
 
 /// The pool behind it.
 type Manager = QueryManager<Bytes, Vec<u8>, Verbatim>;
@@ -94,7 +94,7 @@ async fn start(plan: &Plan) -> Result<Manager, CliError> {
     };
     let started = builder
         .name(worker.name.as_str())
-        .spec(|spec| spec.start_timeout(plan.start_timeout).stderr(Stderr::Forward))
+        .spec(|spec| spec.start_timeout(plan.start_timeout).stop_grace(LEAVE).stderr(Stderr::Forward))
         .workers(plan.workers)
         .queue(MAX_LANES)
         .timeout(plan.timeout)

@@ -1,14 +1,16 @@
 //! A program that answers each line with one line and stays alive.
 //!
 //! The worker starts it before it says READY, so that a program that cannot run is known at once. Where the program ends, the worker ends
-//! the same way, and the job that it had is lost with that cause.
+//! the same way, and the job that it had is lost with that cause. When no more jobs come, the program reads the end of its input, and the
+//! worker waits for it to end.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use pm::core::worker::role::Service;
 use pm::{HandlerError, Role};
@@ -23,6 +25,9 @@ const OUT_OF_STEP: i32 = 76;
 
 /// The exit code of a worker whose filter cannot be started: `EX_UNAVAILABLE` of sysexits.
 const CANNOT_START: i32 = 69;
+
+/// How long a filter may take to end, once it has read the end of its input.
+pub const END: Duration = Duration::from_secs(10);
 
 /// The role. Its arguments are the resolved program and the words.
 pub static FILTER: Filter = Filter;
@@ -46,17 +51,34 @@ impl Role for Filter {
         }
         let running = Arc::new(Mutex::new(Running::start()));
         watch(&running);
-        Some(Service::Blocking(Box::new(move |input, output| lock(&running).answer(input, output))))
+        let guard = Guard(running);
+        Some(Service::Blocking(Box::new(move |input, output| guard.running().answer(input, output))))
+    }
+}
+
+/// Lets the filter end when it is dropped: there are no more jobs.
+struct Guard(Arc<Mutex<Running>>);
+
+impl Guard {
+    fn running(&self) -> MutexGuard<'_, Running> {
+        lock(&self.0)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.running().finish();
     }
 }
 
 struct Running {
     child: Child,
-    stdin: ChildStdin,
+    /// None once there are no more jobs.
+    stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
 }
 
-fn lock(running: &Mutex<Running>) -> std::sync::MutexGuard<'_, Running> {
+fn lock(running: &Mutex<Running>) -> MutexGuard<'_, Running> {
     running.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -67,7 +89,10 @@ fn watch(running: &Arc<Mutex<Running>>) {
     let running = running.clone();
     let wait = move || {
         while poll(&mut [PollFd::new(&end, PollFlags::IN)], None).is_err() {}
-        lock(&running).end();
+        let mut running = lock(&running);
+        if running.stdin.is_some() {
+            running.end();
+        }
     };
     // Without this thread the next call sees the end.
     let _ = thread::Builder::new().name("pm-filter".into()).stack_size(64 << 10).spawn(wait);
@@ -83,7 +108,7 @@ impl Running {
         let started = command.spawn().map_err(|cause| cause.to_string());
         let piped = started.and_then(|mut child| match (child.stdin.take(), child.stdout.take()) {
             (Some(stdin), Some(stdout)) => {
-                Ok(Running { child, stdin, stdout: BufReader::with_capacity(64 << 10, stdout) })
+                Ok(Running { child, stdin: Some(stdin), stdout: BufReader::with_capacity(64 << 10, stdout) })
             }
             _ => Err("it has no pipes".to_string()),
         });
@@ -106,7 +131,7 @@ impl Running {
         let mut line = Vec::with_capacity(input.len() + 1);
         line.extend_from_slice(input);
         line.push(b'\n');
-        if self.stdin.write_all(&line).is_err() {
+        if self.stdin.as_mut().is_none_or(|stdin| stdin.write_all(&line).is_err()) {
             self.end();
         }
         let read = self.stdout.by_ref().take(MAX_OUTPUT as u64).read_until(b'\n', output);
@@ -119,6 +144,21 @@ impl Running {
             // Half a line is no answer.
             _ => self.end(),
         }
+    }
+
+    /// Gives it the end of its input, passes its last words on, and waits for its end.
+    fn finish(&mut self) {
+        self.stdin = None;
+        let limit = || {
+            thread::sleep(END);
+            eprintln!("the filter has not ended {} s after the end of its input, and is killed", END.as_secs());
+            std::process::exit(0);
+        };
+        // Without this thread the manager ends the wait, and says nothing.
+        let _ = thread::Builder::new().name("pm-filter-end".into()).stack_size(64 << 10).spawn(limit);
+        // No job asked for them, but somebody may want to read them: a filter of `awk` has a total to tell.
+        let _ = io::copy(&mut self.stdout, &mut io::stderr());
+        let _ = self.child.wait();
     }
 
     fn has_surplus(&self) -> bool {

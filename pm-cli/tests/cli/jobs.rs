@@ -163,6 +163,16 @@ fn filters_answer_line_for_line() {
 }
 
 #[test]
+fn a_filter_ends_by_itself() {
+    let script = "while read -r x; do echo \"$x\"; done; echo 'a total'; sleep 0.2; echo 'the end' >&2; exit 3";
+    let done = pool(["-j2", "--as", "filter", "--", "sh", "-c", script]).run(numbers(100)).expect(0);
+    assert_eq!(done.text(), numbers(100));
+    for words in ["a total", "the end"] {
+        assert_eq!(done.err.matches(words).count(), 2, "{}", done.err);
+    }
+}
+
+#[test]
 fn json_goes_in_and_comes_out() {
     let values = "{\"a\": [1.50, null]}\n \"text\\u00e9\" \n17\n{nonsense\n\n";
     let done = pool(["--in", "json", "--out", "json", "--", "@echo"]).run(values).expect(1);

@@ -248,10 +248,7 @@ impl<S: Starter> Task<S> {
                 },
                 order = next_order(&mut self.orders, &mut self.deserted) => match order {
                     Order::Drain => shared.drain(),
-                    Order::CloseLink => {
-                        open = false;
-                        shared.close();
-                    }
+                    Order::CloseLink => shared.close(),
                     Order::Terminate => life.terminate(),
                     Order::Kill => life.kill(),
                 },
@@ -262,11 +259,9 @@ impl<S: Starter> Task<S> {
         if !trusted {
             return;
         }
-        // What it answered before it ended counts, whether it lies in the link or in the outbox. A link that was lost by a write
-        // can still hold answers.
-        if !shared.is_drained() {
-            let _ = tokio::time::timeout(REST, poll_fn(|cx| driver.poll_rest(cx))).await;
-        }
+        // What it said before it ended counts, whether it lies in the link or in the outbox. A link that was lost by a write can
+        // still hold answers.
+        let _ = tokio::time::timeout(REST, poll_fn(|cx| driver.poll_rest(cx))).await;
         if let Some(left) = outbox.and_then(|outbox| outbox::left_in(&outbox)) {
             driver.recover(&left.frames, left.begun);
         }

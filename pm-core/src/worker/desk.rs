@@ -244,10 +244,7 @@ impl Desk {
                     let frame = Owned::of(frame);
                     self.handle(state, frame)?;
                 }
-                Ok(None) if state.draining => {
-                    let _ = self.send_locked(state, Header::new(Kind::Bye), &[]);
-                    return Err(self.end(state, 0));
-                }
+                Ok(None) if state.draining => return Err(self.leave(state)),
                 Ok(None) => return Ok(false),
                 Err(error) => return Err(self.violation(state, &error.to_string())),
             }
@@ -259,7 +256,7 @@ impl Desk {
         let received = self.link.recv(state.decoder.buffer());
         self.sort(state)?;
         match received {
-            Ok(0) if state.draining => state.heard_all = true,
+            Ok(0) | Err(_) if state.draining => state.heard_all = true,
             Ok(0) | Err(_) => return Err(self.end(state, 0)),
             Ok(_) => {}
         }
@@ -329,9 +326,8 @@ impl Desk {
             self.room.notify_one();
             return Ok(Some(()));
         }
-        if state.draining && state.running.is_empty() {
-            let _ = self.send_locked(&mut state, Header::new(Kind::Bye), &[]);
-            return Err(self.end(&mut state, 0));
+        if state.draining && !state.ended && state.running.is_empty() {
+            return Err(self.leave(&mut state));
         }
         if state.ended { Err(Ended) } else { Ok(None) }
     }
@@ -404,6 +400,18 @@ impl Desk {
         self.send_locked(&mut state, Header { flags: flag::CANCELLED, ..Header::call(Kind::Err, id) }, &[])
     }
 
+    /// Everything is answered. From here on the thread that serves has the end of the process in its hands.
+    fn leave(&self, state: &mut State) -> Ended {
+        let _ = self.flush(state);
+        state.ended = true;
+        Ended
+    }
+
+    /// Says that this worker ends now. A link that is lost does not hear it.
+    pub(super) fn bye(&self) {
+        let _ = self.send(Header::new(Kind::Bye), &[]);
+    }
+
     fn violation(&self, state: &mut State, what: &str) -> Ended {
         eprintln!("pm worker: the manager broke the protocol: {what}");
         self.end(state, VIOLATION)
@@ -411,6 +419,9 @@ impl Desk {
 
     /// The link has ended. Calls that run are cancelled, where the process does not exit with them.
     fn end(&self, state: &mut State, code: i32) -> Ended {
+        if state.ended {
+            return Ended;
+        }
         if self.at_end == AtEnd::Exit {
             std::process::exit(code);
         }

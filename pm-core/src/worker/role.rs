@@ -45,7 +45,8 @@ pub trait Role: Sync {
     /// The codecs that it speaks.
     fn codecs(&self) -> &[&'static str];
 
-    /// Its handler for a codec; none where it does not speak it.
+    /// Its handler for a codec; none where it does not speak it. It is dropped when the worker has been drained and has answered
+    /// everything, and what it does then has the manager's stop grace to finish. In any other end of the worker it is not.
     fn service(&'static self, codec: &str) -> Option<Service>;
 }
 

@@ -30,6 +30,8 @@ const KEEP_CAPACITY: usize = 1 << 20;
 pub(super) fn run(desk: Arc<Desk>, handler: BlockingHandler) -> Result<Infallible, String> {
     context::set_process(&desk);
     serve(&desk, &handler)?;
+    drop(handler);
+    desk.bye();
     std::process::exit(0)
 }
 
@@ -38,9 +40,11 @@ pub(crate) fn serve_in_thread(link: Box<dyn WorkerLink>, role: &'static dyn Role
     let desk = Desk::open(link, None, AtEnd::Return);
     let hello: Hello = desk.hello()?;
     match accept(&desk, role, &hello)? {
-        Service::Blocking(handler) => serve(&desk, &handler),
-        Service::Async { concurrency, handler } => serve_async::serve(&desk, concurrency, &handler),
+        Service::Blocking(handler) => serve(&desk, &handler)?,
+        Service::Async { concurrency, handler } => serve_async::serve(&desk, concurrency, &handler)?,
     }
+    desk.bye();
+    Ok(())
 }
 
 fn serve(desk: &Arc<Desk>, handler: &BlockingHandler) -> Result<(), String> {

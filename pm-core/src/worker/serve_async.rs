@@ -19,6 +19,8 @@ use crate::face::error::HandlerError;
 pub(super) fn run(desk: Arc<Desk>, concurrency: u32, handler: AsyncHandler) -> Result<Infallible, String> {
     context::set_process(&desk);
     serve(&desk, concurrency, &handler)?;
+    drop(handler);
+    desk.bye();
     std::process::exit(0)
 }
 

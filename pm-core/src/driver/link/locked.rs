@@ -19,7 +19,7 @@ use crate::transport::{LinkError, LinkTx};
 pub(super) struct Core<Tx> {
     pub(super) session: Session,
     pub(super) window: Window,
-    /// None once the link is closed.
+    /// None once the link takes nothing more.
     pub(super) tx: Option<Tx>,
     /// By slot of the session.
     pub(super) calls: Vec<Option<Aboard>>,
@@ -32,7 +32,6 @@ pub(super) struct Core<Tx> {
     /// Frames that were pushed since the last flush.
     pub(super) unsent: u32,
     pub(super) draining: bool,
-    pub(super) bye: bool,
     pub(super) answered_any: bool,
     pub(super) last_notice: Option<String>,
 }
@@ -67,7 +66,7 @@ impl<Tx: LinkTx> Core<Tx> {
         self.unsent = 0;
         match &mut self.tx {
             Some(tx) => tx.poll_flush(cx),
-            None => Poll::Ready(Err(LinkError::Closed)),
+            None => Poll::Ready(Ok(())),
         }
     }
 
@@ -151,8 +150,8 @@ impl<Tx: LinkTx> Core<Tx> {
                 let _ = self.push(Header::new(Kind::Pong), payload);
                 drain.replied = true;
             }
-            Some(Kind::Pong) => {}
-            Some(Kind::Bye) => self.bye = true,
+            // After BYE comes the end of the process, and that is what counts.
+            Some(Kind::Pong | Kind::Bye) => {}
             Some(kind) => return Err(format!("a frame of the kind {kind:?}, which no worker sends now")),
             None if header.flags & flag::CRITICAL != 0 => {
                 return Err(format!("a critical frame of the unknown kind {}", header.kind));

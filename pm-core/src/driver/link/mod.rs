@@ -159,7 +159,6 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 last_batch: 0,
                 unsent: 0,
                 draining: false,
-                bye: false,
                 answered_any: false,
                 last_notice: None,
             }),
@@ -283,10 +282,13 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         self.accepting.store(false, Ordering::SeqCst);
     }
 
-    /// Closes the link: the worker sees its end.
+    /// Closes this side of the link: the worker reads what was sent, DRAIN last, and then its end. What it says in return is still heard.
     pub(crate) fn close(&self) {
         self.accepting.store(false, Ordering::SeqCst);
-        let tx = self.core().tx.take();
+        let mut core = self.core();
+        let _ = core.poll_flush(&mut Context::from_waker(Waker::noop()));
+        let tx = core.tx.take();
+        drop(core);
         drop(tx);
     }
 
