@@ -82,6 +82,15 @@
 //! [`PoolBuilder::program`] starts any program that speaks the protocol of docs/PROTOCOL.md: one in Python or Node.js with the kits under
 //! `workers/`, or one in Rust that calls [`serve`].
 //!
+//! # The environment
+//!
+//! | variable | who sets it | says |
+//! |---|---|---|
+//! | `PM_IN_PROCESS` | you | with `1`, pools of this program's own roles serve in threads: for tests and debuggers |
+//! | `PM_KEEPER` | you | the program to run as the keeper, as `$PM_KEEPER keeper`, where this one never calls [`roles`]: the path of `pm` |
+//! | `PM_UNIT` | pm, for all that it starts | which incarnation of which worker a process belongs to, also when it has left its parents |
+//! | `PM_LINK`, `PM_LINK_FD`, `PM_ROLE`, `PM_OUTBOX_FD` | pm, for workers | where the link is and what to serve; a worker takes them out of its environment |
+//!
 //! # Features
 //!
 //! | feature | default | gives |
@@ -111,6 +120,7 @@ pub use pm_core::machine::retry::{Delay, Failure, Retry};
 pub use pm_core::machine::spec::{Inherit, Resource, Spec, SpecBuilder, Stderr};
 pub use pm_core::transport::Transport;
 pub use pm_core::worker::context::{cancelled, notice, on_cancel, time_left};
+pub use pm_core::worker::error::ServeError;
 pub use pm_core::worker::role::{ByteQuery, Role};
 
 #[cfg(feature = "stdio")]
@@ -126,6 +136,11 @@ pub use any::{AnyTransport, UnknownTransport};
 /// A query that this program can serve, in pools over Unix sockets unless they say otherwise.
 #[cfg(feature = "uds")]
 pub type Query<I, O> = pm_core::Query<I, O, Uds>;
+
+/// The programs of the README.
+#[cfg(all(doctest, feature = "uds"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 /// The worker's halves of the transports that this build has.
 const CONNECTS: &[&dyn pm_core::transport::Connect] = &[
@@ -153,7 +168,7 @@ pub fn roles<const N: usize>(roles: [&'static dyn Role; N]) {
 /// Serves one role in a program that is nothing but a worker, and never returns.
 ///
 /// # Errors
-/// A text that says why it cannot: most often that the program was started by hand.
-pub fn serve(role: &'static dyn Role) -> Result<std::convert::Infallible, String> {
+/// [`ServeError`]: most often that the program was started by hand.
+pub fn serve(role: &'static dyn Role) -> Result<std::convert::Infallible, ServeError> {
     pm_core::worker::serve_over(role, CONNECTS)
 }

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pm::core::driver::launch::resolve_program;
+use pm::core::driver::launch::{check_interpreter, resolve_program};
 use pm::{AnyTransport, Role, Spec, SpecBuilder};
 
 use crate::cli::{Input, Output, PoolArgs, Progress, RetryOn, Speaks};
@@ -260,7 +260,11 @@ impl Worker {
             return Err(CliError::Option { option: "--as", problem: problem.to_string() });
         }
         let path = std::env::var_os("PATH");
-        let find = || resolve_program(first, path.as_deref()).map_err(CliError::Program);
+        let find = || {
+            let program = resolve_program(first, path.as_deref()).map_err(CliError::Program)?;
+            check_interpreter(&program).map_err(CliError::Program)?;
+            Ok(program)
+        };
         let words = |program: PathBuf| std::iter::once(program.into()).chain(args.command.iter().cloned()).collect();
         // Such a worker holds nothing that is worth keeping: what does not end with its job ends with its worker, at once.
         let role = |role, words, wire| Worker {

@@ -65,7 +65,11 @@ pub(super) fn payload(line: &Line, input: Input, wire: Wire) -> Result<Bytes, Jo
         }
     };
     let bad = |message: String| JobError::of_input("bad_input", message);
-    let not_json = |error: serde_json::Error| bad(format!("not JSON: {error}"));
+    let not_json = |error: serde_json::Error| match bytes.trim_ascii() {
+        [] => bad("not JSON: the line is blank".to_string()),
+        // It is always line 1: of the job, not of the input.
+        _ => bad(format!("not JSON: {}", error.to_string().replace(" at line 1 column ", " at column "))),
+    };
     match (input, wire) {
         (Input::Lines, Wire::Text | Wire::Printed) => Ok(bytes.clone()),
         (Input::Lines, Wire::Json) => {

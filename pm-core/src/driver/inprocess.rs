@@ -69,7 +69,7 @@ fn serve(half: MemoryWorker, role: &'static dyn Role) -> ExitStatus {
     match crate::worker::serve_in_thread(link, role) {
         Ok(()) => ExitStatus::Code(0),
         Err(why) => {
-            tracing::warn!(target: "pm::worker", role = role.name(), why);
+            tracing::warn!(target: "pm::worker", role = role.name(), %why);
             ExitStatus::Code(crate::worker::CANNOT_SERVE)
         }
     }

@@ -41,6 +41,11 @@ pub struct Ready {
     pub ahead: u32,
 }
 
+/// HELLO is not the JSON that it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("the manager's HELLO cannot be read: {0}")]
+pub struct BadHello(String);
+
 /// A worker whose READY does not fit the manager's HELLO.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -103,9 +108,9 @@ impl Hello {
     /// Reads the payload of HELLO.
     ///
     /// # Errors
-    /// A message that says what is wrong with it.
-    pub fn decode(payload: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(payload).map_err(|error| error.to_string())
+    /// [`BadHello`], which says what is wrong with it.
+    pub fn decode(payload: &[u8]) -> Result<Self, BadHello> {
+        serde_json::from_slice(payload).map_err(|error| BadHello(error.to_string()))
     }
 
     /// Checks READY against this HELLO.

@@ -4,11 +4,13 @@
 //! that has not started can be given back, a PING is answered and a cancel is heard, however long a handler computes.
 
 use std::collections::VecDeque;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::context::{CancelFlag, Hook};
+use super::error::ServeError;
 use super::link::WorkerLink;
 use crate::face::error::HandlerError;
 use crate::machine::frame::{Decoder, Frame, Header, Kind, MAX_PAYLOAD, flag};
@@ -104,29 +106,30 @@ impl Desk {
     }
 
     /// Waits for HELLO.
-    pub(super) fn hello(&self) -> Result<Hello, String> {
+    pub(super) fn hello(&self) -> Result<Hello, ServeError> {
         let mut state = self.state();
         loop {
-            if let Some(frame) = state.decoder.next().map_err(|error| error.to_string())? {
-                if frame.header.kind != Kind::Hello as u8 {
-                    return Err(format!("the manager began with a frame of kind {}", frame.header.kind));
-                }
-                return Hello::decode(frame.payload);
+            if let Some(frame) = state.decoder.next()? {
+                return match frame.header.kind {
+                    kind if kind == Kind::Hello as u8 => Ok(Hello::decode(frame.payload)?),
+                    kind => Err(ServeError::NotHello { kind }),
+                };
             }
-            if self.link.recv(state.decoder.buffer()).map_err(|error| error.to_string())? == 0 {
+            if self.link.recv(state.decoder.buffer()).map_err(ServeError::Lost)? == 0 {
                 // The manager is gone before it said a word: there is nothing to do and nobody to tell.
                 match self.at_end {
                     AtEnd::Exit => std::process::exit(0),
-                    AtEnd::Return => return Err("the manager is gone".to_string()),
+                    AtEnd::Return => return Err(ServeError::Lost(io::ErrorKind::UnexpectedEof.into())),
                 }
             }
         }
     }
 
     /// Answers it.
-    pub(super) fn ready(&self, ready: &Ready) -> Result<(), String> {
+    pub(super) fn ready(&self, ready: &Ready) -> Result<(), ServeError> {
         debug_assert_eq!(ready.version, VERSION);
-        self.send(Header::new(Kind::Ready), &ready.encode()).map_err(|Ended| "the manager is gone".to_string())
+        let sent = self.send(Header::new(Kind::Ready), &ready.encode());
+        sent.map_err(|Ended| ServeError::Lost(io::ErrorKind::BrokenPipe.into()))
     }
 
     /// Sends a notice. A manager that is gone needs none.

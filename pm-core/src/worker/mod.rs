@@ -7,23 +7,27 @@
 //! | `desk` | the calls that came and have not been answered |
 //! | `serve` | the loop that runs a blocking handler, and its attendant |
 //! | `serve_async` | the same for handlers that are futures |
+//! | [`error`] | why a worker cannot serve |
 //! | [`context`] | what a handler can ask and say while it runs |
 //!
 //! A program becomes a worker in [`roles_over`] (which the facade calls as `pm::roles`), when the environment says so.
 
 pub mod context;
 mod desk;
+pub mod error;
 pub mod link;
 pub mod role;
 mod serve;
 mod serve_async;
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use self::error::ServeError;
 use self::link::WorkerLink;
-use self::role::Role;
+use self::role::{Role, Service};
 use crate::driver::launch;
 use crate::machine::handshake::{Hello, Ready, VERSION};
 use crate::sys::inherited;
@@ -60,7 +64,7 @@ pub fn roles_over(roles: &[&'static dyn Role], transports: &[&dyn Connect]) {
     launch::run_if_keeper();
     let Some(scheme) = std::env::var_os(LINK_VARIABLE) else { return };
     let Some(name) = std::env::var_os(ROLE_VARIABLE) else { return };
-    let result = become_worker(roles, transports, &scheme, &name);
+    let result = become_worker(roles, transports, scheme, &name);
     match result {
         Ok(never) => match never {},
         Err(why) => {
@@ -71,37 +75,41 @@ pub fn roles_over(roles: &[&'static dyn Role], transports: &[&dyn Connect]) {
 }
 
 /// Serves one role over the link that the environment names, in a program that is nothing but a worker. Returns an error
-/// text where it cannot, and never returns otherwise.
+/// where it cannot, and never returns otherwise.
 ///
 /// # Errors
-/// There is no link (the program was started by hand), or it cannot be opened.
-pub fn serve_over(role: &'static dyn Role, transports: &[&dyn Connect]) -> Result<std::convert::Infallible, String> {
-    let scheme = std::env::var_os(LINK_VARIABLE)
-        .ok_or_else(|| format!("{LINK_VARIABLE} is not set: this program is a worker, and is started by a manager"))?;
-    let (link, outbox) = connect(transports, &scheme)?;
-    serve(link, outbox, &|_| Some(role))
+/// [`ServeError`]: there is no link, for the program was started by hand, or it cannot be opened.
+pub fn serve_over(role: &'static dyn Role, transports: &[&dyn Connect]) -> Result<Infallible, ServeError> {
+    let scheme = std::env::var_os(LINK_VARIABLE).ok_or(ServeError::NoManager)?;
+    let (link, outbox) = connect(transports, scheme)?;
+    serve(link, outbox, &|_| Ok(role))
 }
 
 fn become_worker(
     roles: &[&'static dyn Role],
     transports: &[&dyn Connect],
-    scheme: &OsString,
+    scheme: OsString,
     name: &OsString,
-) -> Result<std::convert::Infallible, String> {
+) -> Result<Infallible, ServeError> {
     let (link, outbox) = connect(transports, scheme)?;
     let find = |asked: Option<&str>| {
         let asked = asked.map_or_else(|| name.clone(), OsString::from);
-        roles.iter().copied().find(|role| *asked == *role.name())
+        let known = || roles.iter().map(|role| role.name()).collect();
+        match roles.iter().copied().find(|role| *asked == *role.name()) {
+            Some(role) => Ok(role),
+            None if asked.is_empty() => Err(ServeError::NoRoleNamed { known: known() }),
+            None => Err(ServeError::NoRole { asked: asked.to_string_lossy().into_owned(), known: known() }),
+        }
     };
     serve(link, outbox, &find)
 }
 
-fn connect(transports: &[&dyn Connect], scheme: &OsString) -> Result<(Box<dyn WorkerLink>, Option<Outbox>), String> {
-    let transport = transports.iter().find(|transport| *scheme == *transport.scheme()).ok_or_else(|| {
-        let known: Vec<_> = transports.iter().map(|transport| transport.scheme()).collect();
-        format!("the manager uses the transport {scheme:?}; this program was built with {known:?}")
-    })?;
-    let link = transport.connect().map_err(|error| format!("the link ({scheme:?}) cannot be opened: {error}"))?;
+fn connect(transports: &[&dyn Connect], asked: OsString) -> Result<(Box<dyn WorkerLink>, Option<Outbox>), ServeError> {
+    let Some(transport) = transports.iter().find(|transport| *asked == *transport.scheme()) else {
+        let known = transports.iter().map(|transport| transport.scheme()).collect();
+        return Err(ServeError::NoTransport { asked, known });
+    };
+    let link = transport.connect().map_err(|source| ServeError::Link { scheme: transport.scheme(), source })?;
     // An outbox that cannot be used is done without.
     let outbox = inherited_descriptor(OUTBOX_FD_VARIABLE).and_then(|fd| Outbox::map(&fd)).ok();
     // No child of this process shall believe that it is a worker.
@@ -112,29 +120,27 @@ fn connect(transports: &[&dyn Connect], scheme: &OsString) -> Result<(Box<dyn Wo
 fn serve(
     link: Box<dyn WorkerLink>,
     outbox: Option<Outbox>,
-    find: &dyn Fn(Option<&str>) -> Option<&'static dyn Role>,
-) -> Result<std::convert::Infallible, String> {
+    find: &dyn Fn(Option<&str>) -> Result<&'static dyn Role, ServeError>,
+) -> Result<Infallible, ServeError> {
     let desk = desk::Desk::open(link, outbox, desk::AtEnd::Exit);
     let hello = desk.hello()?;
-    let role = find(hello.role.as_deref()).ok_or_else(|| match &hello.role {
-        Some(role) => format!("this program has no role {role:?}: it is not in the list of pm::roles"),
-        None => "the manager names no role".to_string(),
-    })?;
-    match accept(&desk, role, &hello)? {
-        role::Service::Blocking(handler) => serve::run(desk, handler),
-        role::Service::Async { concurrency, handler } => serve_async::run(desk, concurrency, handler),
+    let role = find(hello.role.as_deref())?;
+    match accept(&desk, role, hello)? {
+        Service::Blocking(handler) => serve::run(desk, handler),
+        Service::Async { concurrency, handler } => serve_async::run(desk, concurrency, handler),
     }
 }
 
 /// Answers HELLO. A codec that the role does not speak is the manager's to report: READY names what it would speak.
-fn accept(desk: &desk::Desk, role: &'static dyn Role, hello: &Hello) -> Result<role::Service, String> {
+fn accept(desk: &desk::Desk, role: &'static dyn Role, hello: Hello) -> Result<Service, ServeError> {
     let service = role.service(&hello.codec);
     let codec = if service.is_some() { hello.codec.clone() } else { role.codecs().join(" or ") };
     let concurrency = match &service {
-        Some(role::Service::Async { concurrency, .. }) => *concurrency,
+        Some(Service::Async { concurrency, .. }) => *concurrency,
         _ => 1,
     };
     let ready = Ready { version: VERSION, codec, role: Some(role.name().to_string()), concurrency, ahead: concurrency };
     desk.ready(&ready)?;
-    service.ok_or_else(|| format!("the manager uses the codec {:?}; this role speaks {}", hello.codec, ready.codec))
+    let known = || role.codecs().to_vec();
+    service.ok_or_else(|| ServeError::NoCodec { role: role.name(), asked: hello.codec, known: known() })
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::context::{self, CancelFlag, Current};
 use super::desk::{AtEnd, Desk, Ended, Job};
+use super::error::ServeError;
 use super::link::WorkerLink;
 use super::role::{BlockingHandler, Role, Service};
 use super::{accept, serve_async};
@@ -27,7 +28,7 @@ const IDLE_TICKS: u32 = 100;
 const KEEP_CAPACITY: usize = 1 << 20;
 
 /// Serves until the manager lets this process go, which then ends.
-pub(super) fn run(desk: Arc<Desk>, handler: BlockingHandler) -> Result<Infallible, String> {
+pub(super) fn run(desk: Arc<Desk>, handler: BlockingHandler) -> Result<Infallible, ServeError> {
     context::set_process(&desk);
     serve(&desk, &handler)?;
     drop(handler);
@@ -36,10 +37,10 @@ pub(super) fn run(desk: Arc<Desk>, handler: BlockingHandler) -> Result<Infallibl
 }
 
 /// Serves a role in this thread of the manager itself, until its link ends.
-pub(crate) fn serve_in_thread(link: Box<dyn WorkerLink>, role: &'static dyn Role) -> Result<(), String> {
+pub(crate) fn serve_in_thread(link: Box<dyn WorkerLink>, role: &'static dyn Role) -> Result<(), ServeError> {
     let desk = Desk::open(link, None, AtEnd::Return);
     let hello: Hello = desk.hello()?;
-    match accept(&desk, role, &hello)? {
+    match accept(&desk, role, hello)? {
         Service::Blocking(handler) => serve(&desk, &handler)?,
         Service::Async { concurrency, handler } => serve_async::serve(&desk, concurrency, &handler)?,
     }
@@ -47,7 +48,7 @@ pub(crate) fn serve_in_thread(link: Box<dyn WorkerLink>, role: &'static dyn Role
     Ok(())
 }
 
-fn serve(desk: &Arc<Desk>, handler: &BlockingHandler) -> Result<(), String> {
+fn serve(desk: &Arc<Desk>, handler: &BlockingHandler) -> Result<(), ServeError> {
     let pulse = Arc::new(Pulse::default());
     let attendant = {
         let (desk, pulse) = (desk.clone(), pulse.clone());
@@ -55,7 +56,7 @@ fn serve(desk: &Arc<Desk>, handler: &BlockingHandler) -> Result<(), String> {
             .name("pm-attendant".into())
             .stack_size(64 << 10)
             .spawn(move || attend(&desk, &pulse))
-            .map_err(|error| format!("the attendant cannot be started: {error}"))?
+            .map_err(|source| ServeError::Resources { what: "the attendant's thread", source })?
     };
     let _ = serve_calls(desk, handler, &pulse, attendant.thread());
     pulse.over.store(true, Ordering::Release);

@@ -12,11 +12,12 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::context::{self, CancelFlag, Current};
 use super::desk::{Desk, Ended, Job};
+use super::error::ServeError;
 use super::role::{AsyncHandler, BoxFuture};
 use crate::face::error::HandlerError;
 
 /// Serves until the manager lets this process go, which then ends.
-pub(super) fn run(desk: Arc<Desk>, concurrency: u32, handler: AsyncHandler) -> Result<Infallible, String> {
+pub(super) fn run(desk: Arc<Desk>, concurrency: u32, handler: AsyncHandler) -> Result<Infallible, ServeError> {
     context::set_process(&desk);
     serve(&desk, concurrency, &handler)?;
     drop(handler);
@@ -25,11 +26,11 @@ pub(super) fn run(desk: Arc<Desk>, concurrency: u32, handler: AsyncHandler) -> R
 }
 
 /// Serves until the link ends.
-pub(super) fn serve(desk: &Arc<Desk>, concurrency: u32, handler: &AsyncHandler) -> Result<(), String> {
+pub(super) fn serve(desk: &Arc<Desk>, concurrency: u32, handler: &AsyncHandler) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| format!("the runtime of the handlers cannot be started: {error}"))?;
+        .map_err(|source| ServeError::Resources { what: "the handlers' runtime", source })?;
     let arrived = Arc::new(Notify::new());
     let reader = {
         let (desk, arrived) = (desk.clone(), arrived.clone());
@@ -40,7 +41,7 @@ pub(super) fn serve(desk: &Arc<Desk>, concurrency: u32, handler: &AsyncHandler) 
             arrived.notify_one();
         })
     };
-    reader.map_err(|error| format!("the reader cannot be started: {error}"))?;
+    reader.map_err(|source| ServeError::Resources { what: "the reader's thread", source })?;
     let _ = runtime.block_on(serve_calls(desk, concurrency as usize, handler, &arrived));
     Ok(())
 }

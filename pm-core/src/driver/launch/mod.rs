@@ -27,6 +27,6 @@ pub use child::{Child, ChildState, Exit, SignalError, Usage};
 pub use error::LaunchError;
 pub use keeper::{KEEPER_ROLE, KEEPER_VARIABLE, roles_called, run_if_keeper, serve_as_keeper};
 pub use launcher::{Guard, launch};
-pub use program::resolve_program;
+pub use program::{check_interpreter, resolve_program};
 
 pub use crate::sys::command::{Command, MAX_DESCRIPTORS, Resource, UNIT_VARIABLE};

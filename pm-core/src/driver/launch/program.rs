@@ -53,6 +53,18 @@ pub fn resolve_program(program: impl AsRef<OsStr>, path_env: Option<&OsStr>) -> 
     Err(refused.map_or_else(|| not_found(Some(OsString::from(path_env))), denied))
 }
 
+/// Checks that what is to run `program` is there: the interpreter of a script, the loader of a binary. Who starts a program many times
+/// knows so at once.
+///
+/// # Errors
+/// [`LaunchError::BadInterpreter`], which names it.
+pub fn check_interpreter(program: &Path) -> Result<(), LaunchError> {
+    missing_interpreter(program).map_or(Ok(()), |interpreter| {
+        let source = io::Error::from_raw_os_error(libc::ENOENT);
+        Err(LaunchError::BadInterpreter { program: program.into(), interpreter, source })
+    })
+}
+
 /// Why executing `program` says that a file is missing though `program` is there: the script's interpreter or the binary's
 /// loader that does not exist.
 pub(super) fn missing_interpreter(program: &Path) -> Option<PathBuf> {
