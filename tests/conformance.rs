@@ -5,6 +5,7 @@ use std::io;
 use pm_core::testing::conformance::{self, Case, over_descriptors};
 use pm_core::testing::memory::Memory;
 use pm_core::worker::link::WorkerLink;
+use pm_transport_shm::Shm;
 
 use self::custom_transport::{Tcp, dial};
 
@@ -26,10 +27,15 @@ pub fn tests() -> Vec<(String, Box<dyn Fn() -> Outcome + Send>)> {
         let [(_, ticket)] = offer.env.as_slice() else { return Err(io::ErrorKind::InvalidInput.into()) };
         dial(&ticket.to_string_lossy())
     };
+    let over_memory = |offer: pm_core::transport::Offer| {
+        let (_, socket) = offer.fds.into_iter().next().ok_or(io::ErrorKind::InvalidInput)?;
+        pm_transport_shm::connect_over(socket)
+    };
     [
         ("memory", conformance::cases(Memory, in_memory)),
         ("stdio", conformance::cases(pm::Stdio, over_descriptors)),
         ("uds", conformance::cases(pm::Uds, over_descriptors)),
+        ("shm", conformance::cases(Shm, over_memory)),
         ("tcp", conformance::cases(Tcp, over_tcp)),
     ]
     .into_iter()

@@ -50,7 +50,7 @@ impl<R, W> FramedLink<R, W> {
     /// A link that reads from one and writes to the other, with payloads of at most 64 MiB.
     pub fn new(read: R, write: W) -> Self {
         FramedLink {
-            tx: FramedTx { io: write, buffer: Vec::new(), sent: 0, max_payload: MAX_PAYLOAD, failed: None },
+            tx: FramedTx::new(write),
             rx: FramedRx { io: read, decoder: Decoder::new(MAX_PAYLOAD) },
         }
     }
@@ -66,6 +66,13 @@ where
 
     fn split(self) -> (Self::Tx, Self::Rx) {
         (self.tx, self.rx)
+    }
+}
+
+impl<W> FramedTx<W> {
+    /// A sending half that writes there, with payloads of at most 64 MiB.
+    pub fn new(write: W) -> Self {
+        FramedTx { io: write, buffer: Vec::new(), sent: 0, max_payload: MAX_PAYLOAD, failed: None }
     }
 }
 

@@ -1,0 +1,157 @@
+//! Links in shared memory: the hot query path.
+//!
+//! Each direction is a ring in a sealed memory file of its own (`ring`, `memory`); whoever waits spins for as long as that pays, and
+//! then sleeps until it is rung (`spin`, `bell`). A query between two busy processes needs no system call. The worker finds the files by a socket, its descriptor 3,
+//! which also tells each side when the other one has ended.
+//!
+//! Linux 5.1 or later. A worker must be a Rust program: the layout of the memory is no part of the protocol.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("pm-transport-shm needs Linux: memfd_create with seals, futex and eventfd; choose another transport");
+
+mod bell;
+mod manager;
+mod memory;
+mod ring;
+mod spin;
+mod sync;
+mod worker;
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use pm_core::transport::{Accept, Connect, Identity, LINK_FD, LINK_FD_VARIABLE, Offer, Transport, TransportError};
+use pm_core::worker::inherited_link;
+use pm_core::worker::link::WorkerLink;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+
+pub use manager::{ShmLink, ShmRx, ShmTx, ShmWriter};
+use memory::{Mapping, Owner};
+
+const SCHEME: &str = "shm";
+
+/// What the message with the descriptors says: which layout this is.
+const LAYOUT: &[u8] = b"pm-shm 1";
+
+/// The transport over shared memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shm;
+
+/// Waits for nothing: the memory is there from the start.
+#[derive(Debug)]
+pub struct ShmAccept {
+    ours: Arc<Mapping>,
+    theirs: Arc<Mapping>,
+    bell: OwnedFd,
+    life: OwnedFd,
+}
+
+impl Transport for Shm {
+    type Link = ShmLink;
+    type Accept = ShmAccept;
+
+    fn scheme(&self) -> &'static str {
+        SCHEME
+    }
+
+    fn offer(&self) -> Result<(Offer, ShmAccept), TransportError> {
+        let (life, theirs_life) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(|error| refused("make a pair of sockets", error.into()))?;
+        rustix::io::ioctl_fionbio(&life, true).map_err(|error| refused("make a socket non-blocking", error.into()))?;
+        let memory = |owner| memory::create(owner).map_err(|error| unsupported("memfd_create", "make a memory file", error));
+        let (requests, ours) = memory(Owner::Manager)?;
+        let (responses, theirs) = memory(Owner::Worker)?;
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| refused("make an eventfd", error.into()))?;
+        probe_futex(&ours)?;
+        send_descriptors(life.as_fd(), &[requests.as_fd(), responses.as_fd(), bell.as_fd()])
+            .map_err(|error| refused("send descriptors", error))?;
+        let offer = Offer {
+            env: vec![(LINK_FD_VARIABLE.to_string(), LINK_FD.to_string().into())],
+            fds: vec![(LINK_FD, theirs_life)],
+        };
+        Ok((offer, ShmAccept { ours, theirs, bell, life }))
+    }
+}
+
+impl Accept<ShmLink> for ShmAccept {
+    async fn accept(self, _: &Identity) -> Result<ShmLink, TransportError> {
+        let ShmAccept { ours, theirs, bell, life } = self;
+        ShmLink::new(ours, theirs, bell, life).map_err(|error| refused("watch a descriptor", error))
+    }
+}
+
+impl Connect for Shm {
+    fn scheme(&self) -> &'static str {
+        SCHEME
+    }
+
+    fn connect(&self) -> io::Result<Box<dyn WorkerLink>> {
+        connect_over(inherited_link()?)
+    }
+}
+
+/// The worker's half of an offer, by its socket: for tests in one process.
+///
+/// # Errors
+/// `InvalidData` where what comes over the socket is not what [`Shm`] sends: other descriptors, or memory files of another size or
+/// without their seals.
+pub fn connect_over(life: OwnedFd) -> io::Result<Box<dyn WorkerLink>> {
+    let [requests, responses, bell] = receive_descriptors(life.as_fd())?;
+    let theirs = memory::open(requests.as_fd(), Owner::Manager)?;
+    let ours = memory::open(responses.as_fd(), Owner::Worker)?;
+    Ok(Box::new(worker::ShmWorker::new(ours, theirs, bell, life)?))
+}
+
+fn send_descriptors(socket: BorrowedFd<'_>, descriptors: &[BorrowedFd<'_>; 3]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    // The space is for three.
+    let _ = ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+    let sent = sendmsg(socket, &[IoSlice::new(LAYOUT)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    if sent == LAYOUT.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+fn receive_descriptors(socket: BorrowedFd<'_>) -> io::Result<[OwnedFd; 3]> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut layout = [0; LAYOUT.len()];
+    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut layout)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let mut descriptors = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+    if layout[..received.bytes] != *LAYOUT {
+        return Err(invalid(format!("the manager's memory has the layout {:?}, not {LAYOUT:?}", &layout[..received.bytes])));
+    }
+    let count = descriptors.len();
+    descriptors.try_into().map_err(|_| invalid(format!("{count} descriptors came; 3 were expected")))
+}
+
+/// A filter for system calls may refuse what a sleep needs; better now than in the middle of a query.
+fn probe_futex(mapping: &Mapping) -> Result<(), TransportError> {
+    rustix::thread::futex::wake(mapping.bell(), rustix::thread::futex::Flags::empty(), 1)
+        .map(drop)
+        .map_err(|error| unsupported("futex", "wake a worker", error.into()))
+}
+
+fn unsupported(what: &'static str, action: &'static str, source: io::Error) -> TransportError {
+    match source.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => TransportError::Unsupported { scheme: SCHEME, what },
+        _ => refused(action, source),
+    }
+}
+
+fn refused(action: &'static str, source: io::Error) -> TransportError {
+    TransportError::Io { scheme: SCHEME, action, source }
+}

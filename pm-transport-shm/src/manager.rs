@@ -1,0 +1,254 @@
+//! The manager's half of a link.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use pm_core::driver::framed::FramedTx;
+use pm_core::machine::frame::{Decoder, Frame, MAX_PAYLOAD};
+use pm_core::transport::{Link, LinkError, LinkRx};
+use rustix::thread::futex;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncWrite, Interest};
+
+use crate::bell::{Rung, Sleep};
+use crate::memory::{Field, Mapping, Part, closed};
+use crate::ring::{Consumer, Corrupt, NO_CPU, Producer};
+use crate::spin::{Spin, cpu};
+
+/// The manager's half of a link.
+#[derive(Debug)]
+pub struct ShmLink {
+    shared: Arc<Shared>,
+}
+
+/// What both halves of the half need.
+#[derive(Debug)]
+struct Shared {
+    ours: Arc<Mapping>,
+    theirs: Arc<Mapping>,
+    /// The worker writes it where the manager sleeps. The manager never reads it: each write is an event.
+    bell: AsyncFd<OwnedFd>,
+    /// A socket whose other end the worker holds until it ends.
+    life: AsyncFd<OwnedFd>,
+}
+
+/// The sending half.
+pub type ShmTx = FramedTx<ShmWriter>;
+
+impl ShmLink {
+    pub(crate) fn new(ours: Arc<Mapping>, theirs: Arc<Mapping>, bell: OwnedFd, life: OwnedFd) -> io::Result<Self> {
+        Ok(ShmLink { shared: Arc::new(Shared { ours, theirs, bell: events(bell)?, life: events(life)? }) })
+    }
+}
+
+/// Both halves wait on it: the reader for readability, the writer for writability, so that each has a waker of its own. Every
+/// event brings both.
+fn events(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: An OwnedFd is open for as long as it lives, and always the same descriptor; it goes where the AsyncFd goes.
+    let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE | Interest::WRITABLE) };
+    registered.map_err(|error| error.into_parts().1)
+}
+
+impl Link for ShmLink {
+    type Tx = ShmTx;
+    type Rx = ShmRx;
+
+    fn split(self) -> (ShmTx, ShmRx) {
+        let shared = self.shared;
+        let producer = Producer::new(Part::ring(&shared.ours), Part::field(&shared.theirs, Field::Read));
+        let consumer = Consumer::new(Part::ring(&shared.theirs), Part::field(&shared.ours, Field::Read));
+        let writer = ShmWriter {
+            producer,
+            rung: Rung::default(),
+            sleep: Sleep::new(Field::AsleepForRoom),
+            shared: shared.clone(),
+        };
+        let rx = ShmRx {
+            consumer,
+            decoder: Decoder::new(MAX_PAYLOAD),
+            rung: Rung::default(),
+            sleep: Sleep::new(Field::AsleepForNews),
+            spin: Spin::default(),
+            peer_cpu: NO_CPU,
+            is_over: false,
+            shared,
+        };
+        (FramedTx::new(writer), rx)
+    }
+}
+
+impl Shared {
+    fn ring_worker(&self) {
+        let bell = self.ours.bell();
+        bell.fetch_add(1, Ordering::SeqCst);
+        // Nobody may wait; then the new value keeps the worker from sleeping.
+        let _ = futex::wake(bell, futex::Flags::empty(), i32::MAX as u32);
+    }
+
+    fn close(&self, side: u64) {
+        self.ours.field(Field::Closed).fetch_or(side, Ordering::SeqCst);
+        self.ring_worker();
+    }
+
+    /// Whether the worker has closed its half, or its process has ended.
+    fn poll_over(&self, cx: &mut Context<'_>, is_reader: bool) -> Poll<io::Result<()>> {
+        // The worker never writes here, so whatever is ready is the end.
+        match is_reader {
+            true => self.life.poll_read_ready(cx).map_ok(|guard| drop(guard)),
+            false => {
+                // A socket is writable all along; its end is an event all the same.
+                loop {
+                    match self.life.poll_write_ready(cx)? {
+                        Poll::Ready(guard) if guard.ready().is_write_closed() => return Poll::Ready(Ok(())),
+                        Poll::Ready(mut guard) => guard.clear_ready(),
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn corrupt(what: Corrupt) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.what())
+}
+
+/// The writing end, a byte stream.
+#[derive(Debug)]
+pub struct ShmWriter {
+    producer: Producer<Part>,
+    rung: Rung,
+    sleep: Sleep,
+    shared: Arc<Shared>,
+}
+
+impl AsyncWrite for ShmWriter {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let ShmWriter { producer, rung, sleep, shared } = self.get_mut();
+        loop {
+            if shared.theirs.field(Field::Closed).load(Ordering::Relaxed) & closed::READING != 0 {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            let written = producer.write(bytes, cpu()).map_err(corrupt)?;
+            if written > 0 {
+                sleep.end(&shared.ours);
+                if rung.is_due(&shared.theirs, Field::AsleepForNews) {
+                    shared.ring_worker();
+                }
+                return Poll::Ready(Ok(written));
+            }
+            sleep.begin(&shared.ours);
+            if producer.has_room().map_err(corrupt)? {
+                continue;
+            }
+            match shared.bell.poll_write_ready(cx)? {
+                Poll::Ready(mut guard) => {
+                    guard.clear_ready();
+                    sleep.renew();
+                    continue;
+                }
+                Poll::Pending => {}
+            }
+            return match shared.poll_over(cx, false)? {
+                Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                Poll::Pending => Poll::Pending,
+            };
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shared.close(closed::SENDING);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for ShmWriter {
+    fn drop(&mut self) {
+        self.shared.close(closed::SENDING);
+    }
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub struct ShmRx {
+    consumer: Consumer<Part>,
+    decoder: Decoder,
+    rung: Rung,
+    sleep: Sleep,
+    spin: Spin,
+    peer_cpu: u32,
+    /// The worker has ended: what lies in the ring is all there will be.
+    is_over: bool,
+    shared: Arc<Shared>,
+}
+
+impl ShmRx {
+    /// Takes in a chunk that is there.
+    fn take(&mut self) -> Result<bool, LinkError> {
+        let chunk = self.consumer.read(self.decoder.buffer()).map_err(|corrupt| LinkError::Corrupt(corrupt.what()))?;
+        if let Some(chunk) = chunk {
+            self.peer_cpu = chunk.cpu;
+            self.sleep.end(&self.shared.ours);
+            if self.consumer.owes_word() {
+                self.give_room();
+            }
+        }
+        Ok(chunk.is_some())
+    }
+
+    fn give_room(&mut self) {
+        if self.consumer.publish() && self.rung.is_due(&self.shared.theirs, Field::AsleepForRoom) {
+            self.shared.ring_worker();
+        }
+    }
+}
+
+impl LinkRx for ShmRx {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
+        loop {
+            if self.take()? {
+                return Poll::Ready(Ok(()));
+            }
+            if self.is_over {
+                self.decoder.finish()?;
+                return Poll::Ready(Err(LinkError::Closed));
+            }
+            self.give_room();
+            self.sleep.begin(&self.shared.ours);
+            if self.consumer.has_news() {
+                continue;
+            }
+            if let Poll::Ready(mut guard) = self.shared.bell.poll_read_ready(cx).map_err(LinkError::from)? {
+                guard.clear_ready();
+                self.sleep.renew();
+                continue;
+            }
+            if self.shared.poll_over(cx, true).map_err(LinkError::from)?.is_pending() {
+                return Poll::Pending;
+            }
+            self.is_over = true;
+        }
+    }
+
+    fn next(&mut self) -> Result<Option<Frame<'_>>, LinkError> {
+        Ok(self.decoder.next()?)
+    }
+
+    fn unread(&self) -> &[u8] {
+        self.decoder.unread()
+    }
+}
+
+impl Drop for ShmRx {
+    fn drop(&mut self) {
+        self.shared.close(closed::READING);
+    }
+}

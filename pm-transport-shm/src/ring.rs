@@ -1,0 +1,313 @@
+//! The ring: one direction of a link, a byte stream in memory that two processes share.
+//!
+//! The stream goes in chunks. A chunk begins at a cache line, with one word that says all about it; its bytes follow:
+//!
+//! ```text
+//! word 0: committed (1 bit) · processor of the producer (11) · length in bytes (20) · checksum (32)
+//! word 1…: the bytes, the last word filled up with zeros
+//! ```
+//!
+//! The consumer looks at the first word of the next chunk until it is not zero. So a chunk of up to 56 bytes costs both sides one cache
+//! line. Before the producer commits a chunk it sets the first word after it to zero, so that what is left there from an earlier lap is
+//! not taken for a chunk; the line after a chunk is therefore never one that the consumer has yet to read.
+//!
+//! The producer learns how far the consumer has read from a word that the consumer publishes now and then. Both sides keep their own
+//! positions in private memory and count them from the beginning of the link in 64 bits, which never wrap.
+//!
+//! Whatever the peer wrote is checked after it was copied: lengths, the order of positions, and the checksum over the copy. It also
+//! covers the place of the chunk in the stream. A peer that writes at random is found out; one that computes the checksum of
+//! a lie can only lie about its own answers.
+
+use std::fmt;
+
+use crate::sync::{AtomicU64, Ordering, fence};
+
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
+const WORD: usize = 8;
+const LINE_WORDS: usize = LINE / WORD;
+
+const COMMITTED: u64 = 1 << 63;
+const CPU_BITS: u32 = 11;
+const LENGTH_BITS: u32 = 20;
+
+/// The processor that a chunk names where the producer's is not known.
+pub(crate) const NO_CPU: u32 = (1 << CPU_BITS) - 1;
+
+/// The largest ring, so that the length of each chunk fits its field.
+pub(crate) const MAX_RING: usize = 1 << LENGTH_BITS;
+
+/// Memory of 64-bit words that another process may write at any time.
+pub(crate) trait Words {
+    /// The words; always the same.
+    fn words(&self) -> &[AtomicU64];
+}
+
+impl Words for Vec<AtomicU64> {
+    fn words(&self) -> &[AtomicU64] {
+        self
+    }
+}
+
+impl<W: Words> Words for std::sync::Arc<W> {
+    fn words(&self) -> &[AtomicU64] {
+        (**self).words()
+    }
+}
+
+/// The peer wrote something that makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Corrupt {
+    /// The word at the beginning of a chunk.
+    Chunk,
+    /// The checksum of a chunk.
+    Checksum,
+    /// The position of the consumer.
+    Position,
+}
+
+impl Corrupt {
+    /// What is wrong.
+    pub(crate) const fn what(self) -> &'static str {
+        match self {
+            Corrupt::Chunk => "a chunk of a length that the ring cannot hold",
+            Corrupt::Checksum => "a chunk whose bytes do not fit its checksum",
+            Corrupt::Position => "a reader that is ahead of its writer, or went back",
+        }
+    }
+}
+
+impl fmt::Display for Corrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.what())
+    }
+}
+
+/// The lines of a chunk of so many bytes.
+const fn lines(bytes: usize) -> usize {
+    (WORD + bytes).div_ceil(LINE)
+}
+
+/// The first word of a chunk.
+const fn header(length: usize, cpu: u32, checksum: u32) -> u64 {
+    COMMITTED | (cpu as u64) << (32 + LENGTH_BITS) | (length as u64) << 32 | checksum as u64
+}
+
+/// The writing side.
+#[derive(Debug)]
+pub(crate) struct Producer<W> {
+    ring: W,
+    /// Where the consumer publishes how far it has read, in lines.
+    read: W,
+    /// Lines written.
+    tail: u64,
+    /// Lines that the consumer had read when it was last asked.
+    head: u64,
+}
+
+impl<W: Words> Producer<W> {
+    /// The producer of an empty ring. The ring is a power of two of at least four lines; `read` is one word of the consumer's.
+    pub(crate) fn new(ring: W, read: W) -> Self {
+        let words = ring.words().len();
+        assert!(words.is_power_of_two() && words >= 4 * LINE_WORDS && words * WORD <= MAX_RING);
+        Producer { ring, read, tail: 0, head: 0 }
+    }
+
+    /// Writes a chunk of as many of these bytes as there is room for, and says how many that were: none where the ring is full.
+    ///
+    /// The consumer can see it from here on, but may be asleep.
+    pub(crate) fn write(&mut self, bytes: &[u8], cpu: u32) -> Result<usize, Corrupt> {
+        let wanted = lines(bytes.len());
+        if (wanted as u64) > self.room() {
+            self.look()?;
+        }
+        let length = bytes.len().min((self.room() as usize * LINE).saturating_sub(WORD));
+        if length == 0 {
+            return Ok(0);
+        }
+        let next = self.tail + lines(length) as u64;
+        self.word(next).store(0, Ordering::Relaxed);
+        let checksum = self.copy_in(&bytes[..length]);
+        // Pairs with the Acquire of `Consumer::read`: the bytes, and the zero behind them, are there before the chunk is.
+        self.word(self.tail).store(header(length, cpu, checksum), Ordering::Release);
+        self.tail = next;
+        Ok(length)
+    }
+
+    /// Whether a chunk would find room. Asks the consumer's word.
+    pub(crate) fn has_room(&mut self) -> Result<bool, Corrupt> {
+        self.look()?;
+        Ok(self.room() > 0)
+    }
+
+    /// Free lines, but for the one that stays zero.
+    fn room(&self) -> u64 {
+        (self.ring.words().len() / LINE_WORDS) as u64 - 1 - (self.tail - self.head)
+    }
+
+    fn look(&mut self) -> Result<(), Corrupt> {
+        // Pairs with the Release of `Consumer::publish`: the consumer has read what is written over now.
+        let head = self.read.words()[0].load(Ordering::Acquire);
+        if head < self.head || head > self.tail {
+            return Err(Corrupt::Position);
+        }
+        self.head = head;
+        Ok(())
+    }
+
+    fn word(&self, line: u64) -> &AtomicU64 {
+        let words = self.ring.words();
+        &words[(line as usize * LINE_WORDS) & (words.len() - 1)]
+    }
+
+    fn copy_in(&self, bytes: &[u8]) -> u32 {
+        let mut sum = Sum::new(self.tail, bytes.len());
+        let (chunks, rest) = bytes.as_chunks::<WORD>();
+        let mut place = places(self.ring.words(), self.tail);
+        for (chunk, word) in chunks.iter().zip(place.by_ref()) {
+            let value = u64::from_ne_bytes(*chunk);
+            word.store(value, Ordering::Relaxed);
+            sum.add(value);
+        }
+        if let (false, Some(word)) = (rest.is_empty(), place.next()) {
+            let mut last = [0; WORD];
+            last[..rest.len()].copy_from_slice(rest);
+            let value = u64::from_ne_bytes(last);
+            word.store(value, Ordering::Relaxed);
+            sum.add(value);
+        }
+        sum.finish()
+    }
+}
+
+/// The words behind the first one of the chunk that begins at a line, around the end of the ring.
+fn places(words: &[AtomicU64], line: u64) -> impl Iterator<Item = &AtomicU64> {
+    let start = ((line as usize * LINE_WORDS) & (words.len() - 1)) + 1;
+    let (before, after) = words.split_at(start);
+    after.iter().chain(before)
+}
+
+/// The reading side.
+#[derive(Debug)]
+pub(crate) struct Consumer<W> {
+    ring: W,
+    /// Where it publishes how far it has read.
+    read: W,
+    /// Lines read.
+    head: u64,
+    published: u64,
+}
+
+/// What was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Chunk {
+    /// Bytes.
+    pub(crate) length: usize,
+    /// Where the producer ran; [`NO_CPU`] where it does not say.
+    pub(crate) cpu: u32,
+}
+
+impl<W: Words> Consumer<W> {
+    /// The consumer of an empty ring.
+    pub(crate) fn new(ring: W, read: W) -> Self {
+        Consumer { ring, read, head: 0, published: 0 }
+    }
+
+    /// Whether a chunk is there.
+    pub(crate) fn has_news(&self) -> bool {
+        self.first().load(Ordering::Relaxed) != 0
+    }
+
+    /// Appends the next chunk to `into`; none where there is none yet.
+    pub(crate) fn read(&mut self, into: &mut Vec<u8>) -> Result<Option<Chunk>, Corrupt> {
+        // Pairs with the Release of `Producer::write`.
+        let first = self.first().load(Ordering::Acquire);
+        if first == 0 {
+            return Ok(None);
+        }
+        let length = (first >> 32) as usize & ((1 << LENGTH_BITS) - 1);
+        let cpu = (first >> (32 + LENGTH_BITS)) as u32 & NO_CPU;
+        let taken = lines(length);
+        if first & COMMITTED == 0 || length == 0 || taken >= self.ring.words().len() / LINE_WORDS {
+            return Err(Corrupt::Chunk);
+        }
+        if self.copy_out(length, into) != first as u32 {
+            into.truncate(into.len() - length);
+            return Err(Corrupt::Checksum);
+        }
+        self.head += taken as u64;
+        Ok(Some(Chunk { length, cpu }))
+    }
+
+    /// Whether enough was read since the last time that the producer should be told.
+    pub(crate) fn owes_word(&self) -> bool {
+        self.head - self.published >= (self.ring.words().len() / LINE_WORDS / 4) as u64
+    }
+
+    /// Tells the producer how far it has read. True where that is news.
+    pub(crate) fn publish(&mut self) -> bool {
+        if self.head == self.published {
+            return false;
+        }
+        // Pairs with the Acquire of `Producer::look`.
+        self.read.words()[0].store(self.head, Ordering::Release);
+        self.published = self.head;
+        true
+    }
+
+    fn first(&self) -> &AtomicU64 {
+        let words = self.ring.words();
+        &words[(self.head as usize * LINE_WORDS) & (words.len() - 1)]
+    }
+
+    fn copy_out(&self, length: usize, into: &mut Vec<u8>) -> u32 {
+        let mut sum = Sum::new(self.head, length);
+        let before = into.len();
+        into.resize(before + length, 0);
+        let (chunks, rest) = into[before..].as_chunks_mut::<WORD>();
+        let mut place = places(self.ring.words(), self.head);
+        for (chunk, word) in chunks.iter_mut().zip(place.by_ref()) {
+            let value = word.load(Ordering::Relaxed);
+            *chunk = value.to_ne_bytes();
+            sum.add(value);
+        }
+        if let (false, Some(word)) = (rest.is_empty(), place.next()) {
+            let value = word.load(Ordering::Relaxed);
+            rest.copy_from_slice(&value.to_ne_bytes()[..rest.len()]);
+            sum.add(value);
+        }
+        sum.finish()
+    }
+}
+
+/// A checksum against accidents and random writes: a change of any one word changes it for certain before it is cut to 32 bits.
+struct Sum {
+    lanes: [u64; 4],
+    next: usize,
+}
+
+impl Sum {
+    fn new(line: u64, length: usize) -> Self {
+        let seed = line.wrapping_mul(Self::FACTOR) ^ length as u64;
+        Sum { lanes: [seed, !seed, seed.rotate_left(17), seed.rotate_left(43)], next: 0 }
+    }
+
+    const FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
+
+    fn add(&mut self, word: u64) {
+        let lane = &mut self.lanes[self.next % 4];
+        *lane = (*lane ^ word).wrapping_mul(Self::FACTOR).rotate_left(29);
+        self.next += 1;
+    }
+
+    fn finish(self) -> u32 {
+        let mixed = self.lanes.into_iter().fold(0_u64, |all, lane| (all.rotate_left(21) ^ lane).wrapping_mul(Self::FACTOR));
+        (mixed ^ (mixed >> 32)) as u32
+    }
+}
+
+/// The order between a store of one side and a load of the other, of which at least one must see the other's: see [`bell`](crate::bell).
+pub(crate) fn order() {
+    fence(Ordering::SeqCst);
+}

@@ -1,0 +1,223 @@
+//! The worker's half of a link.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pm_core::worker::link::WorkerLink;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::thread::futex;
+
+use crate::bell::{Rung, Sleep};
+use crate::memory::{Field, Mapping, Part, closed};
+use crate::ring::{Consumer, Corrupt, NO_CPU, Producer};
+use crate::spin::{Spin, cpu};
+
+/// The worker's half of a link.
+#[derive(Debug)]
+pub(crate) struct ShmWorker {
+    reader: Mutex<Reader>,
+    writer: Mutex<Writer>,
+    shared: Arc<Shared>,
+    /// The manager sees its end as the worker's.
+    life: Arc<OwnedFd>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    ours: Arc<Mapping>,
+    theirs: Arc<Mapping>,
+    /// The manager's eventfd.
+    bell: OwnedFd,
+    /// The manager's process has ended, or it has closed its end of the socket.
+    is_over: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Reader {
+    consumer: Consumer<Part>,
+    rung: Rung,
+    sleep: Sleep,
+    spin: Spin,
+    peer_cpu: u32,
+}
+
+#[derive(Debug)]
+struct Writer {
+    producer: Producer<Part>,
+    rung: Rung,
+    sleep: Sleep,
+}
+
+impl ShmWorker {
+    pub(crate) fn new(ours: Arc<Mapping>, theirs: Arc<Mapping>, bell: OwnedFd, life: OwnedFd) -> io::Result<Self> {
+        let reader = Reader {
+            consumer: Consumer::new(Part::ring(&theirs), Part::field(&ours, Field::Read)),
+            rung: Rung::default(),
+            sleep: Sleep::new(Field::AsleepForNews),
+            spin: Spin::default(),
+            peer_cpu: NO_CPU,
+        };
+        let writer = Writer {
+            producer: Producer::new(Part::ring(&ours), Part::field(&theirs, Field::Read)),
+            rung: Rung::default(),
+            sleep: Sleep::new(Field::AsleepForRoom),
+        };
+        let shared = Arc::new(Shared { ours, theirs, bell, is_over: AtomicBool::new(false) });
+        let life = Arc::new(life);
+        watch(shared.clone(), life.clone())?;
+        Ok(ShmWorker { reader: Mutex::new(reader), writer: Mutex::new(writer), shared, life })
+    }
+}
+
+/// Wakes the worker when its manager has ended without a word.
+fn watch(shared: Arc<Shared>, life: Arc<OwnedFd>) -> io::Result<()> {
+    let wait = move || {
+        while let Err(Errno::INTR) = poll(&mut [PollFd::new(&*life, PollFlags::IN)], None) {}
+        shared.is_over.store(true, Ordering::SeqCst);
+        // The bell itself cannot be rung from here: it is the manager's memory. Whoever waits on it looks again.
+        let _ = futex::wake(shared.theirs.bell(), futex::Flags::empty(), i32::MAX as u32);
+    };
+    thread::Builder::new().name("pm-manager".into()).stack_size(64 << 10).spawn(wait).map(drop)
+}
+
+impl Shared {
+    fn ring_manager(&self) -> io::Result<()> {
+        loop {
+            match rustix::io::write(&self.bell, &1_u64.to_ne_bytes()) {
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn has_closed(&self, side: u64) -> bool {
+        self.theirs.field(Field::Closed).load(Ordering::Acquire) & side != 0 || self.is_over.load(Ordering::Acquire)
+    }
+
+    /// Sleeps until the manager rings, unless it has since `bell` was read. False where the time is over.
+    fn sleep(&self, bell: u32, timeout: Option<Duration>) -> io::Result<bool> {
+        // The watcher cannot change the bell, so a sleep that begins just after its wake must end by itself.
+        let limit = Duration::from_secs(1);
+        let time = timeout.map_or(limit, |timeout| timeout.min(limit));
+        let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
+        match futex::wait(self.theirs.bell(), futex::Flags::empty(), bell, Some(&time)) {
+            Ok(()) | Err(Errno::AGAIN | Errno::INTR) => Ok(true),
+            Err(Errno::TIMEDOUT) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn bell(&self) -> u32 {
+        self.theirs.bell().load(Ordering::Acquire)
+    }
+}
+
+fn corrupt(what: Corrupt) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.what())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Reader {
+    fn give_room(&mut self, shared: &Shared) -> io::Result<()> {
+        if self.consumer.publish() && self.rung.is_due(&shared.theirs, Field::AsleepForRoom) {
+            shared.ring_manager()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a chunk, or the end. False where the time is over.
+    fn wait(&mut self, shared: &Shared, timeout: Option<Duration>) -> io::Result<bool> {
+        let until = timeout.map(|timeout| Instant::now() + timeout);
+        let Reader { consumer, spin, peer_cpu, .. } = self;
+        if spin.until(*peer_cpu, || consumer.has_news()) {
+            return Ok(true);
+        }
+        self.give_room(shared)?;
+        loop {
+            let bell = shared.bell();
+            self.sleep.renew();
+            self.sleep.begin(&shared.ours);
+            if self.consumer.has_news() || shared.has_closed(closed::SENDING) {
+                break;
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                self.sleep.end(&shared.ours);
+                return Ok(false);
+            }
+            shared.sleep(bell, left)?;
+        }
+        self.sleep.end(&shared.ours);
+        Ok(true)
+    }
+}
+
+impl WorkerLink for ShmWorker {
+    fn recv(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        let mut guard = lock(&self.reader);
+        let reader = &mut *guard;
+        loop {
+            // The order matters: what was sent before the end is there once the end is seen.
+            let is_over = self.shared.has_closed(closed::SENDING);
+            if let Some(chunk) = reader.consumer.read(buffer).map_err(corrupt)? {
+                reader.peer_cpu = chunk.cpu;
+                if reader.consumer.owes_word() {
+                    reader.give_room(&self.shared)?;
+                }
+                return Ok(chunk.length);
+            }
+            if is_over {
+                return Ok(0);
+            }
+            reader.wait(&self.shared, None)?;
+        }
+    }
+
+    fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        lock(&self.reader).wait(&self.shared, Some(timeout))
+    }
+
+    fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let mut guard = lock(&self.writer);
+        let Writer { producer, rung, sleep } = &mut *guard;
+        let shared = &*self.shared;
+        while !bytes.is_empty() {
+            if shared.has_closed(closed::READING) {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            let written = producer.write(bytes, cpu()).map_err(corrupt)?;
+            bytes = &bytes[written..];
+            if written > 0 {
+                if rung.is_due(&shared.theirs, Field::AsleepForNews) {
+                    shared.ring_manager()?;
+                }
+                continue;
+            }
+            let bell = shared.bell();
+            sleep.renew();
+            sleep.begin(&shared.ours);
+            if !producer.has_room().map_err(corrupt)? && !shared.has_closed(closed::READING) {
+                shared.sleep(bell, None)?;
+            }
+            sleep.end(&shared.ours);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ShmWorker {
+    fn drop(&mut self) {
+        self.shared.ours.field(Field::Closed).fetch_or(closed::SENDING | closed::READING, Ordering::SeqCst);
+        // The watcher holds the socket as well.
+        let _ = rustix::net::shutdown(self.life.as_fd(), rustix::net::Shutdown::Both);
+    }
+}
