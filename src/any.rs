@@ -147,6 +147,7 @@ macro_rules! any {
 any! {
     #[cfg(feature = "stdio")] Stdio: pm_transport_stdio::Stdio, "stdio";
     #[cfg(feature = "uds")] Uds: pm_transport_uds::Uds, "uds";
+    #[cfg(feature = "shm")] Shm: pm_transport_shm::Shm, "shm";
 }
 
 /// A name that no transport of this build has.

@@ -97,6 +97,7 @@
 //! |---|---|---|
 //! | `uds` | yes | the transport over Unix sockets, and [`Query`] with it as its default |
 //! | `stdio` | yes | the transport over pipes |
+//! | `shm` | yes | the transport over shared memory, between Rust programs |
 //! | `bincode` | no | the codec `codec::Bincode` |
 //! | `testing` | no | `core::testing`: the conformance suite for transports, the simulation |
 
@@ -123,14 +124,16 @@ pub use pm_core::worker::context::{cancelled, notice, on_cancel, time_left};
 pub use pm_core::worker::error::ServeError;
 pub use pm_core::worker::role::{ByteQuery, Role};
 
+#[cfg(feature = "shm")]
+pub use pm_transport_shm::Shm;
 #[cfg(feature = "stdio")]
 pub use pm_transport_stdio::Stdio;
 #[cfg(feature = "uds")]
 pub use pm_transport_uds::Uds;
 
-#[cfg(any(feature = "stdio", feature = "uds"))]
+#[cfg(any(feature = "stdio", feature = "uds", feature = "shm"))]
 mod any;
-#[cfg(any(feature = "stdio", feature = "uds"))]
+#[cfg(any(feature = "stdio", feature = "uds", feature = "shm"))]
 pub use any::{AnyTransport, UnknownTransport};
 
 /// A query that this program can serve, in pools over Unix sockets unless they say otherwise.
@@ -148,6 +151,8 @@ const CONNECTS: &[&dyn pm_core::transport::Connect] = &[
     &Stdio,
     #[cfg(feature = "uds")]
     &Uds,
+    #[cfg(feature = "shm")]
+    &Shm,
 ];
 
 /// Says which queries this program can serve. Call it first in a plain `main`, before any runtime, logger or thread: in a worker's process it

@@ -5,7 +5,6 @@ use std::io;
 use pm_core::testing::conformance::{self, Case, over_descriptors};
 use pm_core::testing::memory::Memory;
 use pm_core::worker::link::WorkerLink;
-use pm_transport_shm::Shm;
 
 use self::custom_transport::{Tcp, dial};
 
@@ -35,7 +34,7 @@ pub fn tests() -> Vec<(String, Box<dyn Fn() -> Outcome + Send>)> {
         ("memory", conformance::cases(Memory, in_memory)),
         ("stdio", conformance::cases(pm::Stdio, over_descriptors)),
         ("uds", conformance::cases(pm::Uds, over_descriptors)),
-        ("shm", conformance::cases(Shm, over_memory)),
+        ("shm", conformance::cases(pm::Shm, over_memory)),
         ("tcp", conformance::cases(Tcp, over_tcp)),
     ]
     .into_iter()

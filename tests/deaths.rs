@@ -133,8 +133,8 @@ async fn a_program_that_prints_is_shown(transport: AnyTransport) {
             assert_eq!(first.len(), 200, "{first}");
             contains(first, "Loading the model, please wait. Loading");
         }
-        // Over uds its prints never were on the wire.
-        ("uds", StartError::Died { cause: ExitCause::StartTimeout { .. }, stderr }) => {
+        // Its prints never were on the wire.
+        ("uds" | "shm", StartError::Died { cause: ExitCause::StartTimeout { .. }, stderr }) => {
             contains(stderr, "Loading the model")
         }
         (_, failed) => panic!("{failed:?}"),

@@ -13,7 +13,7 @@ use rustix::process::Signal as Kill;
 use crate::query::listening;
 use crate::roles::{ASYNC_TIDY, EARLY, Job, Said, TIDY};
 use crate::support::{
-    Asked, Gate, LIMIT, LONG, MARK, Pool, Scratch, TRANSPORTS, alone, both, both_alone, descriptors, error, eventually,
+    ALL, Asked, Gate, LIMIT, LONG, MARK, Pool, Scratch, alone, both, both_alone, descriptors, error, eventually,
     gone_within, jobs, keeper, kill, lost, mark, marked, pids, poll_once, refused, run, within, zombies,
 };
 
@@ -35,7 +35,7 @@ pub fn tests() -> Vec<Trial> {
     .into_iter()
     .flatten()
     .collect();
-    for transport in TRANSPORTS {
+    for transport in ALL {
         tests.push(alone(format!("ends::two_runtimes_after_another::{transport}"), move || {
             two_runtimes_after_another(transport);
             Ok(())

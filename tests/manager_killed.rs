@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::kits::Kit;
 use crate::processes::{PROCESS, TRANSPORT, has, helper_transport};
 use crate::roles::{BEGUN, Job};
-use crate::support::{LIMIT, LONG, MARK, TRANSPORTS, again, eventually, jobs, kill, mark, marked, run, state};
+use crate::support::{ALL, LIMIT, LONG, MARK, TRANSPORTS, again, eventually, jobs, kill, mark, marked, run, state};
 
 /// How soon everything is gone once the manager is. That is the promise; a loaded machine may be slower, and the time is printed.
 const PROMISED: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ const KIT_SCENES: [(&str, usize); 3] = [("sleep", 4), ("spin", 4), ("stray", 6)]
 
 pub fn tests() -> Vec<Trial> {
     let mut trials = Vec::new();
-    for transport in TRANSPORTS {
+    for transport in ALL {
         for (scene, least) in SCENES {
             let test = move || {
                 if scene != "stray" || has("setsid") {
@@ -49,6 +49,8 @@ pub fn tests() -> Vec<Trial> {
             };
             trials.push(Trial::test(format!("manager_killed::{scene}::{transport}"), test));
         }
+    }
+    for transport in TRANSPORTS {
         for kit in [Kit::Python, Kit::Node] {
             for (scene, least) in KIT_SCENES {
                 let test = move || {

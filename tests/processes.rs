@@ -20,7 +20,7 @@ use pm::{
 
 use crate::roles::{JOB, Job, Said};
 use crate::support::{
-    Builder, LIMIT, LONG, MARK, Pool, Scratch, TRANSPORTS, again, alone, both, both_alone, contains, crash,
+    ALL, Builder, LIMIT, LONG, MARK, Pool, Scratch, TRANSPORTS, again, alone, both, both_alone, contains, crash,
     descriptors, error, event, eventually, jobs, lost, mark, marked, one, run, this_program,
 };
 
@@ -135,6 +135,8 @@ async fn descriptors_are_exact(transport: AnyTransport) {
     // The outbox is mapped, and its descriptor closed, before the worker serves.
     let wanted: &[&str] = match transport {
         AnyTransport::Stdio(_) => &["/dev/null", "pipe", "pipe", "pipe", "pipe"],
+        // The memory files are mapped, and their descriptors closed.
+        AnyTransport::Shm(_) => &["/dev/null", "pipe", "pipe", "socket", "anon_inode"],
         _ => &["/dev/null", "pipe", "pipe", "socket"],
     };
     let kinds = |lines: &[String]| -> Vec<String> {
@@ -530,7 +532,7 @@ async fn a_program_that_prints_and_lives(transport: AnyTransport) {
             assert_eq!(*first, text[..200]);
         }
         // Its prints were on no wire.
-        (StartError::Died { cause: ExitCause::StartTimeout { .. }, stderr }, AnyTransport::Uds(_)) => {
+        (StartError::Died { cause: ExitCause::StartTimeout { .. }, stderr }, _) => {
             assert_eq!(*stderr, text.repeat(2));
         }
         _ => panic!("{failed:?}"),
@@ -621,7 +623,7 @@ fn ignored_signals_are_not_inherited() {
         let wanted = lines.filter(|(name, _)| matches!(*name, "SigBlk" | "SigIgn"));
         wanted.map(|(name, set)| (name.to_string(), u64::from_str_radix(set, 16).unwrap())).collect()
     };
-    for transport in TRANSPORTS {
+    for transport in ALL {
         for unguarded in [false, true] {
             if unguarded {
                 // Its statuses are this process's to collect, which it cannot while it ignores SIGCHLD.

@@ -59,11 +59,15 @@ pub fn both<F: Future<Output = ()>>(
             Ok(())
         })
     };
-    TRANSPORTS.map(over).into()
+    ALL.map(over).into()
 }
 
 /// The transports that have the wire of docs/PROTOCOL.md.
 pub const TRANSPORTS: [AnyTransport; 2] = [AnyTransport::Stdio(pm::Stdio), AnyTransport::Uds(pm::Uds)];
+
+/// All transports of this build: between Rust programs.
+pub const ALL: [AnyTransport; 3] =
+    [AnyTransport::Stdio(pm::Stdio), AnyTransport::Uds(pm::Uds), AnyTransport::Shm(pm::Shm)];
 
 /// A test that needs a process, and with it a keeper, of its own: it counts descriptors, or breaks what others use.
 pub fn alone(name: impl Into<String>, test: impl FnOnce() -> Result<(), Failed> + Send + 'static) -> Trial {
@@ -93,7 +97,7 @@ pub fn both_alone<F: Future<Output = ()>>(
             Ok(())
         })
     };
-    TRANSPORTS.map(over).into()
+    ALL.map(over).into()
 }
 
 /// This program once more.

@@ -25,12 +25,13 @@ use std::sync::Arc;
 use pm_core::transport::{Accept, Connect, Identity, LINK_FD, LINK_FD_VARIABLE, Offer, Transport, TransportError};
 use pm_core::worker::inherited_link;
 use pm_core::worker::link::WorkerLink;
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
+use rustix::process::Signal;
 
 pub use manager::{ShmLink, ShmRx, ShmTx, ShmWriter};
 use memory::{Mapping, Owner};
@@ -65,7 +66,8 @@ impl Transport for Shm {
         let (life, theirs_life) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(|error| refused("make a pair of sockets", error.into()))?;
         rustix::io::ioctl_fionbio(&life, true).map_err(|error| refused("make a socket non-blocking", error.into()))?;
-        let memory = |owner| memory::create(owner).map_err(|error| unsupported("memfd_create", "make a memory file", error));
+        let memory =
+            |owner| memory::create(owner).map_err(|error| unsupported("memfd_create", "make a memory file", error));
         let (requests, ours) = memory(Owner::Manager)?;
         let (responses, theirs) = memory(Owner::Worker)?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
@@ -94,7 +96,14 @@ impl Connect for Shm {
     }
 
     fn connect(&self) -> io::Result<Box<dyn WorkerLink>> {
-        connect_over(inherited_link()?)
+        let life = inherited_link()?;
+        // A worker that waits for its bell does not see the end of the socket. Whatever started it ends with its manager, or is it.
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        let mut fds = [PollFd::new(&life, PollFlags::RDHUP)];
+        if poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0 && fds[0].revents().contains(PollFlags::HUP) {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the manager has ended"));
+        }
+        connect_over(life)
     }
 }
 
@@ -107,7 +116,7 @@ pub fn connect_over(life: OwnedFd) -> io::Result<Box<dyn WorkerLink>> {
     let [requests, responses, bell] = receive_descriptors(life.as_fd())?;
     let theirs = memory::open(requests.as_fd(), Owner::Manager)?;
     let ours = memory::open(responses.as_fd(), Owner::Worker)?;
-    Ok(Box::new(worker::ShmWorker::new(ours, theirs, bell, life)?))
+    Ok(Box::new(worker::ShmWorker::new(ours, theirs, bell, life)))
 }
 
 fn send_descriptors(socket: BorrowedFd<'_>, descriptors: &[BorrowedFd<'_>; 3]) -> io::Result<()> {
@@ -132,7 +141,10 @@ fn receive_descriptors(socket: BorrowedFd<'_>) -> io::Result<[OwnedFd; 3]> {
     }
     let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
     if layout[..received.bytes] != *LAYOUT {
-        return Err(invalid(format!("the manager's memory has the layout {:?}, not {LAYOUT:?}", &layout[..received.bytes])));
+        return Err(invalid(format!(
+            "the manager's memory has the layout {:?}, not {LAYOUT:?}",
+            &layout[..received.bytes]
+        )));
     }
     let count = descriptors.len();
     descriptors.try_into().map_err(|_| invalid(format!("{count} descriptors came; 3 were expected")))

@@ -100,7 +100,10 @@ pub(crate) fn open(fd: BorrowedFd<'_>, owner: Owner) -> io::Result<Arc<Mapping>>
     let seals = fcntl_get_seals(fd)?;
     let size = fstat(fd)?.st_size;
     if size != SIZE as i64 || !seals.contains(owner.seals()) {
-        let what = format!("a memfd of {size} bytes with the seals {seals:?}; {SIZE} bytes and {:?} are needed", owner.seals());
+        let what = format!(
+            "a memfd of {size} bytes with the seals {seals:?}; {SIZE} bytes and {:?} are needed",
+            owner.seals()
+        );
         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
     map(fd, owner == Owner::Worker).map(Arc::new)

@@ -302,7 +302,8 @@ impl Sum {
     }
 
     fn finish(self) -> u32 {
-        let mixed = self.lanes.into_iter().fold(0_u64, |all, lane| (all.rotate_left(21) ^ lane).wrapping_mul(Self::FACTOR));
+        let mixed =
+            self.lanes.into_iter().fold(0_u64, |all, lane| (all.rotate_left(21) ^ lane).wrapping_mul(Self::FACTOR));
         (mixed ^ (mixed >> 32)) as u32
     }
 }

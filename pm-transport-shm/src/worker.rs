@@ -1,14 +1,13 @@
 //! The worker's half of a link.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use pm_core::worker::link::WorkerLink;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::Timespec;
 use rustix::io::Errno;
 use rustix::thread::futex;
 
@@ -22,9 +21,9 @@ use crate::spin::{Spin, cpu};
 pub(crate) struct ShmWorker {
     reader: Mutex<Reader>,
     writer: Mutex<Writer>,
-    shared: Arc<Shared>,
+    shared: Shared,
     /// The manager sees its end as the worker's.
-    life: Arc<OwnedFd>,
+    _life: OwnedFd,
 }
 
 #[derive(Debug)]
@@ -33,8 +32,6 @@ struct Shared {
     theirs: Arc<Mapping>,
     /// The manager's eventfd.
     bell: OwnedFd,
-    /// The manager's process has ended, or it has closed its end of the socket.
-    is_over: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -54,7 +51,7 @@ struct Writer {
 }
 
 impl ShmWorker {
-    pub(crate) fn new(ours: Arc<Mapping>, theirs: Arc<Mapping>, bell: OwnedFd, life: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(ours: Arc<Mapping>, theirs: Arc<Mapping>, bell: OwnedFd, life: OwnedFd) -> Self {
         let reader = Reader {
             consumer: Consumer::new(Part::ring(&theirs), Part::field(&ours, Field::Read)),
             rung: Rung::default(),
@@ -67,22 +64,9 @@ impl ShmWorker {
             rung: Rung::default(),
             sleep: Sleep::new(Field::AsleepForRoom),
         };
-        let shared = Arc::new(Shared { ours, theirs, bell, is_over: AtomicBool::new(false) });
-        let life = Arc::new(life);
-        watch(shared.clone(), life.clone())?;
-        Ok(ShmWorker { reader: Mutex::new(reader), writer: Mutex::new(writer), shared, life })
+        let shared = Shared { ours, theirs, bell };
+        ShmWorker { reader: Mutex::new(reader), writer: Mutex::new(writer), shared, _life: life }
     }
-}
-
-/// Wakes the worker when its manager has ended without a word.
-fn watch(shared: Arc<Shared>, life: Arc<OwnedFd>) -> io::Result<()> {
-    let wait = move || {
-        while let Err(Errno::INTR) = poll(&mut [PollFd::new(&*life, PollFlags::IN)], None) {}
-        shared.is_over.store(true, Ordering::SeqCst);
-        // The bell itself cannot be rung from here: it is the manager's memory. Whoever waits on it looks again.
-        let _ = futex::wake(shared.theirs.bell(), futex::Flags::empty(), i32::MAX as u32);
-    };
-    thread::Builder::new().name("pm-manager".into()).stack_size(64 << 10).spawn(wait).map(drop)
 }
 
 impl Shared {
@@ -97,16 +81,14 @@ impl Shared {
     }
 
     fn has_closed(&self, side: u64) -> bool {
-        self.theirs.field(Field::Closed).load(Ordering::Acquire) & side != 0 || self.is_over.load(Ordering::Acquire)
+        self.theirs.field(Field::Closed).load(Ordering::Acquire) & side != 0
     }
 
     /// Sleeps until the manager rings, unless it has since `bell` was read. False where the time is over.
     fn sleep(&self, bell: u32, timeout: Option<Duration>) -> io::Result<bool> {
-        // The watcher cannot change the bell, so a sleep that begins just after its wake must end by itself.
-        let limit = Duration::from_secs(1);
-        let time = timeout.map_or(limit, |timeout| timeout.min(limit));
-        let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
-        match futex::wait(self.theirs.bell(), futex::Flags::empty(), bell, Some(&time)) {
+        let timeout =
+            timeout.map(|time| Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() });
+        match futex::wait(self.theirs.bell(), futex::Flags::empty(), bell, timeout.as_ref()) {
             Ok(()) | Err(Errno::AGAIN | Errno::INTR) => Ok(true),
             Err(Errno::TIMEDOUT) => Ok(false),
             Err(error) => Err(error.into()),
@@ -189,7 +171,7 @@ impl WorkerLink for ShmWorker {
     fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
         let mut guard = lock(&self.writer);
         let Writer { producer, rung, sleep } = &mut *guard;
-        let shared = &*self.shared;
+        let shared = &self.shared;
         while !bytes.is_empty() {
             if shared.has_closed(closed::READING) {
                 return Err(io::ErrorKind::BrokenPipe.into());
@@ -217,7 +199,5 @@ impl WorkerLink for ShmWorker {
 impl Drop for ShmWorker {
     fn drop(&mut self) {
         self.shared.ours.field(Field::Closed).fetch_or(closed::SENDING | closed::READING, Ordering::SeqCst);
-        // The watcher holds the socket as well.
-        let _ = rustix::net::shutdown(self.life.as_fd(), rustix::net::Shutdown::Both);
     }
 }

@@ -16,8 +16,8 @@ use pm_core::machine::handshake::Mismatch;
 
 use crate::roles::{Job, Said};
 use crate::support::{
-    Builder, LONG, MARK, Pool, Scratch, TRANSPORTS, both, both_alone, contains, crash, error, eventually, lost, mark,
-    marked, pids, replaced, resident, run, this_program,
+    ALL, Builder, LONG, MARK, Pool, Scratch, both, both_alone, contains, crash, error, eventually, lost, mark, marked,
+    pids, replaced, resident, run, this_program,
 };
 
 pub use script::helper;
@@ -176,7 +176,7 @@ fn openings() -> Vec<(&'static str, Vec<Step>, &'static str)> {
 
 pub fn tests() -> Vec<Trial> {
     let mut trials = Vec::new();
-    for transport in TRANSPORTS {
+    for transport in ALL {
         for (name, steps, expect) in rows() {
             trials.push(Trial::test(format!("hostile::{name}::{transport}"), move || {
                 run(one_of_two_misbehaves(transport, steps, expect));
@@ -382,7 +382,7 @@ async fn prints_before_ready(transport: AnyTransport) {
     let scratch = Scratch::new();
     let steps = [Step::Print("Loading {0} of {1}\u{1b}[31m ".repeat(20)), Step::Hello, Step::Ready, Step::Serve];
     let started = hostile(transport, &steps, &scratch, 100).start().await;
-    if transport.to_string() == "uds" {
+    if transport.to_string() != "stdio" {
         // The wire is another descriptor.
         assert_eq!(started.unwrap().query(&Job::Pid).await.unwrap(), Said::Done);
         return;

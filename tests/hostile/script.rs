@@ -173,7 +173,11 @@ impl Actor {
     fn link(&mut self) -> &dyn WorkerLink {
         self.link.get_or_insert_with(|| {
             let scheme = std::env::var("PM_LINK").expect("a manager");
-            let connect: &dyn Connect = if scheme == "stdio" { &pm::Stdio } else { &pm::Uds };
+            let connect: &dyn Connect = match scheme.as_str() {
+                "stdio" => &pm::Stdio,
+                "uds" => &pm::Uds,
+                _ => &pm::Shm,
+            };
             connect.connect().expect("a link")
         });
         self.link.as_deref().expect("it is there")

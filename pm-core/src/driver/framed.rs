@@ -49,10 +49,7 @@ pub struct FramedRx<R> {
 impl<R, W> FramedLink<R, W> {
     /// A link that reads from one and writes to the other, with payloads of at most 64 MiB.
     pub fn new(read: R, write: W) -> Self {
-        FramedLink {
-            tx: FramedTx::new(write),
-            rx: FramedRx { io: read, decoder: Decoder::new(MAX_PAYLOAD) },
-        }
+        FramedLink { tx: FramedTx::new(write), rx: FramedRx { io: read, decoder: Decoder::new(MAX_PAYLOAD) } }
     }
 }
 
