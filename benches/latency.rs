@@ -93,7 +93,7 @@ async fn round(place: Place, time: Duration, table: &mut Table) {
     table.latency("limit: pipe", &pipe_latency, None);
     table.rate("limit: mux on a socket", mux_rate, None);
     table.rate("limit: mpsc + oneshot", channel_rate, None);
-    for (name, limit) in [("uds", &socket_latency), ("stdio", &pipe_latency)] {
+    for (name, limit) in [("uds", &socket_latency), ("stdio", &pipe_latency), ("shm", &socket_latency)] {
         let pool = start(name, place).await;
         let input: Payload = black_box(([1; 4], [2; 4]));
         let latency = timed!(time, assert_eq!(pool.query(&input).await.expect("an answer"), input));

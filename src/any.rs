@@ -140,6 +140,30 @@ macro_rules! any {
                     $($(#[$gate])* AnyRx::$name(rx) => rx.unread(),)+
                 }
             }
+
+            fn is_hot(&self) -> bool {
+                match self {
+                    $($(#[$gate])* AnyRx::$name(rx) => rx.is_hot(),)+
+                }
+            }
+
+            fn spin(&mut self) -> bool {
+                match self {
+                    $($(#[$gate])* AnyRx::$name(rx) => rx.spin(),)+
+                }
+            }
+
+            fn try_fill(&mut self) -> Result<bool, LinkError> {
+                match self {
+                    $($(#[$gate])* AnyRx::$name(rx) => rx.try_fill(),)+
+                }
+            }
+
+            fn arm(&mut self) -> bool {
+                match self {
+                    $($(#[$gate])* AnyRx::$name(rx) => rx.arm(),)+
+                }
+            }
         }
     };
 }

@@ -122,6 +122,9 @@ pub trait LinkTx: Send + 'static {
 
 /// The receiving half of a link.
 ///
+/// A link whose frames come without the help of the kernel can be *hot*: then a caller may take its answer out of the link itself,
+/// with the last three methods, which links over descriptors leave alone.
+///
 /// # Contract
 /// - [`poll_fill`](LinkRx::poll_fill) is ready when frames, or parts of one, have come since it was last ready. It takes in a
 ///   bounded amount at a time.
@@ -143,6 +146,31 @@ pub trait LinkRx: Send + 'static {
     /// The first bytes that could not be read as frames, for the error of a worker that printed on its link.
     fn unread(&self) -> &[u8] {
         &[]
+    }
+
+    /// Whether the last three methods do something.
+    fn is_hot(&self) -> bool {
+        false
+    }
+
+    /// Waits for something to come without giving up the processor, for as long as that pays: some microseconds. True where something has
+    /// come. The peer need not wake anybody meanwhile.
+    fn spin(&mut self) -> bool {
+        false
+    }
+
+    /// Takes in what has come, as [`poll_fill`](LinkRx::poll_fill) does, but leaves the waker alone. False where nothing has.
+    ///
+    /// # Errors
+    /// As [`poll_fill`](LinkRx::poll_fill).
+    fn try_fill(&mut self) -> Result<bool, LinkError> {
+        Ok(false)
+    }
+
+    /// Undoes what [`spin`](LinkRx::spin) and [`try_fill`](LinkRx::try_fill) did to the waker of the last [`poll_fill`](LinkRx::poll_fill): it
+    /// is called for all that comes from here on. True where something has come already.
+    fn arm(&mut self) -> bool {
+        false
     }
 }
 

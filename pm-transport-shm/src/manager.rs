@@ -19,6 +19,9 @@ use crate::memory::{Field, Mapping, Part, closed};
 use crate::ring::{Consumer, Corrupt, NO_CPU, Producer};
 use crate::spin::{Spin, cpu};
 
+/// What one fill takes in, but for the rest of its last chunk.
+const FILL: usize = 64 << 10;
+
 /// The manager's half of a link.
 #[derive(Debug)]
 pub struct ShmLink {
@@ -191,17 +194,23 @@ pub struct ShmRx {
 }
 
 impl ShmRx {
-    /// Takes in a chunk that is there.
+    /// Takes in the chunks that are there, up to [`FILL`].
     fn take(&mut self) -> Result<bool, LinkError> {
-        let chunk = self.consumer.read(self.decoder.buffer()).map_err(|corrupt| LinkError::Corrupt(corrupt.what()))?;
-        if let Some(chunk) = chunk {
+        let buffer = self.decoder.buffer();
+        let before = buffer.len();
+        while buffer.len() - before < FILL {
+            let chunk = self.consumer.read(buffer).map_err(|corrupt| LinkError::Corrupt(corrupt.what()))?;
+            let Some(chunk) = chunk else { break };
             self.peer_cpu = chunk.cpu;
+        }
+        let has_come = buffer.len() > before;
+        if has_come {
             self.sleep.end(&self.shared.ours);
             if self.consumer.owes_word() {
                 self.give_room();
             }
         }
-        Ok(chunk.is_some())
+        Ok(has_come)
     }
 
     fn give_room(&mut self) {
@@ -244,6 +253,26 @@ impl LinkRx for ShmRx {
 
     fn unread(&self) -> &[u8] {
         self.decoder.unread()
+    }
+
+    fn is_hot(&self) -> bool {
+        true
+    }
+
+    fn spin(&mut self) -> bool {
+        self.sleep.end(&self.shared.ours);
+        let ShmRx { consumer, spin, peer_cpu, .. } = self;
+        spin.until(*peer_cpu, || consumer.has_news())
+    }
+
+    fn try_fill(&mut self) -> Result<bool, LinkError> {
+        self.take()
+    }
+
+    fn arm(&mut self) -> bool {
+        self.give_room();
+        self.sleep.begin(&self.shared.ours);
+        self.consumer.has_news()
     }
 }
 

@@ -95,6 +95,11 @@ impl Call {
         matches!(self.state().place, Place::Done | Place::Abandoned)
     }
 
+    /// The link that has it.
+    pub(crate) fn aboard(&self) -> Option<(WorkerId, Incarnation, CallId)> {
+        self.state().place.aboard()
+    }
+
     /// When it times out while it waits.
     pub(crate) fn until(&self) -> Option<Time> {
         self.state().until
@@ -190,7 +195,13 @@ impl Call {
         let waker = state.waker.take();
         drop(state);
         drop(waker);
-        match place {
+        place.aboard()
+    }
+}
+
+impl Place {
+    fn aboard(self) -> Option<(WorkerId, Incarnation, CallId)> {
+        match self {
             Place::Aboard(worker, incarnation, id) => Some((worker, incarnation, id)),
             _ => None,
         }

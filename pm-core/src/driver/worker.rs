@@ -178,11 +178,11 @@ impl<S: Starter> Task<S> {
                 return Aboard::default();
             }
         };
-        let shared = Arc::new(LinkShared::new(self.worker, self.incarnation, pid, tx, &ready, self.plan.link));
+        let shared = Arc::new(LinkShared::new(self.worker, self.incarnation, pid, tx, Box::new(rx), &ready, self.plan.link));
         self.tell(News::Linked(shared.clone())).await;
         let aboard = Aboard { pid: Some(pid), ..Aboard::default() };
         self.unit(unit::Input::Ready(self.incarnation), aboard).await;
-        let driver = LinkDriver::new(shared.clone(), self.plan.yard.clone(), rx);
+        let driver = LinkDriver::new(shared.clone(), self.plan.yard.clone());
         self.serve(life, &shared, driver, outbox).await;
         Aboard { pid: Some(pid), calls: shared.load() as usize, last_notice: shared.last_notice() }
     }
@@ -192,7 +192,7 @@ impl<S: Starter> Task<S> {
         &mut self,
         life: &mut Life,
         shared: &Arc<LinkShared<TxOf<S>>>,
-        driver: LinkDriver<TxOf<S>, <S::Link as Link>::Rx>,
+        driver: LinkDriver<TxOf<S>>,
         outbox: Option<OwnedFd>,
     ) {
         let mut driver = driver;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, oneshot};
@@ -14,6 +15,7 @@ use super::registry;
 use crate::codec::{Codec, Postcard};
 use crate::driver::call::{Call, Outcome, Terms};
 use crate::driver::clock;
+use crate::driver::link::Assist;
 use crate::driver::pool::{AnyPool, Command};
 use crate::machine::budget::Budget;
 use crate::machine::event::Event;
@@ -141,7 +143,7 @@ where
             return Err(TryQueryError::Full(input));
         }
         let guard = Guard { pool, call: &call };
-        let answer = poll_fn(|cx| guard.call.poll(cx)).await?;
+        let answer = guard.outcome().await?;
         Ok(decode(&self.codec, &answer)?)
     }
 
@@ -157,7 +159,7 @@ where
         let pool = &*self.handle.pool;
         pool.submit_to(worker, &call)?;
         let guard = Guard { pool, call: &call };
-        decode(&self.codec, &poll_fn(|cx| guard.call.poll(cx)).await?)
+        decode(&self.codec, &guard.outcome().await?)
     }
 
     /// Sends the same query to each worker that serves now, as [`query_on`](Self::query_on) does: one answer, or error, from each.
@@ -179,7 +181,7 @@ where
         let mut answers = Vec::new();
         for ((worker, _), guard) in calls.iter().zip(&guards) {
             let answer = match guard {
-                Ok(guard) => poll_fn(|cx| guard.call.poll(cx)).await.and_then(|answer| decode(&self.codec, &answer)),
+                Ok(guard) => guard.outcome().await.and_then(|answer| decode(&self.codec, &answer)),
                 Err(error) => Err(QueryError::clone(error)),
             };
             answers.push((*worker, answer));
@@ -372,7 +374,7 @@ async fn carry(handle: &Handle, encoded: Vec<u8>, terms: Terms) -> Outcome {
     if !pool.submit(call.made, &call) {
         wait_for_room(pool, &call).await?;
     }
-    poll_fn(|cx| guard.call.poll(cx)).await
+    guard.outcome().await
 }
 
 async fn wait_for_room(pool: &dyn AnyPool, call: &Arc<Call>) -> Result<(), QueryError> {
@@ -401,6 +403,24 @@ async fn wait_for_room(pool: &dyn AnyPool, call: &Arc<Call>) -> Result<(), Query
 struct Guard<'a> {
     pool: &'a dyn AnyPool,
     call: &'a Call,
+}
+
+impl Guard<'_> {
+    /// Waits for the outcome of the call, which has been submitted.
+    async fn outcome(&self) -> Outcome {
+        let mut helps = true;
+        let mut has_yielded = false;
+        poll_fn(|cx| {
+            // A call that it does not pay to spin for may take its time: from then on somebody else wakes this task.
+            if std::mem::take(&mut helps) && self.pool.assist(self.call, has_yielded) == Assist::Yield {
+                (helps, has_yielded) = (true, true);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.call.poll(cx)
+        })
+        .await
+    }
 }
 
 impl Drop for Guard<'_> {

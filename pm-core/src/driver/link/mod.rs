@@ -7,9 +7,11 @@
 //! Under the lock nobody calls user code, wakes a task or drops a waker: that is gathered in an [`After`] and done after it.
 //! Lock order: the pool's backlog, then its links that leave, then the core of a link, then a call.
 
+mod hot;
 mod locked;
 mod task;
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -29,7 +31,8 @@ use crate::machine::retry::Failure;
 use crate::machine::session::{Cancel, Fate, Session, Word};
 use crate::machine::time::Time;
 use crate::machine::window::Window;
-use crate::transport::LinkTx;
+use crate::transport::{LinkRx, LinkTx};
+pub(crate) use hot::Assist;
 use locked::{Aboard, After, Core};
 pub(crate) use task::LinkDriver;
 
@@ -125,6 +128,27 @@ pub(crate) struct LinkShared<Tx> {
     kicked: AtomicBool,
     task: AtomicWaker,
     core: Mutex<Core<Tx>>,
+    /// Whether callers may take their answers out of the link themselves.
+    is_hot: bool,
+    inbox: Mutex<Inbox>,
+    /// The task found the inbox in the hands of a caller.
+    missed: AtomicBool,
+    /// Answers in a row that their callers took out themselves.
+    solos: AtomicU32,
+}
+
+/// What a link receives with. Who holds it delivers for all.
+struct Inbox {
+    rx: Box<dyn LinkRx>,
+    after: After,
+    /// What a caller met that ends the link: the task looks here first.
+    end: Option<LinkEnd>,
+}
+
+impl fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbox").field("end", &self.end).finish_non_exhaustive()
+    }
 }
 
 impl<Tx: LinkTx> LinkShared<Tx> {
@@ -133,6 +157,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         incarnation: Incarnation,
         pid: u32,
         tx: Tx,
+        rx: Box<dyn LinkRx>,
         ready: &Ready,
         settings: LinkSettings,
     ) -> Self {
@@ -162,6 +187,10 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 answered_any: false,
                 last_notice: None,
             }),
+            is_hot: rx.is_hot(),
+            inbox: Mutex::new(Inbox { rx, after: After::default(), end: None }),
+            missed: AtomicBool::new(false),
+            solos: AtomicU32::new(0),
         }
     }
 

@@ -7,10 +7,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::locked::{Aboard, After, Drained};
-use super::{LinkEnd, LinkShared, Yard};
+use super::{Inbox, LinkEnd, LinkShared, Yard};
 use crate::driver::clock;
 use crate::face::error::QueryError;
-use crate::machine::frame::{BadFrame, Decoder, Frame, Header, Kind};
+use crate::machine::frame::{Decoder, Frame, Header, Kind};
 use crate::machine::id::CallId;
 use crate::machine::retry::Failure;
 use crate::machine::session::Word;
@@ -20,8 +20,8 @@ use crate::transport::{LinkError, LinkRx, LinkTx};
 const FILLS_A_TURN: usize = 8;
 
 /// Delivers the frames that have come, all under one lock, and wakes their callers after it.
-fn deliver_from<Tx: LinkTx, Rx: LinkRx>(
-    rx: &mut Rx,
+pub(super) fn deliver_from<Tx: LinkTx>(
+    rx: &mut dyn LinkRx,
     shared: &LinkShared<Tx>,
     yard: &dyn Yard,
     after: &mut After,
@@ -85,10 +85,9 @@ impl LinkRx for Leftovers {
 }
 
 /// The part of a worker's task that looks after its link.
-pub(crate) struct LinkDriver<Tx, Rx> {
+pub(crate) struct LinkDriver<Tx> {
     shared: Arc<LinkShared<Tx>>,
     yard: Arc<dyn Yard>,
-    rx: Rx,
     after: After,
     expired: Vec<CallId>,
     sleep: std::pin::Pin<Box<tokio::time::Sleep>>,
@@ -98,64 +97,33 @@ pub(crate) struct LinkDriver<Tx, Rx> {
     gathered: bool,
     /// Something was pushed that has not gone.
     unflushed: bool,
+    /// Turns in a row in which nothing came, though answers are due.
+    idle_turns: u32,
 }
 
-impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
-    pub(crate) fn new(shared: Arc<LinkShared<Tx>>, yard: Arc<dyn Yard>, rx: Rx) -> Self {
+impl<Tx: LinkTx> LinkDriver<Tx> {
+    pub(crate) fn new(shared: Arc<LinkShared<Tx>>, yard: Arc<dyn Yard>) -> Self {
         LinkDriver {
             shared,
             yard,
-            rx,
             after: After::default(),
             expired: Vec::new(),
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
             is_new: true,
             gathered: false,
             unflushed: false,
+            idle_turns: 0,
         }
     }
 
     /// Receives, delivers, flushes and keeps deadlines, until the link ends. Cancel safe.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<LinkEnd> {
         self.shared.task.register(cx.waker());
-        let mut end = None;
-        let mut more = true;
-        if std::mem::take(&mut self.is_new)
-            && let Err(violation) = self.deliver()
+        let shared = self.shared.clone();
+        if let Some(mut inbox) = shared.inbox_of_the_task()
+            && let Poll::Ready(end) = self.receive(&mut inbox, cx)
         {
-            return Poll::Ready(LinkEnd::Violation(violation));
-        }
-        for _ in 0..FILLS_A_TURN {
-            match self.rx.poll_fill(cx) {
-                Poll::Pending => {
-                    more = false;
-                    break;
-                }
-                Poll::Ready(Ok(())) => {
-                    if let Err(violation) = self.deliver() {
-                        end = Some(LinkEnd::Violation(violation));
-                        break;
-                    }
-                }
-                Poll::Ready(Err(error)) => {
-                    if matches!(error, LinkError::Closed) {
-                        self.shared.core().word = Word::Answers;
-                    }
-                    end = Some(match error {
-                        // A worker that dies while it writes is no liar: its exit status says more.
-                        LinkError::BadFrame(BadFrame::Truncated { .. }) => LinkEnd::Lost(error.to_string()),
-                        LinkError::BadFrame(_) | LinkError::Corrupt(_) => LinkEnd::Violation(error.to_string()),
-                        error => LinkEnd::Lost(error.to_string()),
-                    });
-                    break;
-                }
-            }
-        }
-        if let Some(end) = end {
             return Poll::Ready(end);
-        }
-        if more {
-            cx.waker().wake_by_ref();
         }
         if let Err(end) = self.flush(cx) {
             return Poll::Ready(end);
@@ -163,13 +131,44 @@ impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
         self.keep_time(cx).map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// Delivers the complete frames that a dead worker left in its link. Ready once there are no more.
-    pub(crate) fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            match self.rx.poll_fill(cx) {
+    /// Takes in and delivers what has come. Where it is pending, the task is woken for what comes.
+    fn receive(&mut self, inbox: &mut Inbox, cx: &mut Context<'_>) -> Poll<LinkEnd> {
+        if let Some(end) = inbox.end.take() {
+            return Poll::Ready(end);
+        }
+        if std::mem::take(&mut self.is_new)
+            && let Err(end) = self.deliver(inbox)
+        {
+            return Poll::Ready(end);
+        }
+        let mut delivered = false;
+        for _ in 0..FILLS_A_TURN {
+            match inbox.rx.poll_fill(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(())) => {
-                    if self.deliver().is_err() {
+                    if let Err(end) = self.deliver(inbox) {
+                        return Poll::Ready(end);
+                    }
+                    delivered = true;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(self.shared.ended(error)),
+            }
+        }
+        debug_assert!(delivered, "a fill that was ready brought nothing");
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Delivers the complete frames that a dead worker left in its link. Ready once there are no more.
+    pub(crate) fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let shared = self.shared.clone();
+        // Callers leave the link of a dead worker alone, but one of them may have it still.
+        let mut inbox = shared.inbox();
+        loop {
+            match inbox.rx.poll_fill(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) => {
+                    if self.deliver(&mut inbox).is_err() {
                         return Poll::Ready(());
                     }
                 }
@@ -193,8 +192,8 @@ impl<Tx: LinkTx, Rx: LinkRx> LinkDriver<Tx, Rx> {
         let _ = deliver_from(&mut Leftovers(decoder), &self.shared, &*self.yard, &mut self.after);
     }
 
-    fn deliver(&mut self) -> Result<(), String> {
-        deliver_from(&mut self.rx, &self.shared, &*self.yard, &mut self.after)
+    fn deliver(&self, inbox: &mut Inbox) -> Result<(), LinkEnd> {
+        inbox.deliver(&self.shared, &*self.yard)
     }
 
     /// Writes what callers have pushed. On a kick it first lets everybody run who is ready to, so that they go in one write.

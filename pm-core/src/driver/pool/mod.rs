@@ -17,7 +17,7 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use super::call::Call;
 use super::clock;
-use super::link::{Claim, LinkSettings, LinkShared, Submit, Yard};
+use super::link::{Assist, Claim, LinkSettings, LinkShared, Submit, Yard};
 use super::start::Starter;
 use super::worker::{Plan, TxOf};
 use crate::face::error::{QueryError, StartError};
@@ -116,6 +116,8 @@ pub(crate) trait AnyPool: Send + Sync {
     fn submit(&self, now: Time, call: &Arc<Call>) -> bool;
     /// Takes a call to this worker.
     fn submit_to(&self, worker: WorkerId, call: &Arc<Call>) -> Result<(), QueryError>;
+    /// Takes the answer of a call that has just been submitted out of its link, where that pays.
+    fn assist(&self, call: &Call, has_yielded: bool) -> Assist;
     /// The caller of this call has gone.
     fn abandon(&self, call: &Call);
     /// Told when the queue gets room.
@@ -360,6 +362,19 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         match link.ok_or_else(gone)?.submit(clock::now(), call, Claim::Named) {
             Submit::Taken | Submit::Over => Ok(()),
             Submit::Busy | Submit::Full | Submit::Closed => Err(gone()),
+        }
+    }
+
+    fn assist(&self, call: &Call, has_yielded: bool) -> Assist {
+        let links = self.links.load();
+        match links.as_slice() {
+            [] => Assist::Look,
+            [only] => only.assist(call, self, has_yielded),
+            links => {
+                let Some((worker, _, _)) = call.aboard() else { return Assist::Look };
+                let link = links.iter().find(|link| link.worker == worker);
+                link.map_or(Assist::Look, |link| link.assist(call, self, has_yielded))
+            }
         }
     }
 
