@@ -5,6 +5,9 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -191,5 +194,85 @@ impl Channel {
 impl Default for Channel {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// 64 bytes and a word that says that they are there, over two cache lines each way, between two threads that never sleep: what the
+/// caches can do.
+#[derive(Debug)]
+pub struct Spin {
+    lines: Arc<[Lines; 2]>,
+    turn: u64,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Lines([AtomicU64; 16]);
+
+impl Lines {
+    const OVER: u64 = u64::MAX;
+    const PAUSE: u64 = u64::MAX - 1;
+
+    fn put(&self, turn: u64, payload: [u64; 8]) {
+        for (word, value) in self.0[1..].iter().zip(payload) {
+            word.store(value, Ordering::Relaxed);
+        }
+        self.0[0].store(turn, Ordering::Release);
+    }
+
+    /// Waits for a turn, or the end.
+    fn take(&self, turn: u64) -> Option<[u64; 8]> {
+        loop {
+            match self.0[0].load(Ordering::Acquire) {
+                Self::OVER => return None,
+                Self::PAUSE => thread::park(),
+                now if now == turn => return Some(std::array::from_fn(|at| self.0[1 + at].load(Ordering::Relaxed))),
+                _ => std::hint::spin_loop(),
+            }
+        }
+    }
+}
+
+impl Spin {
+    /// With the other thread where a worker would run. On one processor nobody should wait like that.
+    pub fn new(place: Place) -> Self {
+        let lines: Arc<[Lines; 2]> = Arc::default();
+        let other = lines.clone();
+        let thread = thread::spawn(move || {
+            place.enter_as_worker();
+            let mut turn = 1;
+            while let Some(payload) = other[0].take(turn) {
+                other[1].put(turn, payload);
+                turn += 1;
+            }
+        });
+        Spin { lines, turn: 0, thread: Some(thread) }
+    }
+
+    /// Lets the other thread sleep, while something else is measured.
+    pub fn pause(&mut self) {
+        self.lines[0].0[0].store(Lines::PAUSE, Ordering::Release);
+    }
+
+    /// Goes on.
+    pub fn resume(&mut self) {
+        self.lines[0].0[0].store(self.turn, Ordering::Release);
+        self.thread.as_ref().inspect(|thread| thread.thread().unpark());
+    }
+
+    /// There and back.
+    pub fn round_trip(&mut self, payload: [u64; 8]) -> [u64; 8] {
+        self.turn += 1;
+        self.lines[0].put(self.turn, payload);
+        self.lines[1].take(self.turn).unwrap_or_default()
+    }
+}
+
+impl Drop for Spin {
+    fn drop(&mut self) {
+        self.lines[0].0[0].store(Lines::OVER, Ordering::Release);
+        self.thread.as_ref().inspect(|thread| thread.thread().unpark());
+        let _ = self.thread.take().map(thread::JoinHandle::join);
     }
 }

@@ -35,6 +35,14 @@ impl Place {
         }
     }
 
+    /// The same for a thread that stands for a worker.
+    pub fn enter_as_worker(self) {
+        match self.worker() {
+            Some(cpu) => pin(&[cpu]),
+            None => pin(&all_cores()),
+        }
+    }
+
     /// The processor of the worker, for [`VARIABLE`].
     pub fn worker(self) -> Option<usize> {
         match self {

@@ -72,7 +72,7 @@ impl Format for Postcard {
 
 impl<T: Serialize + DeserializeOwned> Codec<T> for Postcard {
     fn encode(&self, value: &T, payload: &mut Vec<u8>) -> Result<(), CodecError> {
-        postcard::to_io(value, payload).map(drop).map_err(|error| CodecError(error.to_string()))
+        postcard::serialize_with_flavor(value, Append(payload)).map_err(|error| CodecError(error.to_string()))
     }
 
     fn decode(&self, payload: &[u8]) -> Result<T, CodecError> {
@@ -81,6 +81,27 @@ impl<T: Serialize + DeserializeOwned> Codec<T> for Postcard {
             0 => Ok(value),
             left => Err(CodecError(format!("{left} bytes are left over"))),
         }
+    }
+}
+
+/// Output of postcard that goes behind what is there.
+struct Append<'a>(&'a mut Vec<u8>);
+
+impl postcard::ser_flavors::Flavor for Append<'_> {
+    type Output = ();
+
+    fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(data);
+        Ok(())
+    }
+
+    fn try_push(&mut self, data: u8) -> postcard::Result<()> {
+        self.0.push(data);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
     }
 }
 

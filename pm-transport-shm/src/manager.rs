@@ -101,7 +101,7 @@ impl Shared {
     fn poll_over(&self, cx: &mut Context<'_>, is_reader: bool) -> Poll<io::Result<()>> {
         // The worker never writes here, so whatever is ready is the end.
         match is_reader {
-            true => self.life.poll_read_ready(cx).map_ok(|guard| drop(guard)),
+            true => self.life.poll_read_ready(cx).map_ok(drop),
             false => {
                 // A socket is writable all along; its end is an event all the same.
                 loop {

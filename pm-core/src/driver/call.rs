@@ -1,5 +1,6 @@
 //! One query on its way: from the caller to a worker and back, however many workers that takes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -38,6 +39,8 @@ pub(crate) struct Call {
     pub(crate) made: Time,
     /// Its caller chose the worker: it goes to no other one.
     pub(crate) is_named: bool,
+    /// Whether it has its outcome, or its caller has gone: then no worker needs to see it. It never changes back.
+    is_over: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -82,7 +85,7 @@ impl Call {
             waker: None,
             outcome: None,
         };
-        Arc::new(Call { input, terms, made: now, is_named, state: Mutex::new(state) })
+        Arc::new(Call { input, terms, made: now, is_named, is_over: AtomicBool::new(false), state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -92,7 +95,8 @@ impl Call {
 
     /// Whether its caller has gone, or it was answered: then no worker needs to see it.
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.state().place, Place::Done | Place::Abandoned)
+        // Pairs with the Release of `resolve` and `abandon`. What comes of it is behind the lock.
+        self.is_over.load(Ordering::Acquire)
     }
 
     /// The link that has it.
@@ -164,6 +168,7 @@ impl Call {
             return None;
         }
         state.place = Place::Done;
+        self.is_over.store(true, Ordering::Release);
         state.outcome = Some(outcome);
         state.waker.take()
     }
@@ -192,6 +197,7 @@ impl Call {
     pub(crate) fn abandon(&self) -> Option<(WorkerId, Incarnation, CallId)> {
         let mut state = self.state();
         let place = std::mem::replace(&mut state.place, Place::Abandoned);
+        self.is_over.store(true, Ordering::Release);
         let waker = state.waker.take();
         drop(state);
         drop(waker);

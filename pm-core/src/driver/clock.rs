@@ -1,24 +1,39 @@
 //! The clock of the machines.
 
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::machine::time::Time;
 
-static BEGAN: OnceLock<Instant> = OnceLock::new();
+/// When the clock began: as an Instant, and in nanoseconds of the clock that an Instant is made of.
+static BEGAN: OnceLock<(Instant, u64)> = OnceLock::new();
+
+const FAR: Duration = Duration::from_secs(30 * 365 * 86_400);
 
 /// Now, on a clock that never goes back and begins with the first call.
 pub(crate) fn now() -> Time {
-    let began = *BEGAN.get_or_init(Instant::now);
-    // A manager that runs for 584 years has other worries.
-    Time::from_nanos(began.elapsed().as_nanos() as u64)
+    // A query asks three times; arithmetic on Instants would cost as much again as the clock.
+    Time::from_nanos(nanos().saturating_sub(began().1))
 }
 
 /// When that is on tokio's clock.
 pub(crate) fn instant(at: Time) -> tokio::time::Instant {
-    let began = *BEGAN.get_or_init(Instant::now);
-    let at = began.checked_add(at.since(Time::ZERO)).unwrap_or_else(|| Instant::now() + FAR);
+    let at = began().0.checked_add(at.since(Time::ZERO)).unwrap_or_else(|| Instant::now() + FAR);
     tokio::time::Instant::from_std(at)
 }
 
-const FAR: std::time::Duration = std::time::Duration::from_secs(30 * 365 * 86_400);
+fn began() -> &'static (Instant, u64) {
+    // In this order no Time is ever ahead of its Instant: a sleep until then is over when the machines look.
+    BEGAN.get_or_init(|| {
+        let nanos = nanos();
+        (Instant::now(), nanos)
+    })
+}
+
+fn nanos() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    // A machine that runs for 584 years has other worries.
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -178,7 +178,8 @@ impl<S: Starter> Task<S> {
                 return Aboard::default();
             }
         };
-        let shared = Arc::new(LinkShared::new(self.worker, self.incarnation, pid, tx, Box::new(rx), &ready, self.plan.link));
+        let shared =
+            Arc::new(LinkShared::new(self.worker, self.incarnation, pid, tx, Box::new(rx), &ready, self.plan.link));
         self.tell(News::Linked(shared.clone())).await;
         let aboard = Aboard { pid: Some(pid), ..Aboard::default() };
         self.unit(unit::Input::Ready(self.incarnation), aboard).await;

@@ -226,7 +226,7 @@ where
     }
 
     fn encode(&self, input: &I) -> Result<Vec<u8>, QueryError> {
-        let mut encoded = Vec::new();
+        let mut encoded = Vec::with_capacity(SMALL);
         self.codec
             .encode(input, &mut encoded)
             .map_err(|error| QueryError::Encode { codec: self.codec.name(), message: error.to_string() })?;
@@ -365,6 +365,9 @@ impl<I, O, C> QueryManager<I, O, C> {
         let _ = self.handle.pool.commands().try_send(Command::Chaos(random));
     }
 }
+
+/// Room for an encoded input to begin with: most fit, and none has to grow byte by byte.
+const SMALL: usize = 128;
 
 /// Carries a call to its outcome.
 async fn carry(handle: &Handle, encoded: Vec<u8>, terms: Terms) -> Outcome {

@@ -95,7 +95,9 @@ impl Window {
         }
         let per_answer = now.since(self.last_answer).as_nanos() as f64 / f64::from(count);
         let halvings = now.since(self.decayed).as_nanos() as f64 / HALF_LIFE.as_nanos() as f64;
-        let remembered = self.service * (-halvings).exp2();
+        // Most answers come after a fraction of the half-life, for which the tangent will do.
+        let decay = if halvings < 0.01 { 1.0 - halvings * std::f64::consts::LN_2 } else { (-halvings).exp2() };
+        let remembered = self.service * decay;
         self.service = match left {
             _ if !self.seen => per_answer,
             0 => remembered.min(per_answer),

@@ -141,22 +141,48 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
         {
             return Poll::Ready(end);
         }
-        let mut delivered = false;
         for _ in 0..FILLS_A_TURN {
-            match inbox.rx.poll_fill(cx) {
+            let filled = match self.fill_hot(inbox, cx) {
+                Some(filled) => filled,
+                None => inbox.rx.poll_fill(cx),
+            };
+            match filled {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(())) => {
+                    self.idle_turns = 0;
                     if let Err(end) = self.deliver(inbox) {
                         return Poll::Ready(end);
                     }
-                    delivered = true;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(self.shared.ended(error)),
             }
         }
-        debug_assert!(delivered, "a fill that was ready brought nothing");
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// On a hot link whose worker has calls: lets callers run first, who may have more for it, then spins. None where that brought nothing, and
+    /// the link is to be armed.
+    fn fill_hot(&mut self, inbox: &mut Inbox, cx: &mut Context<'_>) -> Option<Poll<Result<(), LinkError>>> {
+        if !self.shared.is_hot {
+            return None;
+        }
+        match inbox.rx.try_fill() {
+            Ok(true) => return Some(Poll::Ready(Ok(()))),
+            Ok(false) => {}
+            Err(error) => return Some(Poll::Ready(Err(error))),
+        }
+        if self.shared.load() == 0 {
+            return None;
+        }
+        self.idle_turns += 1;
+        if self.idle_turns == 1 {
+            cx.waker().wake_by_ref();
+            return Some(Poll::Pending);
+        }
+        self.idle_turns = 0;
+        // What callers have pushed meanwhile is what there is to wait for.
+        if self.flush(cx).is_ok() && inbox.rx.spin() { Some(inbox.rx.try_fill().map(|_| ()).into()) } else { None }
     }
 
     /// Delivers the complete frames that a dead worker left in its link. Ready once there are no more.
