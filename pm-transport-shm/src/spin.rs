@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::thread::sched_getcpu;
-
 use crate::ring::NO_CPU;
 
 /// The longest spin. What a wake-up costs across processors is 2 to 50 µs.
@@ -66,5 +64,7 @@ impl Spin {
 
 /// The processor that this thread runs on, as it stands in a chunk.
 pub(crate) fn cpu() -> u32 {
-    (sched_getcpu() as u32).min(NO_CPU - 1)
+    // SAFETY: It takes nothing and touches no memory of this program. It cannot fail on a Linux that has shared memory.
+    let cpu = unsafe { libc::sched_getcpu() };
+    (cpu.max(0) as u32).min(NO_CPU - 1)
 }

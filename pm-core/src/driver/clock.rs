@@ -3,9 +3,8 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
-
 use crate::machine::time::Time;
+use crate::sys::clock::nanos;
 
 /// When the clock began: as an Instant, and in nanoseconds of the clock that an Instant is made of.
 static BEGAN: OnceLock<(Instant, u64)> = OnceLock::new();
@@ -30,10 +29,4 @@ fn began() -> &'static (Instant, u64) {
         let nanos = nanos();
         (Instant::now(), nanos)
     })
-}
-
-fn nanos() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    // A machine that runs for 584 years has other worries.
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

@@ -2,6 +2,7 @@
 //!
 //! | module | is |
 //! |---|---|
+//! | `clock` | the clock of the kernel |
 //! | [`command`] | one process to start, as plain data |
 //! | `spawn` | the clone and what the child does until it executes its program |
 //! | `wait` | what became of children |
@@ -13,6 +14,7 @@
 //! | `outbox` | answers that survive the worker that gave them |
 //! | `seqpacket` | messages with descriptors over a socket |
 
+pub(crate) mod clock;
 pub(crate) mod command;
 pub(crate) mod inherited;
 pub(crate) mod keeper;
