@@ -15,20 +15,44 @@ use crate::machine::time::Time;
 pub(crate) type Outcome = Result<Vec<u8>, QueryError>;
 
 /// Since when the time of a call counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TimeoutFrom {
     /// Since the query was made: the caller's view.
+    #[default]
     Query,
     /// Since a worker can have started it: the work's view.
     Start,
 }
 
 /// How a call is to be treated.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Terms {
     pub(crate) timeout: Option<Duration>,
     pub(crate) timeout_from: TimeoutFrom,
     pub(crate) retry: Retry,
+}
+
+impl Terms {
+    /// The limit for the session, and the time left for the worker to know, of a try that times out at `until`, where that counts from the
+    /// query.
+    pub(crate) fn limit(&self, now: Time, until: Option<Time>) -> (Limit, Option<Duration>) {
+        match (self.timeout, self.timeout_from) {
+            (Some(limit), TimeoutFrom::Start) => (Limit::Running(limit), Some(limit)),
+            (Some(_), TimeoutFrom::Query) => match until {
+                Some(until) => (Limit::Until(until), Some(until.since(now))),
+                None => (Limit::None, None),
+            },
+            (None, _) => (Limit::None, None),
+        }
+    }
+
+    /// When the first try of a query that is made now times out, where that counts from the query.
+    pub(crate) fn until(&self, now: Time) -> Option<Time> {
+        match (self.timeout, self.timeout_from) {
+            (Some(limit), TimeoutFrom::Query) => Some(now + limit),
+            _ => None,
+        }
+    }
 }
 
 /// One query. The caller's future, the pool's queue and the link that has it aboard share it.
@@ -81,7 +105,7 @@ impl Call {
         let state = State {
             place: Place::Waiting,
             tries: Tries::default(),
-            until: deadline(&terms, now),
+            until: terms.until(now),
             waker: None,
             outcome: None,
         };
@@ -111,14 +135,11 @@ impl Call {
 
     /// The limit for the session, and the time left for the worker to know.
     pub(crate) fn limit(&self, now: Time) -> (Limit, Option<Duration>) {
-        match (self.terms.timeout, self.terms.timeout_from) {
-            (None, _) => (Limit::None, None),
-            (Some(limit), TimeoutFrom::Start) => (Limit::Running(limit), Some(limit)),
-            (Some(_), TimeoutFrom::Query) => match self.state().until {
-                Some(until) => (Limit::Until(until), Some(until.since(now))),
-                None => (Limit::None, None),
-            },
-        }
+        let until = match (self.terms.timeout, self.terms.timeout_from) {
+            (Some(_), TimeoutFrom::Query) => self.state().until,
+            _ => None,
+        };
+        self.terms.limit(now, until)
     }
 
     /// Notes that it is on a link now. False where it is over, and must be taken back.
@@ -150,7 +171,7 @@ impl Call {
         let mut state = self.state();
         let verdict = state.tries.record(&self.terms.retry, failure);
         if let crate::machine::retry::Verdict::Again(delay) = verdict {
-            state.until = deadline(&self.terms, now + delay);
+            state.until = self.terms.until(now + delay);
         }
         (verdict, state.tries.failed())
     }
@@ -211,12 +232,5 @@ impl Place {
             Place::Aboard(worker, incarnation, id) => Some((worker, incarnation, id)),
             _ => None,
         }
-    }
-}
-
-fn deadline(terms: &Terms, now: Time) -> Option<Time> {
-    match (terms.timeout, terms.timeout_from) {
-        (Some(limit), TimeoutFrom::Query) => Some(now + limit),
-        _ => None,
     }
 }

@@ -14,9 +14,9 @@ use super::error::{QueryError, StartError, TryQueryError};
 use super::registry;
 use crate::codec::{Codec, Postcard};
 use crate::driver::call::{Call, Outcome, Terms};
-use crate::driver::clock;
-use crate::driver::link::Assist;
+use crate::driver::link::{Assist, Exchange};
 use crate::driver::pool::{AnyPool, Command};
+use crate::driver::{buffers, clock};
 use crate::machine::budget::Budget;
 use crate::machine::event::Event;
 use crate::machine::frame::MAX_PAYLOAD;
@@ -125,7 +125,12 @@ where
     ) -> impl Future<Output = Result<O, QueryError>> + Send + use<I, O, C> {
         let encoded = self.encode(input);
         let (codec, terms, handle) = (self.codec.clone(), self.terms.with(options), self.handle.clone());
-        async move { decode(&codec, &carry(&handle, encoded?, terms).await?) }
+        async move {
+            let answer = carry(&handle, encoded?, terms).await?;
+            let output = decode(&codec, &answer);
+            buffers::give(answer);
+            output
+        }
     }
 
     /// Sends a query only if it can be taken now: to a worker, or into the queue.
@@ -226,7 +231,7 @@ where
     }
 
     fn encode(&self, input: &I) -> Result<Vec<u8>, QueryError> {
-        let mut encoded = Vec::with_capacity(SMALL);
+        let mut encoded = buffers::take();
         self.codec
             .encode(input, &mut encoded)
             .map_err(|error| QueryError::Encode { codec: self.codec.name(), message: error.to_string() })?;
@@ -366,15 +371,26 @@ impl<I, O, C> QueryManager<I, O, C> {
     }
 }
 
-/// Room for an encoded input to begin with: most fit, and none has to grow byte by byte.
-const SMALL: usize = 128;
-
 /// Carries a call to its outcome.
 async fn carry(handle: &Handle, encoded: Vec<u8>, terms: Terms) -> Outcome {
     let pool = &*handle.pool;
-    let call = Call::new(encoded, terms, clock::now());
+    let now = clock::now();
+    let mut output = buffers::take();
+    let exchange = pool.exchange(now, &terms, &encoded, &mut output);
+    if let Exchange::Answered = exchange {
+        buffers::give(encoded);
+        return Ok(output);
+    }
+    buffers::give(output);
+    if let Exchange::Aboard(call) = exchange {
+        buffers::give(encoded);
+        // It was spun for in vain.
+        let guard = Guard { pool, call: &call };
+        return poll_fn(|cx| guard.call.poll(cx)).await;
+    }
+    let call = Call::new(encoded, terms, now);
     let guard = Guard { pool, call: &call };
-    if !pool.submit(call.made, &call) {
+    if !pool.submit(now, &call) {
         wait_for_room(pool, &call).await?;
     }
     guard.outcome().await

@@ -5,13 +5,17 @@
 //! for a caller: where it finds the lock taken it says that it missed something, and the caller wakes it.
 
 use std::sync::atomic::{Ordering, fence};
-use std::sync::{MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
+use std::task::{Context, Poll, Waker};
 
+use super::solo::{End, MOST};
 use super::task::deliver_from;
 use super::{Inbox, LinkEnd, LinkShared, Yard};
-use crate::driver::call::Call;
-use crate::machine::frame::BadFrame;
+use crate::driver::call::{Call, Terms};
+use crate::driver::clock;
+use crate::machine::frame::{BadFrame, Header, Kind, Remaining};
 use crate::machine::session::Word;
+use crate::machine::time::Time;
 use crate::transport::{LinkError, LinkTx};
 
 /// After so many answers in a row a caller lets the other tasks of its thread run before it waits: they may have calls that could go with
@@ -28,6 +32,17 @@ pub(crate) enum Assist {
     Look,
     /// Let others run, and come again.
     Yield,
+}
+
+/// What came of a call that its caller would have made and answered at once.
+#[derive(Debug)]
+pub(crate) enum Exchange {
+    /// It was not made: this is no time for it.
+    No,
+    /// It has its output.
+    Answered,
+    /// It takes longer, or came to some other end.
+    Aboard(Arc<Call>),
 }
 
 impl Inbox {
@@ -66,6 +81,65 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         })
     }
 
+    /// Makes a call, if it is the only one, and spins for its answer. See [`solo`](super::solo).
+    pub(crate) fn exchange(
+        &self,
+        now: Time,
+        terms: &Terms,
+        input: &[u8],
+        output: &mut Vec<u8>,
+        yard: &dyn Yard,
+    ) -> Exchange {
+        let solos = self.solos.load(Ordering::Relaxed);
+        if !self.is_hot || input.len() > MOST || self.load() != 0 || solos >= SOLOS {
+            return Exchange::No;
+        }
+        let Some(mut inbox) = self.try_inbox() else { return Exchange::No };
+        if inbox.end.is_some() || !self.begin_solo(now, terms, input) {
+            self.give_back(inbox);
+            return Exchange::No;
+        }
+        inbox.after.solo = false;
+        self.spin(inbox, yard, |inbox| inbox.after.solo);
+        self.solos.store(solos + 1, Ordering::Relaxed);
+        let mut core = self.core();
+        match core.end_of_solo(output) {
+            End::Became(call) => Exchange::Aboard(call),
+            _ => {
+                yard.answered(self.worker, now, core.solo.input(), clock::now());
+                Exchange::Answered
+            }
+        }
+    }
+
+    /// Puts the call on the link, if there is no other.
+    fn begin_solo(&self, now: Time, terms: &Terms, input: &[u8]) -> bool {
+        let mut guard = self.core();
+        let core = &mut *guard;
+        let is_free = self.accepting.load(Ordering::Relaxed) && !core.draining && core.last_batch <= 1;
+        if !is_free || core.session.unanswered() > 0 {
+            return false;
+        }
+        let (limit, left) = terms.limit(now, terms.until(now));
+        let Ok(id) = core.session.open(now, limit) else { return false };
+        let header = Header { remaining: Remaining::new(left), ..Header::call(Kind::Req, id.to_wire()) };
+        // An error is met again by the way that all others take.
+        if !matches!(core.push(header, input), Ok(true)) {
+            core.session.retract(id);
+            return false;
+        }
+        core.solo.begin(id, *terms, now, input);
+        self.unanswered.store(1, Ordering::SeqCst);
+        core.window.began(now);
+        let flushed = core.poll_flush(&mut Context::from_waker(Waker::noop()));
+        let kick = !matches!(flushed, Poll::Ready(Ok(()))) || core.is_due_sooner();
+        drop(guard);
+        if kick {
+            self.kick();
+        }
+        true
+    }
+
     /// Waits for the answer of a call that was just put on this link, if it is the only one and that pays.
     pub(crate) fn assist(&self, call: &Call, yard: &dyn Yard, has_yielded: bool) -> Assist {
         if !self.is_hot || self.load() != 1 {
@@ -76,18 +150,22 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             self.solos.store(0, Ordering::Relaxed);
             return Assist::Yield;
         }
-        if let Some(mut inbox) = self.try_inbox() {
-            let end = inbox.spin(self, call, yard);
-            if end.is_some() {
-                inbox.end = end;
-                drop(inbox);
-                self.task.wake();
-            } else {
-                self.give_back(inbox);
-            }
+        if let Some(inbox) = self.try_inbox() {
+            self.spin(inbox, yard, |_| call.is_over());
             self.solos.store(solos + 1, Ordering::Relaxed);
         }
         Assist::Look
+    }
+
+    /// Spins until it is over or that pays no more, and gives the link back.
+    fn spin(&self, mut inbox: MutexGuard<'_, Inbox>, yard: &dyn Yard, is_over: impl Fn(&Inbox) -> bool) {
+        inbox.end = inbox.spin(self, yard, is_over);
+        if inbox.end.is_some() {
+            drop(inbox);
+            self.task.wake();
+        } else {
+            self.give_back(inbox);
+        }
     }
 
     fn give_back(&self, inbox: MutexGuard<'_, Inbox>) {
@@ -114,13 +192,18 @@ impl<Tx: LinkTx> LinkShared<Tx> {
 }
 
 impl Inbox {
-    /// Spins until the call has its answer or that pays no more, and arms the link. What ends the link is for the task.
-    fn spin<Tx: LinkTx>(&mut self, shared: &LinkShared<Tx>, call: &Call, yard: &dyn Yard) -> Option<LinkEnd> {
+    /// Spins until it is over or that pays no more, and arms the link. What ends the link is for the task.
+    fn spin<Tx: LinkTx>(
+        &mut self,
+        shared: &LinkShared<Tx>,
+        yard: &dyn Yard,
+        is_over: impl Fn(&Inbox) -> bool,
+    ) -> Option<LinkEnd> {
         if self.end.is_some() {
             return self.end.take();
         }
         let mut fills = 0;
-        while !call.is_over() && self.rx.spin() {
+        while !is_over(self) && self.rx.spin() {
             match self.rx.try_fill() {
                 Ok(_) => {
                     if let Err(end) = self.deliver(shared, yard) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use super::solo::Solo;
 use super::{COARSE, LinkShared, Yard};
 use crate::driver::call::{Call, Outcome};
 use crate::face::error::{HandlerError, QueryError};
@@ -34,6 +35,7 @@ pub(super) struct Core<Tx> {
     pub(super) draining: bool,
     pub(super) answered_any: bool,
     pub(super) last_notice: Option<String>,
+    pub(super) solo: Solo,
 }
 
 #[derive(Debug)]
@@ -51,6 +53,8 @@ pub(super) struct After {
     pub(super) poisoned: Vec<Arc<Call>>,
     pub(super) notices: Vec<String>,
     pub(super) first_answer: bool,
+    /// The solo call was answered: its caller sees to the rest.
+    pub(super) solo: bool,
 }
 
 impl<Tx: LinkTx> Core<Tx> {
@@ -109,9 +113,16 @@ impl<Tx: LinkTx> Core<Tx> {
         let Frame { header, payload } = frame;
         let id = CallId::from_wire(header.id);
         match Kind::from_wire(header.kind) {
+            Some(Kind::Resp) if self.solo.is(id) => match self.session.answered(now, id, Answer::Outcome) {
+                Verdict::Violation(violation) => return Err(format!("{violation} (call {})", id.to_wire())),
+                _ => {
+                    drain.note(self.solo.answer(payload));
+                    after.solo = true;
+                }
+            },
             Some(Kind::Resp) => {
                 if let Some(aboard) = self.end(now, id, Answer::Outcome, drain)? {
-                    drain.count(&aboard);
+                    drain.note(aboard.sent);
                     after.resolve(&aboard.call, Ok(payload.to_vec()));
                     after.answered.push(aboard.call);
                 }
@@ -128,7 +139,7 @@ impl<Tx: LinkTx> Core<Tx> {
                 let error: HandlerError =
                     serde_json::from_slice(payload).map_err(|error| format!("an ERR that cannot be read: {error}"))?;
                 if let Some(aboard) = self.end(now, id, Answer::Outcome, drain)? {
-                    drain.count(&aboard);
+                    drain.note(aboard.sent);
                     after.failed(now, aboard.call.clone(), Failure::Handler, |tries, _| {
                         QueryError::Handler(Box::new(HandlerError { tries, ..error }))
                     });
@@ -170,7 +181,7 @@ impl<Tx: LinkTx> Core<Tx> {
         drain: &mut Drained,
     ) -> Result<Option<Aboard>, String> {
         match self.session.answered(now, id, answer) {
-            Verdict::Deliver | Verdict::Requeue => Ok(self.calls[id.slot()].take()),
+            Verdict::Deliver | Verdict::Requeue => Ok(self.take(id)),
             Verdict::Late => {
                 drain.dropped += 1;
                 Ok(None)
@@ -192,9 +203,10 @@ pub(super) struct Drained {
 }
 
 impl Drained {
-    pub(super) fn count(&mut self, aboard: &Aboard) {
+    /// An answer to a call that was sent at this time.
+    pub(super) fn note(&mut self, sent: Time) {
         self.count += 1;
-        self.oldest = Time::earliest(self.oldest, Some(aboard.sent));
+        self.oldest = Time::earliest(self.oldest, Some(sent));
     }
 }
 
@@ -235,7 +247,7 @@ impl After {
             yard.first_answer(link.worker, link.incarnation);
         }
         for call in self.answered.drain(..) {
-            yard.answered(link.worker, &call, now);
+            yard.answered(link.worker, call.made, &call.input, now);
         }
         for (call, delay) in self.requeue.drain(..) {
             yard.requeue(call, delay);

@@ -9,6 +9,7 @@
 
 mod hot;
 mod locked;
+mod solo;
 mod task;
 
 use std::fmt;
@@ -32,8 +33,9 @@ use crate::machine::session::{Cancel, Fate, Session, Word};
 use crate::machine::time::Time;
 use crate::machine::window::Window;
 use crate::transport::{LinkRx, LinkTx};
-pub(crate) use hot::Assist;
+pub(crate) use hot::{Assist, Exchange};
 use locked::{Aboard, After, Core};
+use solo::Solo;
 pub(crate) use task::LinkDriver;
 
 /// Times are looked at this coarsely: a timeout may come so much late, never early.
@@ -55,8 +57,8 @@ pub(crate) struct LinkSettings {
 pub(crate) trait Yard: Send + Sync {
     /// A worker sent a notice.
     fn notice(&self, worker: WorkerId, text: &str);
-    /// A call was answered.
-    fn answered(&self, worker: WorkerId, call: &Call, now: Time);
+    /// A call was answered that was made at this time.
+    fn answered(&self, worker: WorkerId, made: Time, input: &[u8], now: Time);
     /// So many frames of a worker meant nothing.
     fn dropped(&self, frames: u64);
     /// A call goes to the front of the queue, or waits for a delay first.
@@ -186,6 +188,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 draining: false,
                 answered_any: false,
                 last_notice: None,
+                solo: Solo::new(worker, incarnation),
             }),
             is_hot: rx.is_hot(),
             inbox: Mutex::new(Inbox { rx, after: After::default(), end: None }),
@@ -285,7 +288,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let core = &mut *guard;
         let mut dropped = None;
         if core.session.cancel(now, id) == Cancel::Tell {
-            dropped = core.calls[id.slot()].take();
+            dropped = core.take(id);
             // A link without room for this has a worker that reads nothing: its deadline or the grace ends it.
             let _ = core.push(Header::call(Kind::Cancel, id.to_wire()), &[]);
         }
@@ -338,7 +341,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let last_notice = core.last_notice.clone();
         // The requeue puts each in front of those before it, so the youngest goes first.
         let aboard: Vec<_> =
-            open.into_iter().rev().filter_map(|(id, fate)| Some((core.calls[id.slot()].take()?.call, fate))).collect();
+            open.into_iter().rev().filter_map(|(id, fate)| Some((core.take(id)?.call, fate))).collect();
         let left: Vec<_> = core.calls.iter_mut().filter_map(Option::take).collect();
         let tx = core.tx.take();
         drop(guard);

@@ -278,7 +278,7 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
             self.expired.clear();
             let stuck = core.session.expire(now, &mut self.expired);
             for &id in &self.expired {
-                let Some(Aboard { call, .. }) = core.calls[id.slot()].take() else { continue };
+                let Some(Aboard { call, .. }) = core.take(id) else { continue };
                 let _ = core.push(Header::call(Kind::Cancel, id.to_wire()), &[]);
                 let limit = call.terms.timeout.unwrap_or_default();
                 let worker = Some(self.shared.worker);

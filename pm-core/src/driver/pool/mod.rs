@@ -15,9 +15,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
-use super::call::Call;
+use super::call::{Call, Terms};
 use super::clock;
-use super::link::{Assist, Claim, LinkSettings, LinkShared, Submit, Yard};
+use super::link::{Assist, Claim, Exchange, LinkSettings, LinkShared, Submit, Yard};
 use super::start::Starter;
 use super::worker::{Plan, TxOf};
 use crate::face::error::{QueryError, StartError};
@@ -116,6 +116,8 @@ pub(crate) trait AnyPool: Send + Sync {
     fn submit(&self, now: Time, call: &Arc<Call>) -> bool;
     /// Takes a call to this worker.
     fn submit_to(&self, worker: WorkerId, call: &Arc<Call>) -> Result<(), QueryError>;
+    /// Makes a call and takes its answer out of its link, both at once and in this thread, where that pays.
+    fn exchange(&self, now: Time, terms: &Terms, input: &[u8], output: &mut Vec<u8>) -> Exchange;
     /// Takes the answer of a call that has just been submitted out of its link, where that pays.
     fn assist(&self, call: &Call, has_yielded: bool) -> Assist;
     /// The caller of this call has gone.
@@ -365,6 +367,15 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         }
     }
 
+    fn exchange(&self, now: Time, terms: &Terms, input: &[u8], output: &mut Vec<u8>) -> Exchange {
+        let is_open = !self.shared.refusing.load(Ordering::Relaxed);
+        if !is_open || self.shared.queued.load(Ordering::SeqCst) > 0 {
+            return Exchange::No;
+        }
+        let links = self.links.load();
+        Self::best(&links, false).map_or(Exchange::No, |(best, _)| best.exchange(now, terms, input, output, self))
+    }
+
     fn assist(&self, call: &Call, has_yielded: bool) -> Assist {
         let links = self.links.load();
         match links.as_slice() {
@@ -441,12 +452,12 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
         }
     }
 
-    fn answered(&self, worker: WorkerId, call: &Call, now: Time) {
+    fn answered(&self, worker: WorkerId, made: Time, input: &[u8], now: Time) {
         self.shared.answered.fetch_add(1, Ordering::Relaxed);
         if let Some((threshold, slow)) = &self.shared.hooks.slow {
-            let took = now.since(call.made);
+            let took = now.since(made);
             if took >= *threshold {
-                let slow_query = SlowQuery { worker, took, input: self.describe(&call.input) };
+                let slow_query = SlowQuery { worker, took, input: self.describe(input) };
                 guarded("on_slow", || slow(slow_query));
             }
         }
