@@ -39,7 +39,7 @@ pub struct PoolArgs {
     /// Number of workers [default: the number of CPUs]
     #[arg(short, long = "jobs", visible_short_alias = 'P', value_name = "N", help_heading = "Pool")]
     pub jobs: Option<u32>,
-    /// How pm talks to its workers: stdio (pipes) or uds (a Unix socket)
+    /// How pm talks to its workers: stdio (pipes), uds (a Unix socket) or shm (shared memory: for all but the workers of other languages)
     #[arg(short, long, value_name = "NAME", default_value = "uds", help_heading = "Pool")]
     pub transport: String,
     /// How COMMAND takes its jobs: it speaks pm's protocol, or it answers each line with a line

@@ -1,16 +1,25 @@
 //! Links in shared memory: the hot query path.
 //!
-//! Each direction is a ring in a sealed memory file of its own (`ring`, `memory`); whoever waits spins for as long as that pays, and
-//! then sleeps until it is rung (`spin`, `bell`). A query between two busy processes needs no system call. The worker finds the files by a socket, its descriptor 3,
-//! which also tells each side when the other one has ended.
+//! | module | is |
+//! |---|---|
+//! | `memory` | two sealed memory files: one that the manager writes, one that the worker writes |
+//! | `ring` | in each a byte stream: the same frames as over pipes and sockets |
+//! | `spin` | whoever waits does not sleep at once, where that pays |
+//! | `bell` | whoever sleeps is rung: the worker by a futex, the manager by an eventfd |
+//! | `manager`, `worker` | the two halves of a link |
 //!
-//! Linux 5.1 or later. A worker must be a Rust program: the layout of the memory is no part of the protocol.
+//! A query between two busy processes needs no system call. The worker finds the files by a socket, its descriptor 3; the end of the socket
+//! tells the manager of the end of the worker. Linux 5.1 or later. A worker must be a Rust program: the layout of the memory is no part of
+//! the protocol.
+
+#![deny(unsafe_code)]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("pm-transport-shm needs Linux: memfd_create with seals, futex and eventfd; choose another transport");
 
 mod bell;
 mod manager;
+#[expect(unsafe_code, reason = "mappings")]
 mod memory;
 mod ring;
 mod spin;

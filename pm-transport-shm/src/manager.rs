@@ -50,6 +50,7 @@ impl ShmLink {
 
 /// Both halves wait on it: the reader for readability, the writer for writability, so that each has a waker of its own. Every
 /// event brings both.
+#[expect(unsafe_code, reason = "tokio cannot know that an OwnedFd stays open")]
 fn events(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: An OwnedFd is open for as long as it lives, and always the same descriptor; it goes where the AsyncFd goes.
     let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE | Interest::WRITABLE) };

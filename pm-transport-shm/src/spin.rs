@@ -63,6 +63,7 @@ impl Spin {
 }
 
 /// The processor that this thread runs on, as it stands in a chunk.
+#[expect(unsafe_code, reason = "a question to the kernel")]
 pub(crate) fn cpu() -> u32 {
     // SAFETY: It takes nothing and touches no memory of this program. It cannot fail on a Linux that has shared memory.
     let cpu = unsafe { libc::sched_getcpu() };

@@ -10,7 +10,6 @@ one, and each answer is written before a call starts that would exceed `concurre
 and the worker lives on; process.exit, and an exception outside of the calls, end it as they end any program.
 docs/PROTOCOL.md says what passes over the link. */
 const fs = require('fs'), net = require('net'), url = require('url'), util = require('util');
-
 const [HELLO, READY, PING, PONG, DRAIN, BYE, NOTICE] = [1, 2, 3, 4, 5, 6, 7];
 const [REQ, RESP, ERR, CANCEL, RECALL] = [16, 17, 18, 19, 20];
 const [NOT_STARTED, CANCELLED, CRITICAL] = [0x01, 0x02, 0x80];
@@ -183,7 +182,8 @@ function takeLink({ PM_LINK, PM_LINK_FD }) {
   for (const name of ['PM_LINK', 'PM_LINK_FD', 'PM_ROLE']) delete process.env[name];
   if (!PM_LINK) return null;
   const fd = Number(PM_LINK_FD), { O_RDONLY, O_WRONLY, O_APPEND, O_NONBLOCK } = fs.constants;
-  if (PM_LINK !== 'stdio') return fd > 2 && fd < 16 ? [fd, fd] : quit(64, `PM_LINK_FD is not from 3 to 15: ${fd}`);
+  if (PM_LINK === 'uds') return fd > 2 && fd < 16 ? [fd, fd] : quit(64, `PM_LINK_FD is not from 3 to 15: ${fd}`);
+  if (PM_LINK !== 'stdio') quit(64, `this kit speaks stdio and uds, not ${PM_LINK}`);
   const open = (fd, flags) => fs.openSync(`/proc/self/fd/${fd}`, flags);
   const link = attempt(() => [open(0, O_RDONLY | O_NONBLOCK), open(1, O_WRONLY | O_NONBLOCK)], error =>
     quit(64, `the stdio link is not two pipes of this user's, and cannot be made private: ${error.message}`));

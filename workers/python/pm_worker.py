@@ -180,8 +180,8 @@ def _end(code, text):
 
 def _take_link():
     """Makes the link private, and returns the descriptor to read and the file to write."""
-    stdio = os.environ.pop("PM_LINK") == "stdio"
-    link = [os.dup(0), os.dup(1)] if stdio else [int(os.environ.pop("PM_LINK_FD"))] * 2
+    links = {"stdio": lambda: [os.dup(0), os.dup(1)], "uds": lambda: [int(os.environ.pop("PM_LINK_FD"))] * 2}
+    link = links.get(name := os.environ.pop("PM_LINK"), lambda: _end(64, f"this kit speaks {[*links]}, not {name}"))()
     os.dup2(null := os.open(os.devnull, os.O_RDWR), 0)
     os.dup2(2, 1)
     for fd in link:

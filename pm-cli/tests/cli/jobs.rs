@@ -13,7 +13,7 @@ fn an_echo_gives_back_every_byte_in_order() {
     input.extend_from_slice(b"\n\xff\xfe not UTF-8\n\ttab\r\nlast");
     let mut expected = input.clone();
     expected.push(b'\n');
-    for args in [&["-j1"][..], &["-P3"], &["-t", "stdio"]] {
+    for args in [&["-j1"][..], &["-P3"], &["-t", "stdio"], &["-t", "shm"]] {
         let done = pool(args.iter().chain(&["--", "@echo"])).run(&input).expect(0);
         assert!(done.out == expected, "{args:?}: {} of {} bytes", done.out.len(), expected.len());
         assert_eq!(done.err, "");

@@ -99,6 +99,7 @@ fn functions_that_are_not_there_are_named() {
         std::fs::write(dir.join("rules.py"), "import nothing_of_that_name\n").unwrap();
         std::fs::write(dir.join("good.py"), "def f(x): return x\n").unwrap();
         let target = |name: &str| format!("{}:{name}", dir.join("good.py").display());
+        pool(["-t", "shm", "--", "@py", &target("f")]).run("a\n").refused(2, &["shm", "stdio", "uds"]);
         pool(["--", "@py", &target("g")]).run("a\n").refused(2, &["defines no 'g'"]);
         let broken = format!("{}:f", dir.join("rules.py").display());
         pool(["--", "@py", &broken]).run("a\n").refused(2, &["nothing_of_that_name"]);
@@ -106,6 +107,7 @@ fn functions_that_are_not_there_are_named() {
     if has("node", "--version") {
         std::fs::write(dir.join("good.js"), "exports.f = x => x;\n").unwrap();
         let target = format!("{}:g", dir.join("good.js").display());
+        pool(["-t", "shm", "--", "@node", &target]).run("a\n").refused(2, &["shm", "stdio", "uds"]);
         pool(["--", "@node", &target]).run("a\n").refused(2, &["exports no 'g'"]);
     }
 }
