@@ -7,14 +7,11 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use pm::{AnyTransport, Query, QueryManager};
-use pm_benches::limits::{BarePipe, BareSocket, Channel, FRAME, Mux};
-use pm_benches::measure::{Latency, Recorder, rate};
+use pm_benches::limits::{BarePipe, BareSocket, Channel, FRAME, Futex, Mux, Spin};
+use pm_benches::measure::{Block, Latency, Recorder, rate};
 use pm_benches::place::{self, Place};
 
-/// 64 bytes: what serde can hold as an array without a wrapper.
-type Payload = ([u64; 4], [u64; 4]);
-
-static ECHO: Query<Payload, Payload> = Query::new("echo", &|payload: Payload| black_box(payload));
+static ECHO: Query<Block, Block> = Query::new("echo", &|block: Block| black_box(block));
 
 const IN_FLIGHT: usize = 256;
 
@@ -77,6 +74,14 @@ async fn round(place: Place, time: Duration, table: &mut Table) {
     let mut pipe = BarePipe::new(place);
     let pipe_latency = timed!(time, pipe.round_trip(&mut frame).await);
     drop(pipe);
+    let mut futex = Futex::new(place);
+    let futex_latency = timed!(time, futex.round_trip());
+    drop(futex);
+    // Nobody spins for a thread that shares its processor.
+    let spin_latency = (place != Place::OneCore).then(|| {
+        let mut spin = Spin::new(place);
+        timed!(time, black_box(spin.round_trip(black_box([7; 8]))))
+    });
     let mux = Mux::new(place);
     let mux_rate = rate(IN_FLIGHT, time, move || {
         let mux = mux.clone();
@@ -91,11 +96,18 @@ async fn round(place: Place, time: Duration, table: &mut Table) {
     .await;
     table.latency("limit: socket", &socket_latency, None);
     table.latency("limit: pipe", &pipe_latency, None);
+    table.latency("limit: futex", &futex_latency, None);
+    if let Some(spin) = &spin_latency {
+        table.latency("limit: spin", spin, None);
+    }
     table.rate("limit: mux on a socket", mux_rate, None);
     table.rate("limit: mpsc + oneshot", channel_rate, None);
-    for (name, limit) in [("uds", &socket_latency), ("stdio", &pipe_latency), ("shm", &socket_latency)] {
+    let memory_limit = spin_latency.as_ref().unwrap_or(&futex_latency);
+    for (name, limit, most) in
+        [("uds", &socket_latency, mux_rate), ("stdio", &pipe_latency, mux_rate), ("shm", memory_limit, channel_rate)]
+    {
         let pool = start(name, place).await;
-        let input: Payload = black_box(([1; 4], [2; 4]));
+        let input = black_box(Block([7; 64]));
         let latency = timed!(time, assert_eq!(pool.query(&input).await.expect("an answer"), input));
         table.latency(name, &latency, Some(limit));
         let manager = pool.clone();
@@ -104,16 +116,16 @@ async fn round(place: Place, time: Duration, table: &mut Table) {
             async move { assert_eq!(pool.query(&input).await.expect("an answer"), input) }
         })
         .await;
-        table.rate(name, rate, Some(mux_rate));
+        table.rate(name, rate, Some(most));
         pool.shutdown().await;
     }
     let pool = ECHO.pool().in_process().start().await.expect("a pool");
-    let input: Payload = black_box(([1; 4], [2; 4]));
+    let input = black_box(Block([7; 64]));
     let latency = timed!(time, assert_eq!(pool.query(&input).await.expect("an answer"), input));
     table.latency("memory (a thread)", &latency, None);
 }
 
-async fn start(transport: &str, place: Place) -> QueryManager<Payload, Payload> {
+async fn start(transport: &str, place: Place) -> QueryManager<Block, Block> {
     let cpu = place.worker().map_or("any".to_string(), |cpu| cpu.to_string());
     ECHO.pool()
         .transport(transport.parse::<AnyTransport>().expect("a transport of this build"))

@@ -6,9 +6,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
 
+use rustix::thread::futex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
@@ -273,6 +274,65 @@ impl Drop for Spin {
     fn drop(&mut self) {
         self.lines[0].0[0].store(Lines::OVER, Ordering::Release);
         self.thread.as_ref().inspect(|thread| thread.thread().unpark());
+        let _ = self.thread.take().map(thread::JoinHandle::join);
+    }
+}
+
+/// The same between two threads that sleep: a wake-up each way.
+#[derive(Debug)]
+pub struct Futex {
+    words: Arc<[AtomicU32; 2]>,
+    turn: u32,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// The turn after which the other thread ends.
+const OVER: u32 = u32::MAX;
+
+fn ring(word: &AtomicU32, turn: u32) {
+    word.store(turn, Ordering::Release);
+    futex::wake(word, futex::Flags::empty(), 1).expect("a futex");
+}
+
+/// Sleeps until it is the turn, or over.
+fn sleep(word: &AtomicU32, turn: u32) -> bool {
+    loop {
+        match word.load(Ordering::Acquire) {
+            OVER => return false,
+            now if now == turn => return true,
+            // Woken or not, it looks again.
+            now => drop(futex::wait(word, futex::Flags::empty(), now, None)),
+        }
+    }
+}
+
+impl Futex {
+    /// With the other thread where a worker would run.
+    pub fn new(place: Place) -> Self {
+        let words: Arc<[AtomicU32; 2]> = Arc::default();
+        let other = words.clone();
+        let thread = thread::spawn(move || {
+            place.enter_as_worker();
+            let mut turn = 1;
+            while sleep(&other[0], turn) {
+                ring(&other[1], turn);
+                turn += 1;
+            }
+        });
+        Futex { words, turn: 0, thread: Some(thread) }
+    }
+
+    /// There and back.
+    pub fn round_trip(&mut self) {
+        self.turn += 1;
+        ring(&self.words[0], self.turn);
+        sleep(&self.words[1], self.turn);
+    }
+}
+
+impl Drop for Futex {
+    fn drop(&mut self) {
+        ring(&self.words[0], OVER);
         let _ = self.thread.take().map(thread::JoinHandle::join);
     }
 }
