@@ -376,7 +376,19 @@ async fn carry(handle: &Handle, encoded: Vec<u8>, terms: Terms) -> Outcome {
     let pool = &*handle.pool;
     let now = clock::now();
     let mut output = buffers::take();
-    let exchange = pool.exchange(now, &terms, &encoded, &mut output);
+    let mut exchange = pool.exchange(now, &terms, &encoded, &mut output);
+    if let Exchange::Yield = exchange {
+        let mut has_yielded = false;
+        poll_fn(|cx| match std::mem::replace(&mut has_yielded, true) {
+            true => Poll::Ready(()),
+            false => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+        })
+        .await;
+        exchange = pool.exchange(now, &terms, &encoded, &mut output);
+    }
     if let Exchange::Answered = exchange {
         buffers::give(encoded);
         return Ok(output);

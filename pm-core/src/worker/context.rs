@@ -4,18 +4,34 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::desk::Desk;
 use crate::face::error::{HandlerError, HandlerErrorKind};
 use crate::machine::frame::MAX_NOTICE;
+use crate::sys::clock;
 
 /// One call in the hands of a handler.
 #[derive(Clone)]
 pub(crate) struct Current {
     pub(crate) desk: Arc<Desk>,
-    pub(crate) deadline: Option<Instant>,
+    pub(crate) deadline: Option<Deadline>,
     pub(crate) cancel: Arc<CancelFlag>,
+}
+
+/// When the time of a call is over, as coarse as the field of the frame that said so: to some milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline(u64);
+
+impl Deadline {
+    /// So long after now.
+    pub(super) fn after(left: Duration) -> Self {
+        Deadline(clock::coarse_nanos().saturating_add(left.as_nanos() as u64))
+    }
+
+    fn left(self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(clock::nanos()))
+    }
 }
 
 /// Whether a call was cancelled, and what is to be done then.
@@ -59,7 +75,7 @@ pub fn cancelled() -> bool {
 /// The time that the call that this thread runs has left; none where it has no limit.
 pub fn time_left() -> Option<Duration> {
     let deadline = CURRENT.with_borrow(|current| current.as_ref()?.deadline);
-    deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    deadline.map(Deadline::left)
 }
 
 /// Runs `hook` on another thread when the call that this thread runs is cancelled; at once, where it is already. For handlers that wait for

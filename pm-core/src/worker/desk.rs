@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::context::{CancelFlag, Hook};
+use super::context::{CancelFlag, Deadline, Hook};
 use super::error::ServeError;
 use super::link::WorkerLink;
 use crate::face::error::HandlerError;
@@ -48,7 +48,7 @@ pub(super) struct Job {
     pub(super) id: u64,
     /// Its place in the order in which calls came, counted from 1.
     pub(super) number: u64,
-    pub(super) deadline: Option<Instant>,
+    pub(super) deadline: Option<Deadline>,
     pub(super) input: Vec<u8>,
 }
 
@@ -142,8 +142,11 @@ impl Desk {
         self.send_locked(&mut state, header, payload)
     }
 
-    /// Answers a call: into the outbox, where there is one, and to the link at once otherwise.
+    /// Answers a call: into the outbox, where there is one and another call follows at once, and to the link otherwise.
     fn post(&self, state: &mut State, header: Header, payload: &[u8]) -> Result<(), Ended> {
+        if state.waiting.is_empty() && state.decoder.unread().is_empty() {
+            return self.send_locked(state, header, payload);
+        }
         let header_bytes = header.encode(payload.len());
         if let Some(outbox) = &mut state.outbox {
             if outbox.add(&header_bytes, payload) {
@@ -237,7 +240,7 @@ impl Desk {
                     state.came += 1;
                     job.id = header.id;
                     job.number = state.came;
-                    job.deadline = header.remaining.duration().map(|left| Instant::now() + left);
+                    job.deadline = header.remaining.duration().map(Deadline::after);
                     job.input.clear();
                     job.input.extend_from_slice(payload);
                     state.begin(job, cancel);
@@ -339,7 +342,7 @@ impl Desk {
         let Owned { header, payload } = frame;
         match Kind::from_wire(header.kind) {
             Some(Kind::Req) => {
-                let deadline = header.remaining.duration().map(|left| Instant::now() + left);
+                let deadline = header.remaining.duration().map(Deadline::after);
                 state.came += 1;
                 state.waiting.push_back(Job { id: header.id, number: state.came, deadline, input: payload });
             }

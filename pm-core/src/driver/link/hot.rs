@@ -12,7 +12,6 @@ use super::solo::{End, MOST};
 use super::task::deliver_from;
 use super::{Inbox, LinkEnd, LinkShared, Yard};
 use crate::driver::call::{Call, Terms};
-use crate::driver::clock;
 use crate::machine::frame::{BadFrame, Header, Kind, Remaining};
 use crate::machine::session::Word;
 use crate::machine::time::Time;
@@ -20,7 +19,7 @@ use crate::transport::{LinkError, LinkTx};
 
 /// After so many answers in a row a caller lets the other tasks of its thread run before it waits: they may have calls that could go with
 /// its own. Without it, callers that never have to wait would take turns, one call at a time.
-const SOLOS: u32 = 16;
+const SOLOS: u32 = 64;
 
 /// How often a caller takes in more before it leaves the rest to the task.
 const FILLS: usize = 8;
@@ -39,6 +38,8 @@ pub(crate) enum Assist {
 pub(crate) enum Exchange {
     /// It was not made: this is no time for it.
     No,
+    /// It was not made: the caller lets others run, and comes again.
+    Yield,
     /// It has its output.
     Answered,
     /// It takes longer, or came to some other end.
@@ -90,25 +91,28 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         output: &mut Vec<u8>,
         yard: &dyn Yard,
     ) -> Exchange {
-        let solos = self.solos.load(Ordering::Relaxed);
-        if !self.is_hot || input.len() > MOST || self.load() != 0 || solos >= SOLOS {
+        if !self.is_hot || input.len() > MOST || self.load() != 0 {
             return Exchange::No;
+        }
+        let solos = self.solos.load(Ordering::Relaxed);
+        if solos >= SOLOS {
+            self.solos.store(0, Ordering::Relaxed);
+            return Exchange::Yield;
         }
         let Some(mut inbox) = self.try_inbox() else { return Exchange::No };
         if inbox.end.is_some() || !self.begin_solo(now, terms, input) {
             self.give_back(inbox);
             return Exchange::No;
         }
-        inbox.after.solo = false;
-        self.spin(inbox, yard, |inbox| inbox.after.solo);
+        inbox.after.solo = None;
+        let answered = self.spin(inbox, yard, |inbox| inbox.after.solo);
         self.solos.store(solos + 1, Ordering::Relaxed);
-        let mut core = self.core();
-        match core.end_of_solo(output) {
+        if let Some(answered) = answered {
+            yard.answered(self.worker, now, input, answered);
+        }
+        match self.core().end_of_solo(output) {
             End::Became(call) => Exchange::Aboard(call),
-            _ => {
-                yard.answered(self.worker, now, core.solo.input(), clock::now());
-                Exchange::Answered
-            }
+            _ => Exchange::Answered,
         }
     }
 
@@ -151,21 +155,28 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             return Assist::Yield;
         }
         if let Some(inbox) = self.try_inbox() {
-            self.spin(inbox, yard, |_| call.is_over());
+            self.spin(inbox, yard, |_| call.is_over().then_some(()));
             self.solos.store(solos + 1, Ordering::Relaxed);
         }
         Assist::Look
     }
 
-    /// Spins until it is over or that pays no more, and gives the link back.
-    fn spin(&self, mut inbox: MutexGuard<'_, Inbox>, yard: &dyn Yard, is_over: impl Fn(&Inbox) -> bool) {
-        inbox.end = inbox.spin(self, yard, is_over);
+    /// Spins until `what` is there or that pays no more, and gives the link back.
+    fn spin<R>(
+        &self,
+        mut inbox: MutexGuard<'_, Inbox>,
+        yard: &dyn Yard,
+        what: impl Fn(&Inbox) -> Option<R>,
+    ) -> Option<R> {
+        inbox.end = inbox.spin(self, yard, |inbox| what(inbox).is_some());
+        let found = what(&inbox);
         if inbox.end.is_some() {
             drop(inbox);
             self.task.wake();
         } else {
             self.give_back(inbox);
         }
+        found
     }
 
     fn give_back(&self, inbox: MutexGuard<'_, Inbox>) {

@@ -53,8 +53,8 @@ pub(super) struct After {
     pub(super) poisoned: Vec<Arc<Call>>,
     pub(super) notices: Vec<String>,
     pub(super) first_answer: bool,
-    /// The solo call was answered: its caller sees to the rest.
-    pub(super) solo: bool,
+    /// When the solo call was answered: its caller sees to the rest.
+    pub(super) solo: Option<Time>,
 }
 
 impl<Tx: LinkTx> Core<Tx> {
@@ -117,7 +117,7 @@ impl<Tx: LinkTx> Core<Tx> {
                 Verdict::Violation(violation) => return Err(format!("{violation} (call {})", id.to_wire())),
                 _ => {
                     drain.note(self.solo.answer(payload));
-                    after.solo = true;
+                    after.solo = Some(now);
                 }
             },
             Some(Kind::Resp) => {

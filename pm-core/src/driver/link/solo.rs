@@ -74,11 +74,6 @@ impl Solo {
         self.output.extend_from_slice(payload);
         self.made
     }
-
-    /// Gives the input, for whoever is told of slow queries.
-    pub(super) fn input(&self) -> &[u8] {
-        &self.input
-    }
 }
 
 impl<Tx: LinkTx> Core<Tx> {
