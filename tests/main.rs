@@ -5,6 +5,7 @@
 
 #![expect(unreachable_pub, reason = "the modules of one binary")]
 
+mod blocking;
 mod conformance;
 mod deaths;
 mod ends;
@@ -42,6 +43,7 @@ fn main() {
         launch::tests().into_iter().map(|(name, test)| support::alone(name, move || test().map_err(Into::into))),
     );
     trials.extend(query::tests());
+    trials.extend(blocking::tests());
     trials.extend(lifecycle::tests());
     trials.extend(deaths::tests());
     trials.extend(ends::tests());

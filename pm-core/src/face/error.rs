@@ -61,6 +61,14 @@ pub enum QueryError {
         /// The name of the pool.
         pool: Arc<str>,
     },
+    /// `query_blocking` was called within a runtime, which it would block.
+    #[error(
+        "query_blocking would block this runtime: await `query` of the pool {pool:?} here, or call it from a thread of its own"
+    )]
+    OnRuntime {
+        /// The name of the pool.
+        pool: Arc<str>,
+    },
     /// The input could not be encoded.
     #[error("the input cannot be encoded as {codec}: {message}")]
     Encode {
@@ -105,6 +113,8 @@ pub enum QueryErrorKind {
     ShuttingDown,
     /// [`QueryError::NoWorkers`].
     NoWorkers,
+    /// [`QueryError::OnRuntime`].
+    OnRuntime,
     /// [`QueryError::Encode`], [`QueryError::TooLarge`].
     BadInput,
     /// [`QueryError::Decode`].
@@ -122,6 +132,7 @@ impl QueryError {
             QueryError::GaveUp { .. } => QueryErrorKind::GaveUp,
             QueryError::ShuttingDown { .. } => QueryErrorKind::ShuttingDown,
             QueryError::NoWorkers { .. } => QueryErrorKind::NoWorkers,
+            QueryError::OnRuntime { .. } => QueryErrorKind::OnRuntime,
             QueryError::Encode { .. } | QueryError::TooLarge { .. } => QueryErrorKind::BadInput,
             QueryError::Decode { .. } => QueryErrorKind::BadAnswer,
         }

@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`builder`] | a pool in the making |
+//! | `blocking` | queries of threads that belong to no runtime |
 //! | [`query`] | a pool of workers that answer queries |
 //! | [`worker`] | one worker without a pool |
 //! | [`registry`] | all pools of this program |
@@ -11,6 +12,7 @@
 //!
 //! A role is declared by [`Query`](crate::worker::role::Query), which the worker's side has as well.
 
+mod blocking;
 pub mod builder;
 pub mod error;
 pub mod query;

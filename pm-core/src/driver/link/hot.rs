@@ -104,15 +104,19 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             self.give_back(inbox);
             return Exchange::No;
         }
-        inbox.after.solo = None;
-        let answered = self.spin(inbox, yard, |inbox| inbox.after.solo);
+        inbox.after.solo = false;
+        inbox.end = inbox.spin(self, yard, |inbox| inbox.after.solo);
+        // Before anybody else has the inbox, who could begin another one, or deliver to this.
+        let end = self.core().end_of_solo(output);
+        self.give_back(inbox);
         self.solos.store(solos + 1, Ordering::Relaxed);
-        if let Some(answered) = answered {
-            yard.answered(self.worker, now, input, answered);
-        }
-        match self.core().end_of_solo(output) {
+        match end {
             End::Became(call) => Exchange::Aboard(call),
-            _ => Exchange::Answered,
+            End::Answered(at) => {
+                yard.answered(self.worker, now, input, at);
+                Exchange::Answered
+            }
+            End::Waiting => Exchange::No,
         }
     }
 
@@ -154,36 +158,22 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             self.solos.store(0, Ordering::Relaxed);
             return Assist::Yield;
         }
-        if let Some(inbox) = self.try_inbox() {
-            self.spin(inbox, yard, |_| call.is_over().then_some(()));
+        if let Some(mut inbox) = self.try_inbox() {
+            inbox.end = inbox.spin(self, yard, |_| call.is_over());
+            self.give_back(inbox);
             self.solos.store(solos + 1, Ordering::Relaxed);
         }
         Assist::Look
     }
 
-    /// Spins until `what` is there or that pays no more, and gives the link back.
-    fn spin<R>(
-        &self,
-        mut inbox: MutexGuard<'_, Inbox>,
-        yard: &dyn Yard,
-        what: impl Fn(&Inbox) -> Option<R>,
-    ) -> Option<R> {
-        inbox.end = inbox.spin(self, yard, |inbox| what(inbox).is_some());
-        let found = what(&inbox);
-        if inbox.end.is_some() {
-            drop(inbox);
-            self.task.wake();
-        } else {
-            self.give_back(inbox);
-        }
-        found
-    }
-
+    /// Lets go of the inbox. The task is woken where it met it taken, and where there is something for it to see to.
     fn give_back(&self, inbox: MutexGuard<'_, Inbox>) {
+        let has_ended = inbox.end.is_some();
         drop(inbox);
         // Pairs with the fence in `inbox_of_the_task`.
         fence(Ordering::SeqCst);
-        if self.missed.load(Ordering::Relaxed) && self.missed.swap(false, Ordering::Relaxed) {
+        let missed = self.missed.load(Ordering::Relaxed) && self.missed.swap(false, Ordering::Relaxed);
+        if missed || has_ended {
             self.task.wake();
         }
     }

@@ -53,8 +53,8 @@ pub(super) struct After {
     pub(super) poisoned: Vec<Arc<Call>>,
     pub(super) notices: Vec<String>,
     pub(super) first_answer: bool,
-    /// When the solo call was answered: its caller sees to the rest.
-    pub(super) solo: Option<Time>,
+    /// The solo call was answered: its caller sees to the rest.
+    pub(super) solo: bool,
 }
 
 impl<Tx: LinkTx> Core<Tx> {
@@ -116,8 +116,8 @@ impl<Tx: LinkTx> Core<Tx> {
             Some(Kind::Resp) if self.solo.is(id) => match self.session.answered(now, id, Answer::Outcome) {
                 Verdict::Violation(violation) => return Err(format!("{violation} (call {})", id.to_wire())),
                 _ => {
-                    drain.note(self.solo.answer(payload));
-                    after.solo = Some(now);
+                    drain.note(self.solo.answer(now, payload));
+                    after.solo = true;
                 }
             },
             Some(Kind::Resp) => {

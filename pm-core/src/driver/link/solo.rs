@@ -1,4 +1,5 @@
-//! The call of a caller that waits for its answer with the inbox in its hands.
+//! The call of a caller that waits for its answer with the inbox in its hands, and lets go of the inbox only when it has taken what became of the
+//! call. So there is one at most, and nobody else delivers to it.
 //!
 //! Most such calls are answered within a microsecond or two. Then they never become a [`Call`], which others can find, hold and wake:
 //! there is nobody else. What a Call would be made of lies in the link meanwhile, and whatever wants to do more with it than answer it
@@ -15,7 +16,7 @@ use crate::transport::LinkTx;
 /// A larger input is not worth a copy.
 pub(super) const MOST: usize = 4096;
 
-/// There is one at most: of the caller that has the inbox.
+/// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Solo {
     worker: WorkerId,
@@ -34,8 +35,8 @@ pub(super) struct Solo {
 pub(super) enum End {
     /// Nothing yet.
     Waiting,
-    /// It has its output.
-    Answered,
+    /// It has its output, since this time.
+    Answered(Time),
     /// A call like any other.
     Became(Arc<Call>),
 }
@@ -67,9 +68,9 @@ impl Solo {
     }
 
     /// Gives it its output. When it was made.
-    pub(super) fn answer(&mut self, payload: &[u8]) -> Time {
+    pub(super) fn answer(&mut self, now: Time, payload: &[u8]) -> Time {
         self.id = None;
-        self.end = End::Answered;
+        self.end = End::Answered(now);
         self.output.clear();
         self.output.extend_from_slice(payload);
         self.made
@@ -101,7 +102,7 @@ impl<Tx: LinkTx> Core<Tx> {
     pub(super) fn end_of_solo(&mut self, output: &mut Vec<u8>) -> End {
         self.materialize();
         let end = std::mem::replace(&mut self.solo.end, End::Waiting);
-        if let End::Answered = end {
+        if let End::Answered(_) = end {
             std::mem::swap(output, &mut self.solo.output);
         }
         end

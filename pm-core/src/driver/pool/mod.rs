@@ -124,6 +124,8 @@ pub(crate) trait AnyPool: Send + Sync {
     fn abandon(&self, call: &Call);
     /// Told when the queue gets room.
     fn room(&self) -> &Notify;
+    /// The runtime of its tasks.
+    fn runtime(&self) -> &tokio::runtime::Handle;
     fn workers(&self) -> Vec<WorkerInfo>;
     fn info(&self) -> PoolInfo;
     fn events(&self) -> broadcast::Receiver<Event>;
@@ -168,6 +170,7 @@ struct Shared {
     state: Mutex<State>,
     answered: AtomicU64,
     dropped_frames: AtomicU64,
+    runtime: tokio::runtime::Handle,
 }
 
 #[derive(Default)]
@@ -207,6 +210,7 @@ pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf
             state: Mutex::new(State::default()),
             answered: AtomicU64::new(0),
             dropped_frames: AtomicU64::new(0),
+            runtime: tokio::runtime::Handle::current(),
         },
         links: ArcSwap::default(),
         leaving: Mutex::default(),
@@ -401,6 +405,10 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
 
     fn room(&self) -> &Notify {
         &self.shared.room
+    }
+
+    fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.shared.runtime
     }
 
     fn workers(&self) -> Vec<WorkerInfo> {
