@@ -107,6 +107,7 @@ impl<Tx: LinkTx> Core<Tx> {
         &mut self,
         now: Time,
         frame: Frame<'_>,
+        yard: &dyn Yard,
         after: &mut After,
         drain: &mut Drained,
     ) -> Result<(), String> {
@@ -116,12 +117,14 @@ impl<Tx: LinkTx> Core<Tx> {
             Some(Kind::Resp) if self.solo.is(id) => match self.session.answered(now, id, Answer::Outcome) {
                 Verdict::Violation(violation) => return Err(format!("{violation} (call {})", id.to_wire())),
                 _ => {
+                    yard.count();
                     drain.note(self.solo.answer(now, payload));
                     after.solo = true;
                 }
             },
             Some(Kind::Resp) => {
                 if let Some(aboard) = self.end(now, id, Answer::Outcome, drain)? {
+                    yard.count();
                     drain.note(aboard.sent);
                     after.resolve(&aboard.call, Ok(payload.to_vec()));
                     after.answered.push(aboard.call);
@@ -139,6 +142,7 @@ impl<Tx: LinkTx> Core<Tx> {
                 let error: HandlerError =
                     serde_json::from_slice(payload).map_err(|error| format!("an ERR that cannot be read: {error}"))?;
                 if let Some(aboard) = self.end(now, id, Answer::Outcome, drain)? {
+                    yard.count();
                     drain.note(aboard.sent);
                     after.failed(now, aboard.call.clone(), Failure::Handler, |tries, _| {
                         QueryError::Handler(Box::new(HandlerError { tries, ..error }))

@@ -53,10 +53,12 @@ pub(crate) struct LinkSettings {
     pub(crate) capacity: usize,
 }
 
-/// What a link asks of its pool. None of it is called under a lock of the link, but for `has_others` and `has_idle`, which take none.
+/// What a link asks of its pool. None of it is called under a lock of the link, but for `count`, `has_others` and `has_idle`, which take none.
 pub(crate) trait Yard: Send + Sync {
     /// A worker sent a notice.
     fn notice(&self, worker: WorkerId, text: &str);
+    /// A call is answered. Before its caller can know: whoever has an answer finds it counted.
+    fn count(&self);
     /// A call was answered that was made at this time.
     fn answered(&self, worker: WorkerId, made: Time, input: &[u8], now: Time);
     /// So many frames of a worker meant nothing.

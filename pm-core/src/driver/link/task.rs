@@ -34,7 +34,7 @@ pub(super) fn deliver_from<Tx: LinkTx>(
         match rx.next() {
             Ok(None) => break Ok(()),
             Ok(Some(frame)) => {
-                if let Err(violation) = core.receive(now, frame, after, &mut drained) {
+                if let Err(violation) = core.receive(now, frame, yard, after, &mut drained) {
                     break Err(violation);
                 }
             }

@@ -460,8 +460,11 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
         }
     }
 
-    fn answered(&self, worker: WorkerId, made: Time, input: &[u8], now: Time) {
+    fn count(&self) {
         self.shared.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn answered(&self, worker: WorkerId, made: Time, input: &[u8], now: Time) {
         if let Some((threshold, slow)) = &self.shared.hooks.slow {
             let took = now.since(made);
             if took >= *threshold {
