@@ -24,6 +24,8 @@ mod memory;
 mod ring;
 mod spin;
 mod sync;
+#[cfg(all(test, not(loom)))]
+mod tests;
 mod worker;
 
 use std::io::{self, IoSlice, IoSliceMut};

@@ -23,7 +23,7 @@ pub(crate) const RING: usize = 256 << 10;
 const PAGE: usize = 4096;
 
 /// Bytes of a memfd.
-const SIZE: usize = PAGE + RING;
+pub(crate) const SIZE: usize = PAGE + RING;
 
 const _: () = assert!(RING.is_power_of_two() && RING <= MAX_RING);
 
