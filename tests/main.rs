@@ -19,6 +19,7 @@ mod query;
 mod registry;
 mod retry;
 mod roles;
+mod shared_memory;
 mod support;
 mod temporary;
 mod wire;
@@ -50,6 +51,7 @@ fn main() {
     trials.extend(temporary::tests());
     trials.extend(registry::tests());
     trials.extend(hostile::tests());
+    trials.extend(shared_memory::tests());
     trials.extend(retry::tests());
     trials.extend(processes::tests());
     trials.extend(manager_killed::tests());

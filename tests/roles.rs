@@ -115,6 +115,8 @@ pub enum Job {
     Nice,
     OpenFilesLimit,
     Descriptors,
+    /// Begins to write random words at random places of all shared memory that it may write, so often, seeded by this number.
+    Scribble(u64, usize),
     Allocate(usize),
     /// One thing after the other; the last one answers.
     Both(Box<Job>, Box<Job>),
@@ -143,6 +145,35 @@ pub struct Unhappy(pub String);
 impl std::fmt::Display for Unhappy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "unhappy about {}", self.0)
+    }
+}
+
+/// Writes through the kernel, so that nothing but the memory is needed.
+fn scribble(mut seed: u64, times: usize) {
+    use std::os::unix::fs::FileExt;
+
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let shared = maps.lines().filter(|line| line.contains("rw-s") && line.contains("memfd:pm-shm"));
+    let ranges: Vec<(u64, u64)> = shared
+        .filter_map(|line| {
+            let (from, to) = line.split(' ').next()?.split_once('-')?;
+            Some((u64::from_str_radix(from, 16).ok()?, u64::from_str_radix(to, 16).ok()?))
+        })
+        .collect();
+    let memory = std::fs::File::options().write(true).open("/proc/self/mem").expect("its own memory");
+    let mut random = || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        seed >> 11
+    };
+    for _ in 0..times {
+        let (from, to) = ranges[random() as usize % ranges.len()];
+        // Mostly where chunks begin, or among the words of the first page: elsewhere little is looked at.
+        let place = match random() % 4 {
+            0 => random() % (to - from) / 8 * 8,
+            1 => random() % 8 * 64,
+            _ => random() % (to - from) / 64 * 64,
+        };
+        let _ = memory.write_at(&random().rotate_left(random() as u32 % 64).to_ne_bytes(), from + place);
     }
 }
 
@@ -252,6 +283,10 @@ fn serve(job: Job) -> Result<Said, Unhappy> {
         // SAFETY: it takes numbers and touches no memory of this process.
         Job::Nice => Said::Number(unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }.into()),
         Job::OpenFilesLimit => Said::Number(getrlimit(Resource::Nofile).current.map_or(-1, |limit| limit as i64)),
+        Job::Scribble(seed, times) => {
+            std::thread::spawn(move || scribble(seed, times));
+            Said::Done
+        }
         Job::Descriptors => Said::Lines(open_descriptors().into_iter().filter_map(describe).collect()),
         Job::Allocate(bytes) => {
             let memory = vec![1_u8; bytes];
