@@ -17,53 +17,46 @@
 //!
 //! `n` is never the same for two sleeps, so one ring for each is enough, and a waker that is faster than the sleeper does not ring twice.
 
-use crate::memory::{Field, Mapping};
 use crate::ring::order;
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
 
 /// What the waker keeps of one kind of sleep of its peer.
 #[derive(Debug, Default)]
 pub(crate) struct Rung(u64);
 
 impl Rung {
-    /// Whether the peer must be rung, after something was made for it.
-    pub(crate) fn is_due(&mut self, peer: &Mapping, kind: Field) -> bool {
+    /// Whether the peer must be rung, after something was made for it. `asleep` is its word.
+    pub(crate) fn is_due(&mut self, asleep: &AtomicU64) -> bool {
         // Pairs with the fence in `Sleep::begin`.
         order();
-        let asleep = peer.field(kind).load(Ordering::Relaxed);
+        let asleep = asleep.load(Ordering::Relaxed);
         asleep != 0 && asleep != std::mem::replace(&mut self.0, asleep)
     }
 }
 
 /// One kind of sleep of this side.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Sleep {
-    kind: Field,
     number: u64,
     asleep: bool,
 }
 
 impl Sleep {
-    /// Nobody sleeps.
-    pub(crate) const fn new(kind: Field) -> Self {
-        Sleep { kind, number: 0, asleep: false }
-    }
-
-    /// Says that this side sleeps from here on. It has to look once more before it does.
-    pub(crate) fn begin(&mut self, own: &Mapping) {
+    /// Says that this side sleeps from here on, in its word. It has to look once more before it does.
+    pub(crate) fn begin(&mut self, asleep: &AtomicU64) {
         if !self.asleep {
             self.number += 1;
             self.asleep = true;
-            own.field(self.kind).store(self.number, Ordering::Relaxed);
+            asleep.store(self.number, Ordering::Relaxed);
         }
         // Pairs with the fence in `Rung::is_due`.
         order();
     }
 
     /// Says that this side is awake: nobody needs to ring.
-    pub(crate) fn end(&mut self, own: &Mapping) {
+    pub(crate) fn end(&mut self, asleep: &AtomicU64) {
         if std::mem::take(&mut self.asleep) {
-            own.field(self.kind).store(0, Ordering::Relaxed);
+            asleep.store(0, Ordering::Relaxed);
         }
     }
 

@@ -24,7 +24,7 @@ mod memory;
 mod ring;
 mod spin;
 mod sync;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;
 mod worker;
 

@@ -65,17 +65,12 @@ impl Link for ShmLink {
         let shared = self.shared;
         let producer = Producer::new(Part::ring(&shared.ours), Part::field(&shared.theirs, Field::Read));
         let consumer = Consumer::new(Part::ring(&shared.theirs), Part::field(&shared.ours, Field::Read));
-        let writer = ShmWriter {
-            producer,
-            rung: Rung::default(),
-            sleep: Sleep::new(Field::AsleepForRoom),
-            shared: shared.clone(),
-        };
+        let writer = ShmWriter { producer, rung: Rung::default(), sleep: Sleep::default(), shared: shared.clone() };
         let rx = ShmRx {
             consumer,
             decoder: Decoder::new(MAX_PAYLOAD),
             rung: Rung::default(),
-            sleep: Sleep::new(Field::AsleepForNews),
+            sleep: Sleep::default(),
             spin: Spin::default(),
             peer_cpu: NO_CPU,
             is_over: false,
@@ -139,13 +134,13 @@ impl AsyncWrite for ShmWriter {
             }
             let written = producer.write(bytes, cpu()).map_err(corrupt)?;
             if written > 0 {
-                sleep.end(&shared.ours);
-                if rung.is_due(&shared.theirs, Field::AsleepForNews) {
+                sleep.end(shared.ours.field(Field::AsleepForRoom));
+                if rung.is_due(shared.theirs.field(Field::AsleepForNews)) {
                     shared.ring_worker();
                 }
                 return Poll::Ready(Ok(written));
             }
-            sleep.begin(&shared.ours);
+            sleep.begin(shared.ours.field(Field::AsleepForRoom));
             if producer.has_room().map_err(corrupt)? {
                 continue;
             }
@@ -206,7 +201,7 @@ impl ShmRx {
         }
         let has_come = buffer.len() > before;
         if has_come {
-            self.sleep.end(&self.shared.ours);
+            self.sleep.end(self.shared.ours.field(Field::AsleepForNews));
             if self.consumer.owes_word() {
                 self.give_room();
             }
@@ -215,7 +210,7 @@ impl ShmRx {
     }
 
     fn give_room(&mut self) {
-        if self.consumer.publish() && self.rung.is_due(&self.shared.theirs, Field::AsleepForRoom) {
+        if self.consumer.publish() && self.rung.is_due(self.shared.theirs.field(Field::AsleepForRoom)) {
             self.shared.ring_worker();
         }
     }
@@ -232,7 +227,7 @@ impl LinkRx for ShmRx {
                 return Poll::Ready(Err(LinkError::Closed));
             }
             self.give_room();
-            self.sleep.begin(&self.shared.ours);
+            self.sleep.begin(self.shared.ours.field(Field::AsleepForNews));
             if self.consumer.has_news() {
                 continue;
             }
@@ -261,7 +256,7 @@ impl LinkRx for ShmRx {
     }
 
     fn spin(&mut self) -> bool {
-        self.sleep.end(&self.shared.ours);
+        self.sleep.end(self.shared.ours.field(Field::AsleepForNews));
         let ShmRx { consumer, spin, peer_cpu, .. } = self;
         spin.until(*peer_cpu, || consumer.has_news())
     }
@@ -272,7 +267,7 @@ impl LinkRx for ShmRx {
 
     fn arm(&mut self) -> bool {
         self.give_room();
-        self.sleep.begin(&self.shared.ours);
+        self.sleep.begin(self.shared.ours.field(Field::AsleepForNews));
         self.consumer.has_news()
     }
 }

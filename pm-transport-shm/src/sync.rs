@@ -1,6 +1,3 @@
-//! The atomics of the ring and the bell, which loom can replace.
+//! The atomics of the ring and the bell. `models/` puts loom's in their place.
 
-#[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
-#[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};

@@ -55,14 +55,14 @@ impl ShmWorker {
         let reader = Reader {
             consumer: Consumer::new(Part::ring(&theirs), Part::field(&ours, Field::Read)),
             rung: Rung::default(),
-            sleep: Sleep::new(Field::AsleepForNews),
+            sleep: Sleep::default(),
             spin: Spin::default(),
             peer_cpu: NO_CPU,
         };
         let writer = Writer {
             producer: Producer::new(Part::ring(&ours), Part::field(&theirs, Field::Read)),
             rung: Rung::default(),
-            sleep: Sleep::new(Field::AsleepForRoom),
+            sleep: Sleep::default(),
         };
         let shared = Shared { ours, theirs, bell };
         ShmWorker { reader: Mutex::new(reader), writer: Mutex::new(writer), shared, _life: life }
@@ -110,7 +110,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Reader {
     fn give_room(&mut self, shared: &Shared) -> io::Result<()> {
-        if self.consumer.publish() && self.rung.is_due(&shared.theirs, Field::AsleepForRoom) {
+        if self.consumer.publish() && self.rung.is_due(shared.theirs.field(Field::AsleepForRoom)) {
             shared.ring_manager()?;
         }
         Ok(())
@@ -127,18 +127,18 @@ impl Reader {
         loop {
             let bell = shared.bell();
             self.sleep.renew();
-            self.sleep.begin(&shared.ours);
+            self.sleep.begin(shared.ours.field(Field::AsleepForNews));
             if self.consumer.has_news() || shared.has_closed(closed::SENDING) {
                 break;
             }
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
-                self.sleep.end(&shared.ours);
+                self.sleep.end(shared.ours.field(Field::AsleepForNews));
                 return Ok(false);
             }
             shared.sleep(bell, left)?;
         }
-        self.sleep.end(&shared.ours);
+        self.sleep.end(shared.ours.field(Field::AsleepForNews));
         Ok(true)
     }
 }
@@ -179,18 +179,18 @@ impl WorkerLink for ShmWorker {
             let written = producer.write(bytes, cpu()).map_err(corrupt)?;
             bytes = &bytes[written..];
             if written > 0 {
-                if rung.is_due(&shared.theirs, Field::AsleepForNews) {
+                if rung.is_due(shared.theirs.field(Field::AsleepForNews)) {
                     shared.ring_manager()?;
                 }
                 continue;
             }
             let bell = shared.bell();
             sleep.renew();
-            sleep.begin(&shared.ours);
+            sleep.begin(shared.ours.field(Field::AsleepForRoom));
             if !producer.has_room().map_err(corrupt)? && !shared.has_closed(closed::READING) {
                 shared.sleep(bell, None)?;
             }
-            sleep.end(&shared.ours);
+            sleep.end(shared.ours.field(Field::AsleepForRoom));
         }
         Ok(())
     }

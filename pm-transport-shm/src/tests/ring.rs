@@ -1,0 +1,123 @@
+//! The ring, with honest ends and with others.
+
+use std::sync::Arc;
+
+use crate::ring::{COMMITTED, Consumer, Corrupt, LINE, LINE_WORDS, NO_CPU, Producer, WORD, header};
+use crate::sync::{AtomicU64, Ordering};
+
+type Memory = Arc<Vec<AtomicU64>>;
+
+fn words(count: usize) -> Memory {
+    Arc::new((0..count).map(|_| AtomicU64::new(0)).collect())
+}
+
+/// A ring of so many lines, and its word of the consumer.
+fn ring(lines: usize) -> (Memory, Memory) {
+    (words(lines * LINE_WORDS), words(1))
+}
+
+fn ends(ring: &Memory, read: &Memory) -> (Producer<Memory>, Consumer<Memory>) {
+    (Producer::new(ring.clone(), read.clone()), Consumer::new(ring.clone(), read.clone()))
+}
+
+/// Numbers that look random, the same in each run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % limit
+    }
+}
+
+#[test]
+fn what_is_written_is_read_in_order_around_the_end() {
+    for (lines, largest) in [(4, 300), (8, 100), (64, 5000), (64, 60)] {
+        let (memory, read) = ring(lines);
+        let (mut producer, mut consumer) = ends(&memory, &read);
+        let mut numbers = Numbers(lines as u64);
+        let (mut sent, mut came) = (Vec::new(), Vec::new());
+        while sent.len() < 200_000 {
+            let bytes: Vec<u8> = (0..1 + numbers.below(largest)).map(|_| numbers.below(256) as u8).collect();
+            let count = producer.write(&bytes, 3).unwrap();
+            sent.extend_from_slice(&bytes[..count]);
+            let full = count < bytes.len();
+            // Until it is full, and sometimes before.
+            if full || numbers.below(3) == 0 {
+                while let Some(chunk) = consumer.read(&mut came).unwrap() {
+                    assert_eq!(chunk.cpu, 3);
+                    if numbers.below(4) == 0 {
+                        break;
+                    }
+                }
+                consumer.publish();
+            }
+        }
+        while consumer.read(&mut came).unwrap().is_some() {}
+        assert!(came == sent, "{lines} lines, up to {largest} bytes");
+    }
+}
+
+#[test]
+fn a_full_ring_takes_nothing_until_its_reader_has_said_so() {
+    let (memory, read) = ring(4);
+    let (mut producer, mut consumer) = ends(&memory, &read);
+    assert_eq!(producer.write(&[1; 1000], NO_CPU).unwrap(), 3 * LINE - WORD);
+    assert_eq!(producer.write(&[1], NO_CPU).unwrap(), 0);
+    let mut came = Vec::new();
+    consumer.read(&mut came).unwrap().unwrap();
+    assert!(!producer.has_room().unwrap());
+    assert!(consumer.owes_word() && consumer.publish() && !consumer.publish());
+    assert!(producer.has_room().unwrap());
+    assert_eq!(producer.write(&[1], NO_CPU).unwrap(), 1);
+}
+
+/// No change of any word of the ring makes the consumer take wrong bytes for right ones.
+#[test]
+fn random_writes_of_the_peer_are_found_out() {
+    let (memory, read) = ring(8);
+    let mut numbers = Numbers(1);
+    for at in 0..memory.len() {
+        for value in [0, 1, u64::MAX, COMMITTED, header(1, 0, 0), header(1 << 19, 0, 0), header(0, 0, 0)] {
+            let value = value ^ if numbers.below(2) == 0 { 0 } else { numbers.below(1 << 30) as u64 };
+            memory.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+            read[0].store(0, Ordering::Relaxed);
+            let (mut producer, mut consumer) = ends(&memory, &read);
+            let sent: Vec<u8> = (0..200).collect();
+            assert_eq!(producer.write(&sent, 1).unwrap(), 200);
+            let before = memory[at].swap(value, Ordering::Relaxed);
+            let mut came = Vec::new();
+            // Whatever comes of it: no bytes that were not sent.
+            let _ = consumer.read(&mut came);
+            assert!(came.is_empty() || came == sent, "word {at} was {before:x} and is {value:x}");
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_lies_about_its_position_is_found_out() {
+    let (memory, read) = ring(4);
+    let (mut producer, mut consumer) = ends(&memory, &read);
+    producer.write(&[1; 100], NO_CPU).unwrap();
+    read[0].store(3, Ordering::Relaxed);
+    assert_eq!(producer.has_room(), Err(Corrupt::Position), "ahead of what was written");
+    consumer.read(&mut Vec::new()).unwrap();
+    consumer.publish();
+    producer.has_room().unwrap();
+    read[0].store(1, Ordering::Relaxed);
+    assert_eq!(producer.has_room(), Err(Corrupt::Position), "back");
+}
+
+#[test]
+fn a_chunk_of_an_earlier_lap_is_no_chunk() {
+    let (memory, read) = ring(4);
+    let (mut producer, mut consumer) = ends(&memory, &read);
+    let mut came = Vec::new();
+    for lap in 0..50_u8 {
+        // Bytes that look like the beginning of a chunk, where the next one could begin.
+        producer.write(&header(1, 0, 0).to_ne_bytes().repeat(1 + usize::from(lap % 15)), NO_CPU).unwrap();
+        assert!(consumer.read(&mut came).unwrap().is_some());
+        assert_eq!(consumer.read(&mut came), Ok(None));
+        consumer.publish();
+    }
+}
