@@ -5,6 +5,7 @@
 
 #![expect(unreachable_pub, reason = "the modules of one binary")]
 
+mod allocations;
 mod blocking;
 mod conformance;
 mod deaths;
@@ -26,12 +27,23 @@ mod wire;
 
 use libtest_mimic::{Arguments, Trial};
 
+#[global_allocator]
+static ALLOCATOR: allocations::Counting = allocations::Counting;
+
 fn main() {
     launch::helper();
     processes::without_roles();
     hostile::helper();
     roles::before_ready();
-    pm::roles([&roles::JOB, &roles::ASYNC_JOB, &roles::ZOO, &roles::TEXT, &roles::TIDY, &roles::ASYNC_TIDY]);
+    pm::roles([
+        &roles::JOB,
+        &roles::ASYNC_JOB,
+        &roles::ZOO,
+        &roles::TEXT,
+        &roles::TIDY,
+        &roles::ASYNC_TIDY,
+        &allocations::COUNT,
+    ]);
     manager_killed::helper();
 
     let arguments = Arguments::from_args();
@@ -44,6 +56,7 @@ fn main() {
         launch::tests().into_iter().map(|(name, test)| support::alone(name, move || test().map_err(Into::into))),
     );
     trials.extend(query::tests());
+    trials.extend(allocations::tests());
     trials.extend(blocking::tests());
     trials.extend(lifecycle::tests());
     trials.extend(deaths::tests());
