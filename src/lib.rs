@@ -72,6 +72,22 @@
 //! # drop(builder);
 //! ```
 //!
+//! # Many at once, and threads
+//!
+//! [`query_batch`](QueryManager::query_batch) sends many queries together, each with its own deadline and error;
+//! [`query_blocking`](QueryManager::query_blocking) is for threads that belong to no runtime.
+//!
+//! ```
+//! static SQUARE: pm::Query<u64, u64> = pm::Query::new("square", &|n: u64| n * n);
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! let pool = SQUARE.pool().in_process().start().await?;
+//! let squares = pool.query_batch(&[1, 2, 3]).await;
+//! assert_eq!(squares.into_iter().collect::<Result<Vec<_>, _>>()?, [1, 4, 9]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # }).unwrap();
+//! ```
+//!
 //! # Cancelling
 //!
 //! Dropping the future of a query cancels it. A handler that looks at [`cancelled`] or asks to be told by [`on_cancel`] can stop early; an async

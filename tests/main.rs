@@ -6,6 +6,7 @@
 #![expect(unreachable_pub, reason = "the modules of one binary")]
 
 mod allocations;
+mod batch;
 mod blocking;
 mod conformance;
 mod deaths;
@@ -57,6 +58,7 @@ fn main() {
     );
     trials.extend(query::tests());
     trials.extend(allocations::tests());
+    trials.extend(batch::tests());
     trials.extend(blocking::tests());
     trials.extend(lifecycle::tests());
     trials.extend(deaths::tests());

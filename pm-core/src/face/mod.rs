@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`builder`] | a pool in the making |
+//! | `batch` | many queries at the same time, from one caller |
 //! | `blocking` | queries of threads that belong to no runtime |
 //! | [`query`] | a pool of workers that answer queries |
 //! | [`worker`] | one worker without a pool |
@@ -12,6 +13,7 @@
 //!
 //! A role is declared by [`Query`](crate::worker::role::Query), which the worker's side has as well.
 
+mod batch;
 mod blocking;
 pub mod builder;
 pub mod error;

@@ -230,7 +230,7 @@ where
         decode(&self.codec, &answer?)
     }
 
-    fn encode(&self, input: &I) -> Result<Vec<u8>, QueryError> {
+    pub(super) fn encode(&self, input: &I) -> Result<Vec<u8>, QueryError> {
         let mut encoded = buffers::take();
         self.codec
             .encode(input, &mut encoded)
@@ -408,7 +408,7 @@ async fn carry(handle: &Handle, encoded: Vec<u8>, terms: Terms) -> Outcome {
     guard.outcome().await
 }
 
-async fn wait_for_room(pool: &dyn AnyPool, call: &Arc<Call>) -> Result<(), QueryError> {
+pub(super) async fn wait_for_room(pool: &dyn AnyPool, call: &Arc<Call>) -> Result<(), QueryError> {
     loop {
         let mut room = std::pin::pin!(pool.room().notified());
         // From here on no room is missed.
@@ -462,7 +462,7 @@ impl Drop for Guard<'_> {
     }
 }
 
-fn decode<O, C: Codec<O>>(codec: &C, answer: &[u8]) -> Result<O, QueryError> {
+pub(super) fn decode<O, C: Codec<O>>(codec: &C, answer: &[u8]) -> Result<O, QueryError> {
     codec.decode(answer).map_err(|error| QueryError::Decode { codec: codec.name(), message: error.to_string() })
 }
 
@@ -481,7 +481,7 @@ pub(super) async fn begin(pool: &Arc<dyn AnyPool>, workers: u32) -> Result<(), S
 }
 
 impl Terms {
-    fn with(mut self, options: QueryOptions) -> Self {
+    pub(super) fn with(mut self, options: QueryOptions) -> Self {
         self.timeout = options.timeout.unwrap_or(self.timeout);
         self.retry = options.retry.unwrap_or(self.retry);
         self
