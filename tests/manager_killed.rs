@@ -182,6 +182,8 @@ fn manager_killed(scene: &str, least: usize, transport: AnyTransport) {
                 && marked(&mark).iter().filter(|worker| **worker != pid).all(sleeps)
         }));
     }
+    // A process that is just being executed has no environment to be known by.
+    run(eventually("all processes are there", || marked(&mark).len() >= least));
     let before = marked(&mark);
     assert!(before.len() >= least && before.contains(&pid), "{before:?}, of which {pid} is the manager");
     manager.0.kill().unwrap();

@@ -623,7 +623,9 @@ impl Log {
             Some(Run { id, pid, at: Duration::from_nanos(fields.next()?.parse().ok()?) })
         }
         let text = std::fs::read_to_string(&self.0).unwrap_or_default();
-        text.lines().map(|line| parse(line).unwrap_or_else(|| panic!("{line:?} is torn"))).collect()
+        // Of a line that is just being written, a part may be there.
+        let (whole, _) = text.rsplit_once('\n').unwrap_or_default();
+        whole.lines().map(|line| parse(line).unwrap_or_else(|| panic!("{line:?} is torn"))).collect()
     }
 
     fn runs_of(&self, id: u32) -> Vec<Run> {

@@ -31,7 +31,6 @@ mod worker;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 
 use pm_core::transport::{Accept, Connect, Identity, LINK_FD, LINK_FD_VARIABLE, Offer, Transport, TransportError};
 use pm_core::worker::inherited_link;
@@ -44,6 +43,7 @@ use rustix::net::{
 };
 use rustix::process::Signal;
 
+use manager::Memory;
 pub use manager::{ShmLink, ShmRx, ShmTx, ShmWriter};
 use memory::{Mapping, Owner};
 
@@ -59,8 +59,7 @@ pub struct Shm;
 /// Waits for nothing: the memory is there from the start.
 #[derive(Debug)]
 pub struct ShmAccept {
-    ours: Arc<Mapping>,
-    theirs: Arc<Mapping>,
+    memory: Memory,
     bell: OwnedFd,
     life: OwnedFd,
 }
@@ -90,14 +89,14 @@ impl Transport for Shm {
             env: vec![(LINK_FD_VARIABLE.to_string(), LINK_FD.to_string().into())],
             fds: vec![(LINK_FD, theirs_life)],
         };
-        Ok((offer, ShmAccept { ours, theirs, bell, life }))
+        Ok((offer, ShmAccept { memory: Memory { ours, theirs }, bell, life }))
     }
 }
 
 impl Accept<ShmLink> for ShmAccept {
     async fn accept(self, _: &Identity) -> Result<ShmLink, TransportError> {
-        let ShmAccept { ours, theirs, bell, life } = self;
-        ShmLink::new(ours, theirs, bell, life).map_err(|error| refused("watch a descriptor", error))
+        let ShmAccept { memory, bell, life } = self;
+        ShmLink::new(memory, bell, life).map_err(|error| refused("watch a descriptor", error))
     }
 }
 
@@ -170,7 +169,10 @@ fn probe_futex(mapping: &Mapping) -> Result<(), TransportError> {
 
 fn unsupported(what: &'static str, action: &'static str, source: io::Error) -> TransportError {
     match source.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => TransportError::Unsupported { scheme: SCHEME, what },
+        // Before Linux 5.1 there is no seal against future writes.
+        Some(Errno::NOSYS | Errno::PERM | Errno::ACCESS | Errno::INVAL) => {
+            TransportError::Unsupported { scheme: SCHEME, what }
+        }
         _ => refused(action, source),
     }
 }

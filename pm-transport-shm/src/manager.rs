@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use pm_core::driver::framed::FramedTx;
 use pm_core::machine::frame::{Decoder, Frame, MAX_PAYLOAD};
@@ -13,6 +13,7 @@ use pm_core::transport::{Link, LinkError, LinkRx};
 use rustix::thread::futex;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncWrite, Interest};
+use tokio::task::coop;
 
 use crate::bell::{Rung, Sleep};
 use crate::memory::{Field, Mapping, Part, closed};
@@ -31,20 +32,48 @@ pub struct ShmLink {
 /// What both halves of the half need.
 #[derive(Debug)]
 struct Shared {
-    ours: Arc<Mapping>,
-    theirs: Arc<Mapping>,
+    memory: Memory,
     /// The worker writes it where the manager sleeps. The manager never reads it: each write is an event.
     bell: AsyncFd<OwnedFd>,
     /// A socket whose other end the worker holds until it ends.
     life: AsyncFd<OwnedFd>,
 }
 
+/// Both mappings, as the manager holds them. When they are dropped, wherever the link has come to by then, the worker sees its end.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    /// What the manager writes.
+    pub(crate) ours: Arc<Mapping>,
+    /// What the worker writes.
+    pub(crate) theirs: Arc<Mapping>,
+}
+
+impl Memory {
+    fn ring_worker(&self) {
+        let bell = self.ours.bell();
+        bell.fetch_add(1, Ordering::SeqCst);
+        // Nobody may wait; then the new value keeps the worker from sleeping.
+        let _ = futex::wake(bell, futex::Flags::empty(), i32::MAX as u32);
+    }
+
+    fn close(&self, side: u64) {
+        self.ours.field(Field::Closed).fetch_or(side, Ordering::SeqCst);
+        self.ring_worker();
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.close(closed::SENDING | closed::READING);
+    }
+}
+
 /// The sending half.
 pub type ShmTx = FramedTx<ShmWriter>;
 
 impl ShmLink {
-    pub(crate) fn new(ours: Arc<Mapping>, theirs: Arc<Mapping>, bell: OwnedFd, life: OwnedFd) -> io::Result<Self> {
-        Ok(ShmLink { shared: Arc::new(Shared { ours, theirs, bell: events(bell)?, life: events(life)? }) })
+    pub(crate) fn new(memory: Memory, bell: OwnedFd, life: OwnedFd) -> io::Result<Self> {
+        Ok(ShmLink { shared: Arc::new(Shared { memory, bell: events(bell)?, life: events(life)? }) })
     }
 }
 
@@ -63,8 +92,8 @@ impl Link for ShmLink {
 
     fn split(self) -> (ShmTx, ShmRx) {
         let shared = self.shared;
-        let producer = Producer::new(Part::ring(&shared.ours), Part::field(&shared.theirs, Field::Read));
-        let consumer = Consumer::new(Part::ring(&shared.theirs), Part::field(&shared.ours, Field::Read));
+        let producer = Producer::new(Part::ring(&shared.memory.ours), Part::field(&shared.memory.theirs, Field::Read));
+        let consumer = Consumer::new(Part::ring(&shared.memory.theirs), Part::field(&shared.memory.ours, Field::Read));
         let writer = ShmWriter { producer, rung: Rung::default(), sleep: Sleep::default(), shared: shared.clone() };
         let rx = ShmRx {
             consumer,
@@ -81,18 +110,6 @@ impl Link for ShmLink {
 }
 
 impl Shared {
-    fn ring_worker(&self) {
-        let bell = self.ours.bell();
-        bell.fetch_add(1, Ordering::SeqCst);
-        // Nobody may wait; then the new value keeps the worker from sleeping.
-        let _ = futex::wake(bell, futex::Flags::empty(), i32::MAX as u32);
-    }
-
-    fn close(&self, side: u64) {
-        self.ours.field(Field::Closed).fetch_or(side, Ordering::SeqCst);
-        self.ring_worker();
-    }
-
     /// Whether the worker has closed its half, or its process has ended.
     fn poll_over(&self, cx: &mut Context<'_>, is_reader: bool) -> Poll<io::Result<()>> {
         // The worker never writes here, so whatever is ready is the end.
@@ -129,18 +146,18 @@ impl AsyncWrite for ShmWriter {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let ShmWriter { producer, rung, sleep, shared } = self.get_mut();
         loop {
-            if shared.theirs.field(Field::Closed).load(Ordering::Relaxed) & closed::READING != 0 {
+            if shared.memory.theirs.field(Field::Closed).load(Ordering::Relaxed) & closed::READING != 0 {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
             }
             let written = producer.write(bytes, cpu()).map_err(corrupt)?;
             if written > 0 {
-                sleep.end(shared.ours.field(Field::AsleepForRoom));
-                if rung.is_due(shared.theirs.field(Field::AsleepForNews)) {
-                    shared.ring_worker();
+                sleep.end(shared.memory.ours.field(Field::AsleepForRoom));
+                if rung.is_due(shared.memory.theirs.field(Field::AsleepForNews)) {
+                    shared.memory.ring_worker();
                 }
                 return Poll::Ready(Ok(written));
             }
-            sleep.begin(shared.ours.field(Field::AsleepForRoom));
+            sleep.begin(shared.memory.ours.field(Field::AsleepForRoom));
             if producer.has_room().map_err(corrupt)? {
                 continue;
             }
@@ -164,14 +181,14 @@ impl AsyncWrite for ShmWriter {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.shared.close(closed::SENDING);
+        self.shared.memory.close(closed::SENDING);
         Poll::Ready(Ok(()))
     }
 }
 
 impl Drop for ShmWriter {
     fn drop(&mut self) {
-        self.shared.close(closed::SENDING);
+        self.shared.memory.close(closed::SENDING);
     }
 }
 
@@ -195,13 +212,17 @@ impl ShmRx {
         let buffer = self.decoder.buffer();
         let before = buffer.len();
         while buffer.len() - before < FILL {
-            let chunk = self.consumer.read(buffer).map_err(|corrupt| LinkError::Corrupt(corrupt.what()))?;
-            let Some(chunk) = chunk else { break };
-            self.peer_cpu = chunk.cpu;
+            match self.consumer.read(buffer) {
+                Ok(Some(chunk)) => self.peer_cpu = chunk.cpu,
+                Ok(None) => break,
+                // What came before it counts; the next one who looks meets it again.
+                Err(_) if buffer.len() > before => break,
+                Err(corrupt) => return Err(LinkError::Corrupt(corrupt.what())),
+            }
         }
         let has_come = buffer.len() > before;
         if has_come {
-            self.sleep.end(self.shared.ours.field(Field::AsleepForNews));
+            self.sleep.end(self.shared.memory.ours.field(Field::AsleepForNews));
             if self.consumer.owes_word() {
                 self.give_room();
             }
@@ -210,16 +231,19 @@ impl ShmRx {
     }
 
     fn give_room(&mut self) {
-        if self.consumer.publish() && self.rung.is_due(self.shared.theirs.field(Field::AsleepForRoom)) {
-            self.shared.ring_worker();
+        if self.consumer.publish() && self.rung.is_due(self.shared.memory.theirs.field(Field::AsleepForRoom)) {
+            self.shared.memory.ring_worker();
         }
     }
 }
 
 impl LinkRx for ShmRx {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
+        // A worker that never stops writing must not keep this thread from other tasks.
+        let budget = ready!(coop::poll_proceed(cx));
         loop {
             if self.take()? {
+                budget.made_progress();
                 return Poll::Ready(Ok(()));
             }
             if self.is_over {
@@ -227,7 +251,7 @@ impl LinkRx for ShmRx {
                 return Poll::Ready(Err(LinkError::Closed));
             }
             self.give_room();
-            self.sleep.begin(self.shared.ours.field(Field::AsleepForNews));
+            self.sleep.begin(self.shared.memory.ours.field(Field::AsleepForNews));
             if self.consumer.has_news() {
                 continue;
             }
@@ -256,7 +280,7 @@ impl LinkRx for ShmRx {
     }
 
     fn spin(&mut self) -> bool {
-        self.sleep.end(self.shared.ours.field(Field::AsleepForNews));
+        self.sleep.end(self.shared.memory.ours.field(Field::AsleepForNews));
         let ShmRx { consumer, spin, peer_cpu, .. } = self;
         spin.until(*peer_cpu, || consumer.has_news())
     }
@@ -267,13 +291,13 @@ impl LinkRx for ShmRx {
 
     fn arm(&mut self) -> bool {
         self.give_room();
-        self.sleep.begin(self.shared.ours.field(Field::AsleepForNews));
+        self.sleep.begin(self.shared.memory.ours.field(Field::AsleepForNews));
         self.consumer.has_news()
     }
 }
 
 impl Drop for ShmRx {
     fn drop(&mut self) {
-        self.shared.close(closed::READING);
+        self.shared.memory.close(closed::READING);
     }
 }

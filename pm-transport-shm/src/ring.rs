@@ -147,8 +147,10 @@ impl<W: Words> Producer<W> {
     }
 
     fn look(&mut self) -> Result<(), Corrupt> {
-        // Pairs with the Release of `Consumer::publish`: the consumer has read what is written over now.
-        let head = self.read.words()[0].load(Ordering::Acquire);
+        // Pairs with the Release of `Consumer::publish`: the consumer has read what is written over now. A fence, since memory that can only be
+        // read is promised relaxed loads alone.
+        let head = self.read.words()[0].load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
         if head < self.head || head > self.tail {
             return Err(Corrupt::Position);
         }
@@ -221,11 +223,12 @@ impl<W: Words> Consumer<W> {
 
     /// Appends the next chunk to `into`; none where there is none yet.
     pub(crate) fn read(&mut self, into: &mut Vec<u8>) -> Result<Option<Chunk>, Corrupt> {
-        // Pairs with the Release of `Producer::write`.
-        let first = self.first().load(Ordering::Acquire);
+        let first = self.first().load(Ordering::Relaxed);
         if first == 0 {
             return Ok(None);
         }
+        // Pairs with the Release of `Producer::write`.
+        fence(Ordering::Acquire);
         let length = (first >> 32) as usize & ((1 << LENGTH_BITS) - 1);
         let cpu = (first >> (32 + LENGTH_BITS)) as u32 & NO_CPU;
         let taken = lines(length);

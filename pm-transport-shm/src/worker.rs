@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -81,7 +81,11 @@ impl Shared {
     }
 
     fn has_closed(&self, side: u64) -> bool {
-        self.theirs.field(Field::Closed).load(Ordering::Acquire) & side != 0
+        {
+            let closed = self.theirs.field(Field::Closed).load(Ordering::Relaxed);
+            fence(Ordering::Acquire);
+            closed & side != 0
+        }
     }
 
     /// Sleeps until the manager rings, unless it has since `bell` was read. False where the time is over.
@@ -96,7 +100,9 @@ impl Shared {
     }
 
     fn bell(&self) -> u32 {
-        self.theirs.bell().load(Ordering::Acquire)
+        let bell = self.theirs.bell().load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        bell
     }
 }
 

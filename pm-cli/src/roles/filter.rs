@@ -10,7 +10,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pm::core::worker::role::Service;
 use pm::{HandlerError, Role};
@@ -28,6 +28,12 @@ const CANNOT_START: i32 = 69;
 
 /// How long a filter may take to end, once it has read the end of its input.
 pub const END: Duration = Duration::from_secs(10);
+
+/// What a pipe holds at least.
+const PIPE: usize = 64 << 10;
+
+/// How long an answer takes at most from here to the link.
+const ON_ITS_WAY: Duration = Duration::from_millis(50);
 
 /// The role. Its arguments are the resolved program and the words.
 pub static FILTER: Filter = Filter;
@@ -76,6 +82,8 @@ struct Running {
     /// None once there are no more jobs.
     stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
+    /// When it answered last.
+    answered: Option<Instant>,
 }
 
 fn lock(running: &Mutex<Running>) -> MutexGuard<'_, Running> {
@@ -89,6 +97,11 @@ fn watch(running: &Arc<Mutex<Running>>) {
     let running = running.clone();
     let wait = move || {
         while poll(&mut [PollFd::new(&end, PollFlags::IN)], None).is_err() {}
+        // The answer to a job that the filter ended with is on its way to the manager.
+        let answered = lock(&running).answered;
+        if let Some(answered) = answered {
+            thread::sleep(ON_ITS_WAY.saturating_sub(answered.elapsed()));
+        }
         let mut running = lock(&running);
         if running.stdin.is_some() {
             running.end();
@@ -107,9 +120,12 @@ impl Running {
         command.arg0(&name).args(words).stdin(Stdio::piped()).stdout(Stdio::piped());
         let started = command.spawn().map_err(|cause| cause.to_string());
         let piped = started.and_then(|mut child| match (child.stdin.take(), child.stdout.take()) {
-            (Some(stdin), Some(stdout)) => {
-                Ok(Running { child, stdin: Some(stdin), stdout: BufReader::with_capacity(64 << 10, stdout) })
-            }
+            (Some(stdin), Some(stdout)) => Ok(Running {
+                child,
+                stdin: Some(stdin),
+                stdout: BufReader::with_capacity(64 << 10, stdout),
+                answered: None,
+            }),
             _ => Err("it has no pipes".to_string()),
         });
         piped.unwrap_or_else(|cause| {
@@ -131,12 +147,29 @@ impl Running {
         let mut line = Vec::with_capacity(input.len() + 1);
         line.extend_from_slice(input);
         line.push(b'\n');
-        if self.stdin.as_mut().is_none_or(|stdin| stdin.write_all(&line).is_err()) {
+        let is_long = line.len() > PIPE;
+        if !is_long && self.stdin.as_mut().is_none_or(|stdin| stdin.write_all(&line).is_err()) {
             self.end();
         }
-        let read = self.stdout.by_ref().take(MAX_OUTPUT as u64).read_until(b'\n', output);
+        let Running { stdin: Some(stdin), stdout, .. } = self else { self.end() };
+        let mut read = || stdout.by_ref().take(MAX_OUTPUT as u64).read_until(b'\n', output);
+        let (written, read) = match is_long {
+            false => (Ok(()), read()),
+            // Its pipe does not hold the line, and it may answer before it has read all of it.
+            true => thread::scope(|scope| {
+                let writer = scope.spawn(|| stdin.write_all(&line));
+                let read = read();
+                (writer.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into())), read)
+            }),
+        };
+        if written.is_err() {
+            self.end();
+        }
         match (read, output.pop()) {
-            (Ok(_), Some(b'\n')) => Ok(()),
+            (Ok(_), Some(b'\n')) => {
+                self.answered = Some(Instant::now());
+                Ok(())
+            }
             (Ok(count), Some(_)) if count >= MAX_OUTPUT => {
                 eprintln!("the filter wrote a line of more than {MAX_OUTPUT} bytes");
                 std::process::exit(OUT_OF_STEP);

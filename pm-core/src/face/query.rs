@@ -374,9 +374,10 @@ impl<I, O, C> QueryManager<I, O, C> {
 /// Carries a call to its outcome.
 async fn carry(handle: &Handle, encoded: Vec<u8>, terms: Terms) -> Outcome {
     let pool = &*handle.pool;
-    let now = clock::now();
+    let made = clock::now();
+    let mut now = made;
     let mut output = buffers::take();
-    let mut exchange = pool.exchange(now, &terms, &encoded, &mut output);
+    let mut exchange = pool.exchange(made, now, &terms, &encoded, &mut output);
     if let Exchange::Yield = exchange {
         let mut has_yielded = false;
         poll_fn(|cx| match std::mem::replace(&mut has_yielded, true) {
@@ -387,7 +388,8 @@ async fn carry(handle: &Handle, encoded: Vec<u8>, terms: Terms) -> Outcome {
             }
         })
         .await;
-        exchange = pool.exchange(now, &terms, &encoded, &mut output);
+        now = clock::now();
+        exchange = pool.exchange(made, now, &terms, &encoded, &mut output);
     }
     if let Exchange::Answered = exchange {
         buffers::give(encoded);
@@ -400,7 +402,7 @@ async fn carry(handle: &Handle, encoded: Vec<u8>, terms: Terms) -> Outcome {
         let guard = Guard { pool, call: &call };
         return poll_fn(|cx| guard.call.poll(cx)).await;
     }
-    let call = Call::new(encoded, terms, now);
+    let call = Call::new(encoded, terms, made);
     let guard = Guard { pool, call: &call };
     if !pool.submit(now, &call) {
         wait_for_room(pool, &call).await?;

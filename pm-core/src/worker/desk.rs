@@ -218,7 +218,8 @@ impl Desk {
         let mut state = self.state();
         state.decoder = decoder;
         match received {
-            Ok(0) | Err(_) => Err(self.end(&mut state, 0)),
+            Err(error) => Err(self.failed(&mut state, &error)),
+            Ok(0) => Err(self.end(&mut state, 0)),
             Ok(_) => Ok(state),
         }
     }
@@ -263,7 +264,8 @@ impl Desk {
         self.sort(state)?;
         match received {
             Ok(0) | Err(_) if state.draining => state.heard_all = true,
-            Ok(0) | Err(_) => return Err(self.end(state, 0)),
+            Err(error) => return Err(self.failed(state, &error)),
+            Ok(0) => return Err(self.end(state, 0)),
             Ok(_) => {}
         }
         Ok(())
@@ -416,6 +418,14 @@ impl Desk {
     /// Says that this worker ends now. A link that is lost does not hear it.
     pub(super) fn bye(&self) {
         let _ = self.send(Header::new(Kind::Bye), &[]);
+    }
+
+    /// What came cannot be received: the manager is gone, or what it sent makes no sense.
+    fn failed(&self, state: &mut State, error: &io::Error) -> Ended {
+        match error.kind() {
+            io::ErrorKind::InvalidData => self.violation(state, &error.to_string()),
+            _ => self.end(state, 0),
+        }
     }
 
     fn violation(&self, state: &mut State, what: &str) -> Ended {

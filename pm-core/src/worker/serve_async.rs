@@ -43,6 +43,8 @@ pub(super) fn serve(desk: &Arc<Desk>, concurrency: u32, handler: &AsyncHandler) 
     };
     reader.map_err(|source| ServeError::Resources { what: "the reader's thread", source })?;
     let _ = runtime.block_on(serve_calls(desk, concurrency as usize, handler, &arrived));
+    // Work on other threads may outlive its call; nobody waits for it.
+    runtime.shutdown_background();
     Ok(())
 }
 

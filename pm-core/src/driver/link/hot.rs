@@ -4,6 +4,7 @@
 //! delivers what comes, for all, and gives the link back armed, so that the task is woken for whatever comes later. The task never waits
 //! for a caller: where it finds the lock taken it says that it missed something, and the caller wakes it.
 
+use std::io::ErrorKind;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
 use std::task::{Context, Poll, Waker};
@@ -85,6 +86,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
     /// Makes a call, if it is the only one, and spins for its answer. See [`solo`](super::solo).
     pub(crate) fn exchange(
         &self,
+        made: Time,
         now: Time,
         terms: &Terms,
         input: &[u8],
@@ -100,7 +102,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             return Exchange::Yield;
         }
         let Some(mut inbox) = self.try_inbox() else { return Exchange::No };
-        if inbox.end.is_some() || !self.begin_solo(now, terms, input) {
+        if inbox.end.is_some() || !self.begin_solo(made, now, terms, input) {
             self.give_back(inbox);
             return Exchange::No;
         }
@@ -113,7 +115,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         match end {
             End::Became(call) => Exchange::Aboard(call),
             End::Answered(at) => {
-                yard.answered(self.worker, now, input, at);
+                yard.answered(self.worker, made, input, at);
                 Exchange::Answered
             }
             End::Waiting => Exchange::No,
@@ -121,14 +123,14 @@ impl<Tx: LinkTx> LinkShared<Tx> {
     }
 
     /// Puts the call on the link, if there is no other.
-    fn begin_solo(&self, now: Time, terms: &Terms, input: &[u8]) -> bool {
+    fn begin_solo(&self, made: Time, now: Time, terms: &Terms, input: &[u8]) -> bool {
         let mut guard = self.core();
         let core = &mut *guard;
         let is_free = self.accepting.load(Ordering::Relaxed) && !core.draining && core.last_batch <= 1;
         if !is_free || core.session.unanswered() > 0 {
             return false;
         }
-        let (limit, left) = terms.limit(now, terms.until(now));
+        let (limit, left) = terms.limit(now, terms.until(made));
         let Ok(id) = core.session.open(now, limit) else { return false };
         let header = Header { remaining: Remaining::new(left), ..Header::call(Kind::Req, id.to_wire()) };
         // An error is met again by the way that all others take.
@@ -136,7 +138,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             core.session.retract(id);
             return false;
         }
-        core.solo.begin(id, *terms, now, input);
+        core.solo.begin(id, *terms, made, input);
         self.unanswered.store(1, Ordering::SeqCst);
         core.window.began(now);
         let flushed = core.poll_flush(&mut Context::from_waker(Waker::noop()));
@@ -180,13 +182,15 @@ impl<Tx: LinkTx> LinkShared<Tx> {
 
     /// What the end of the stream of frames means.
     pub(super) fn ended(&self, error: LinkError) -> LinkEnd {
-        if matches!(error, LinkError::Closed) {
+        // All that came before such an end was whole.
+        if matches!(error, LinkError::Closed | LinkError::BadFrame(BadFrame::Truncated { .. })) {
             self.core().word = Word::Answers;
         }
         match error {
             // A worker that dies while it writes is no liar: its exit status says more.
             LinkError::BadFrame(BadFrame::Truncated { .. }) => LinkEnd::Lost(error.to_string()),
             LinkError::BadFrame(_) | LinkError::Corrupt(_) => LinkEnd::Violation(error.to_string()),
+            LinkError::Io(error) if error.kind() == ErrorKind::InvalidData => LinkEnd::Violation(error.to_string()),
             error => LinkEnd::Lost(error.to_string()),
         }
     }

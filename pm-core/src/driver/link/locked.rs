@@ -53,7 +53,7 @@ pub(super) struct After {
     pub(super) poisoned: Vec<Arc<Call>>,
     pub(super) notices: Vec<String>,
     pub(super) first_answer: bool,
-    /// The solo call was answered: its caller sees to the rest.
+    /// There is no solo call that waits: its caller, if there is one, sees to the rest.
     pub(super) solo: bool,
 }
 

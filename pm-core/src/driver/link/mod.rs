@@ -5,7 +5,7 @@
 //! already, the task writes what has gathered, after all who are ready to run have had the chance to add to it.
 //!
 //! Under the lock nobody calls user code, wakes a task or drops a waker: that is gathered in an [`After`] and done after it.
-//! Lock order: the pool's backlog, then its links that leave, then the core of a link, then a call.
+//! Lock order: the inbox of a link, then the pool's backlog, then its links that leave, then the core of a link, then a call.
 
 mod hot;
 mod locked;
@@ -53,7 +53,7 @@ pub(crate) struct LinkSettings {
     pub(crate) capacity: usize,
 }
 
-/// What a link asks of its pool. None of it is called under a lock of the link, but for `count`, `has_others` and `has_idle`, which take none.
+/// What a link asks of its pool. None of it is called under the core of the link, but for `count`, `has_others` and `has_idle`, which take no lock; whoever delivers has the inbox.
 pub(crate) trait Yard: Send + Sync {
     /// A worker sent a notice.
     fn notice(&self, worker: WorkerId, text: &str);
@@ -383,9 +383,13 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         }
     }
 
-    fn publish(&self, core: &Core<Tx>) {
+    fn publish_window(&self, core: &Core<Tx>) {
         self.window.store(core.window.size(), Ordering::Relaxed);
         self.service.store(core.window.service().as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    fn publish(&self, core: &Core<Tx>) {
+        self.publish_window(core);
         self.unanswered.store(core.session.unanswered() as u32, Ordering::SeqCst);
     }
 }

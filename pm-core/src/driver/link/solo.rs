@@ -63,6 +63,11 @@ impl Solo {
         self.input.extend_from_slice(input);
     }
 
+    /// Whether it is on the link and has no end yet.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.id.is_some()
+    }
+
     pub(super) fn is(&self, id: CallId) -> bool {
         self.id == Some(id)
     }

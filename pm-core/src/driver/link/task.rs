@@ -52,7 +52,13 @@ pub(super) fn deliver_from<Tx: LinkTx>(
         shared.publish(core);
     }
     let is_idle = core.session.unanswered() == 0;
+    let is_drained = core.draining && is_idle;
+    after.solo |= !core.solo.is_waiting();
     drop(guard);
+    if is_drained {
+        // A caller may have delivered the last answer, and the task looks for that.
+        shared.task.wake();
+    }
     if drained.replied {
         shared.kick();
     }
@@ -190,7 +196,7 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
         let shared = self.shared.clone();
         // Callers leave the link of a dead worker alone, but one of them may have it still.
         let mut inbox = shared.inbox();
-        loop {
+        for _ in 0..FILLS_A_TURN {
             match inbox.rx.poll_fill(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(())) => {
@@ -198,12 +204,15 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
                         return Poll::Ready(());
                     }
                 }
-                Poll::Ready(Err(_)) => {
-                    self.shared.core().word = Word::Answers;
+                Poll::Ready(Err(error)) => {
+                    self.shared.ended(error);
                     return Poll::Ready(());
                 }
             }
         }
+        // What a dead worker left is bounded, but an heir of its memory may write on and on.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Delivers the answers that a dead worker left in its outbox. Those that had come over the link as well are late.
@@ -239,7 +248,11 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
                     // A link that was full has room again, and a caller may have met it full only a moment ago.
                     self.yard.dispatch();
                 }
-                Poll::Ready(Err(error)) => return Err(LinkEnd::Lost(error.to_string())),
+                Poll::Ready(Err(error)) => {
+                    // Whoever looks again meets it again.
+                    self.unflushed = true;
+                    return Err(self.shared.ended(error));
+                }
                 Poll::Pending => self.unflushed = true,
             }
         }
@@ -295,10 +308,14 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
             if stalled && let Some(keep) = core.window.look(now, waiting, self.yard.has_idle(self.shared.worker)) {
                 core.recall(keep, &mut self.expired);
             }
-            self.shared.publish(core);
+            // What did not change is for others to publish: a call may be on its way to the queue, and counts until it is there.
+            if !self.expired.is_empty() {
+                self.shared.publish(core);
+            }
+            self.shared.publish_window(core);
             let flushed = core.poll_flush(cx);
             drop(guard);
-            self.unflushed |= flushed.is_pending();
+            self.unflushed |= !matches!(flushed, Poll::Ready(Ok(())));
             self.after.run(&self.shared, &*self.yard, now);
             self.yard.dispatch();
             if stuck {

@@ -117,7 +117,7 @@ pub(crate) trait AnyPool: Send + Sync {
     /// Takes a call to this worker.
     fn submit_to(&self, worker: WorkerId, call: &Arc<Call>) -> Result<(), QueryError>;
     /// Makes a call and takes its answer out of its link, both at once and in this thread, where that pays.
-    fn exchange(&self, now: Time, terms: &Terms, input: &[u8], output: &mut Vec<u8>) -> Exchange;
+    fn exchange(&self, made: Time, now: Time, terms: &Terms, input: &[u8], output: &mut Vec<u8>) -> Exchange;
     /// Takes the answer of a call that has just been submitted out of its link, where that pays.
     fn assist(&self, call: &Call, has_yielded: bool) -> Assist;
     /// The caller of this call has gone.
@@ -371,13 +371,13 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         }
     }
 
-    fn exchange(&self, now: Time, terms: &Terms, input: &[u8], output: &mut Vec<u8>) -> Exchange {
+    fn exchange(&self, made: Time, now: Time, terms: &Terms, input: &[u8], output: &mut Vec<u8>) -> Exchange {
         let is_open = !self.shared.refusing.load(Ordering::Relaxed);
         if !is_open || self.shared.queued.load(Ordering::SeqCst) > 0 {
             return Exchange::No;
         }
         let links = self.links.load();
-        Self::best(&links, false).map_or(Exchange::No, |(best, _)| best.exchange(now, terms, input, output, self))
+        Self::best(&links, false).map_or(Exchange::No, |(best, _)| best.exchange(made, now, terms, input, output, self))
     }
 
     fn assist(&self, call: &Call, has_yielded: bool) -> Assist {
