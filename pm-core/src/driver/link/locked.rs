@@ -241,11 +241,15 @@ impl After {
         }
     }
 
-    pub(super) fn run<Tx>(&mut self, link: &LinkShared<Tx>, yard: &dyn Yard, now: Time) {
-        // What a worker said before its answer is heard before it.
+    /// Passes on what the worker said.
+    pub(super) fn tell<Tx>(&mut self, link: &LinkShared<Tx>, yard: &dyn Yard) {
         for text in self.notices.drain(..) {
             yard.notice(link.worker, &text);
         }
+    }
+
+    pub(super) fn run<Tx>(&mut self, link: &LinkShared<Tx>, yard: &dyn Yard, now: Time) {
+        self.tell(link, yard);
         self.wakers.drain(..).for_each(Waker::wake);
         if std::mem::take(&mut self.first_answer) {
             yard.first_answer(link.worker, link.incarnation);

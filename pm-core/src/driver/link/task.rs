@@ -29,18 +29,24 @@ pub(super) fn deliver_from<Tx: LinkTx>(
     let now = clock::now();
     let mut drained = Drained::default();
     let mut guard = shared.core();
-    let core = &mut *guard;
     let result = loop {
         match rx.next() {
             Ok(None) => break Ok(()),
             Ok(Some(frame)) => {
-                if let Err(violation) = core.receive(now, frame, yard, after, &mut drained) {
+                // What a worker said before its answer is heard before it, also by a caller that looks without being woken.
+                if !after.notices.is_empty() && frame.header.kind != Kind::Notice as u8 {
+                    drop(guard);
+                    after.tell(shared, yard);
+                    guard = shared.core();
+                }
+                if let Err(violation) = guard.receive(now, frame, yard, after, &mut drained) {
                     break Err(violation);
                 }
             }
             Err(error) => break Err(error.to_string()),
         }
     };
+    let core = &mut *guard;
     if drained.count > 0 {
         core.last_batch = drained.count;
         let left = core.session.unanswered() as u32;
