@@ -213,7 +213,6 @@ struct Lines([AtomicU64; 16]);
 
 impl Lines {
     const OVER: u64 = u64::MAX;
-    const PAUSE: u64 = u64::MAX - 1;
 
     fn put(&self, turn: u64, payload: [u64; 8]) {
         for (word, value) in self.0[1..].iter().zip(payload) {
@@ -227,7 +226,6 @@ impl Lines {
         loop {
             match self.0[0].load(Ordering::Acquire) {
                 Self::OVER => return None,
-                Self::PAUSE => thread::park(),
                 now if now == turn => return Some(std::array::from_fn(|at| self.0[1 + at].load(Ordering::Relaxed))),
                 _ => std::hint::spin_loop(),
             }
@@ -251,17 +249,6 @@ impl Spin {
         Spin { lines, turn: 0, thread: Some(thread) }
     }
 
-    /// Lets the other thread sleep, while something else is measured.
-    pub fn pause(&mut self) {
-        self.lines[0].0[0].store(Lines::PAUSE, Ordering::Release);
-    }
-
-    /// Goes on.
-    pub fn resume(&mut self) {
-        self.lines[0].0[0].store(self.turn, Ordering::Release);
-        self.thread.as_ref().inspect(|thread| thread.thread().unpark());
-    }
-
     /// There and back.
     pub fn round_trip(&mut self, payload: [u64; 8]) -> [u64; 8] {
         self.turn += 1;
@@ -273,7 +260,6 @@ impl Spin {
 impl Drop for Spin {
     fn drop(&mut self) {
         self.lines[0].0[0].store(Lines::OVER, Ordering::Release);
-        self.thread.as_ref().inspect(|thread| thread.thread().unpark());
         let _ = self.thread.take().map(thread::JoinHandle::join);
     }
 }

@@ -17,7 +17,7 @@ use tokio::task::coop;
 
 use crate::bell::{Rung, Sleep};
 use crate::memory::{Field, Mapping, Part, closed};
-use crate::ring::{Consumer, Corrupt, NO_CPU, Producer};
+use crate::ring::{Consumer, NO_CPU, Producer};
 use crate::spin::{Spin, cpu};
 
 /// What one fill takes in, but for the rest of its last chunk.
@@ -129,10 +129,6 @@ impl Shared {
     }
 }
 
-fn corrupt(what: Corrupt) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what.what())
-}
-
 /// The writing end, a byte stream.
 #[derive(Debug)]
 pub struct ShmWriter {
@@ -149,7 +145,7 @@ impl AsyncWrite for ShmWriter {
             if shared.memory.theirs.field(Field::Closed).load(Ordering::Relaxed) & closed::READING != 0 {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
             }
-            let written = producer.write(bytes, cpu()).map_err(corrupt)?;
+            let written = producer.write(bytes, cpu())?;
             if written > 0 {
                 sleep.end(shared.memory.ours.field(Field::AsleepForRoom));
                 if rung.is_due(shared.memory.theirs.field(Field::AsleepForNews)) {
@@ -158,7 +154,7 @@ impl AsyncWrite for ShmWriter {
                 return Poll::Ready(Ok(written));
             }
             sleep.begin(shared.memory.ours.field(Field::AsleepForRoom));
-            if producer.has_room().map_err(corrupt)? {
+            if producer.has_room()? {
                 continue;
             }
             match shared.bell.poll_write_ready(cx)? {

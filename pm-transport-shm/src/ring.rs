@@ -18,7 +18,7 @@
 //! covers the place of the chunk in the stream. A peer that writes at random is found out; one that computes the checksum of
 //! a lie can only lie about its own answers.
 
-use std::fmt;
+use std::io;
 
 use crate::sync::{AtomicU64, Ordering, fence};
 
@@ -78,9 +78,9 @@ impl Corrupt {
     }
 }
 
-impl fmt::Display for Corrupt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.what())
+impl From<Corrupt> for io::Error {
+    fn from(corrupt: Corrupt) -> Self {
+        io::Error::new(io::ErrorKind::InvalidData, corrupt.what())
     }
 }
 

@@ -13,7 +13,7 @@ use rustix::thread::futex;
 
 use crate::bell::{Rung, Sleep};
 use crate::memory::{Field, Mapping, Part, closed};
-use crate::ring::{Consumer, Corrupt, NO_CPU, Producer};
+use crate::ring::{Consumer, NO_CPU, Producer};
 use crate::spin::{Spin, cpu};
 
 /// The worker's half of a link.
@@ -81,11 +81,9 @@ impl Shared {
     }
 
     fn has_closed(&self, side: u64) -> bool {
-        {
-            let closed = self.theirs.field(Field::Closed).load(Ordering::Relaxed);
-            fence(Ordering::Acquire);
-            closed & side != 0
-        }
+        let closed = self.theirs.field(Field::Closed).load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        closed & side != 0
     }
 
     /// Sleeps until the manager rings, unless it has since `bell` was read. False where the time is over.
@@ -104,10 +102,6 @@ impl Shared {
         fence(Ordering::Acquire);
         bell
     }
-}
-
-fn corrupt(what: Corrupt) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what.what())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -156,7 +150,7 @@ impl WorkerLink for ShmWorker {
         loop {
             // The order matters: what was sent before the end is there once the end is seen.
             let is_over = self.shared.has_closed(closed::SENDING);
-            if let Some(chunk) = reader.consumer.read(buffer).map_err(corrupt)? {
+            if let Some(chunk) = reader.consumer.read(buffer)? {
                 reader.peer_cpu = chunk.cpu;
                 if reader.consumer.owes_word() {
                     reader.give_room(&self.shared)?;
@@ -182,7 +176,7 @@ impl WorkerLink for ShmWorker {
             if shared.has_closed(closed::READING) {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
-            let written = producer.write(bytes, cpu()).map_err(corrupt)?;
+            let written = producer.write(bytes, cpu())?;
             bytes = &bytes[written..];
             if written > 0 {
                 if rung.is_due(shared.theirs.field(Field::AsleepForNews)) {
@@ -193,7 +187,7 @@ impl WorkerLink for ShmWorker {
             let bell = shared.bell();
             sleep.renew();
             sleep.begin(shared.ours.field(Field::AsleepForRoom));
-            if !producer.has_room().map_err(corrupt)? && !shared.has_closed(closed::READING) {
+            if !producer.has_room()? && !shared.has_closed(closed::READING) {
                 shared.sleep(bell, None)?;
             }
             sleep.end(shared.ours.field(Field::AsleepForRoom));

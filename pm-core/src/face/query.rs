@@ -371,6 +371,19 @@ impl<I, O, C> QueryManager<I, O, C> {
     }
 }
 
+/// Lets the other tasks of this thread run first. Unlike tokio's, it asks no I/O driver.
+async fn yield_once() {
+    let mut has_yielded = false;
+    poll_fn(|cx| match std::mem::replace(&mut has_yielded, true) {
+        true => Poll::Ready(()),
+        false => {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
 /// Carries a call to its outcome.
 async fn carry(handle: &Handle, encoded: Vec<u8>, terms: Terms) -> Outcome {
     let pool = &*handle.pool;
@@ -379,15 +392,7 @@ async fn carry(handle: &Handle, encoded: Vec<u8>, terms: Terms) -> Outcome {
     let mut output = buffers::take();
     let mut exchange = pool.exchange(made, now, &terms, &encoded, &mut output);
     if let Exchange::Yield = exchange {
-        let mut has_yielded = false;
-        poll_fn(|cx| match std::mem::replace(&mut has_yielded, true) {
-            true => Poll::Ready(()),
-            false => {
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
-        })
-        .await;
+        yield_once().await;
         now = clock::now();
         exchange = pool.exchange(made, now, &terms, &encoded, &mut output);
     }
@@ -400,7 +405,7 @@ async fn carry(handle: &Handle, encoded: Vec<u8>, terms: Terms) -> Outcome {
         buffers::give(encoded);
         // It was spun for in vain.
         let guard = Guard { pool, call: &call };
-        return poll_fn(|cx| guard.call.poll(cx)).await;
+        return guard.wait().await;
     }
     let call = Call::new(encoded, terms, made);
     let guard = Guard { pool, call: &call };
@@ -441,18 +446,16 @@ struct Guard<'a> {
 impl Guard<'_> {
     /// Waits for the outcome of the call, which has been submitted.
     async fn outcome(&self) -> Outcome {
-        let mut helps = true;
-        let mut has_yielded = false;
-        poll_fn(|cx| {
-            // A call that it does not pay to spin for may take its time: from then on somebody else wakes this task.
-            if std::mem::take(&mut helps) && self.pool.assist(self.call, has_yielded) == Assist::Yield {
-                (helps, has_yielded) = (true, true);
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            self.call.poll(cx)
-        })
-        .await
+        if self.pool.assist(self.call, false) == Assist::Yield {
+            yield_once().await;
+            self.pool.assist(self.call, true);
+        }
+        self.wait().await
+    }
+
+    /// The same, where it does not pay to spin: somebody else wakes this task.
+    async fn wait(&self) -> Outcome {
+        poll_fn(|cx| self.call.poll(cx)).await
     }
 }
 

@@ -53,7 +53,8 @@ pub(crate) struct LinkSettings {
     pub(crate) capacity: usize,
 }
 
-/// What a link asks of its pool. None of it is called under the core of the link, but for `count`, `has_others` and `has_idle`, which take no lock; whoever delivers has the inbox.
+/// What a link asks of its pool. None of it is called under the core of the link, but for `count`, `has_others` and `has_idle`, which
+/// take no lock; whoever delivers has the inbox.
 pub(crate) trait Yard: Send + Sync {
     /// A worker sent a notice.
     fn notice(&self, worker: WorkerId, text: &str);
