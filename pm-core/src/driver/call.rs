@@ -1,13 +1,14 @@
 //! One query on its way: from the caller to a worker and back, however many workers that takes.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::face::error::QueryError;
 use crate::machine::id::{CallId, Incarnation, WorkerId};
-use crate::machine::retry::{Retry, Tries};
+use crate::machine::retry::{Failure, Retry, Tries, Verdict};
 use crate::machine::session::Limit;
 use crate::machine::time::Time;
 
@@ -60,9 +61,10 @@ impl Terms {
 pub(crate) struct Call {
     pub(crate) input: Vec<u8>,
     pub(crate) terms: Terms,
-    pub(crate) made: Time,
     /// Its caller chose the worker: it goes to no other one.
     pub(crate) is_named: bool,
+    /// When it was sent first, in nanoseconds.
+    made: AtomicU64,
     /// Whether it has its outcome, or its caller has gone: then no worker needs to see it. It never changes back.
     is_over: AtomicBool,
     state: Mutex<State>,
@@ -72,10 +74,25 @@ pub(crate) struct Call {
 struct State {
     place: Place,
     tries: Tries,
-    /// When this try times out, where that counts from the query.
+    /// When a further try times out, where that counts from the query.
     until: Option<Time>,
     waker: Option<Waker>,
-    outcome: Option<Outcome>,
+    /// What came of it; an output lies in `output`.
+    outcome: Option<Result<(), Box<QueryError>>>,
+    output: Vec<u8>,
+}
+
+/// How many calls that are over a thread keeps, so that the next ones need no new memory.
+const KEPT: usize = 64;
+
+/// The buffers of a new call: most payloads fit, and none has to grow byte by byte.
+const ROOM: usize = 128;
+
+/// A buffer that grew beyond this is not kept.
+const MOST: usize = 4096;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Arc<Call>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Where a call is.
@@ -92,24 +109,83 @@ pub(crate) enum Place {
 }
 
 impl Call {
-    pub(crate) fn new(input: Vec<u8>, terms: Terms, now: Time) -> Arc<Self> {
-        Self::make(input, terms, now, false)
+    /// A call that was not sent yet, whose input `encode` appends to the buffer that it is given.
+    pub(crate) fn new<E>(terms: Terms, encode: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Arc<Self>, E> {
+        let spare = SPARE.try_with(|spare| spare.borrow_mut().pop()).ok().flatten();
+        let mut call = spare.unwrap_or_else(|| Arc::new(Call::blank()));
+        let fields = Arc::get_mut(&mut call).expect("a spare call has no other owner");
+        fields.terms = terms;
+        encode(&mut fields.input)?;
+        Ok(call)
     }
 
-    /// A call for one worker and no other. It has one try, for whatever would repeat it might be another worker.
-    pub(crate) fn named(input: Vec<u8>, terms: Terms, now: Time) -> Arc<Self> {
-        Self::make(input, Terms { retry: Retry::NEVER, ..terms }, now, true)
+    /// The same call for one worker and no other. It has one try, for whatever would repeat it might be another worker.
+    pub(crate) fn named(mut self: Arc<Self>) -> Arc<Self> {
+        if let Some(fields) = Arc::get_mut(&mut self) {
+            fields.is_named = true;
+            fields.terms.retry = Retry::NEVER;
+        }
+        self
     }
 
-    fn make(input: Vec<u8>, terms: Terms, now: Time, is_named: bool) -> Arc<Self> {
+    fn blank() -> Self {
         let state = State {
             place: Place::Waiting,
             tries: Tries::default(),
-            until: terms.until(now),
+            until: None,
             waker: None,
             outcome: None,
+            output: Vec::with_capacity(ROOM),
         };
-        Arc::new(Call { input, terms, made: now, is_named, is_over: AtomicBool::new(false), state: Mutex::new(state) })
+        Call {
+            input: Vec::with_capacity(ROOM),
+            terms: Terms::default(),
+            is_named: false,
+            made: AtomicU64::new(0),
+            is_over: AtomicBool::new(false),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Takes the buffer of its output, which comes back with [`reuse`](Self::reuse). For a call that nobody else has.
+    pub(crate) fn lend_buffer(mut self: Arc<Self>) -> (Arc<Self>, Vec<u8>) {
+        let buffer = Arc::get_mut(&mut self)
+            .map(|fields| std::mem::take(&mut fields.state.get_mut().unwrap_or_else(PoisonError::into_inner).output));
+        (self, buffer.unwrap_or_default())
+    }
+
+    /// Gives back the output that was taken from a call that is over, so that the next call of this thread needs no new memory.
+    pub(crate) fn reuse(mut self: Arc<Self>, output: Vec<u8>) {
+        // Whoever delivered it may hold it for a moment longer.
+        let Some(fields) = Arc::get_mut(&mut self) else { return };
+        let state = fields.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        state.output = output;
+        if fields.input.capacity().max(state.output.capacity()) > MOST {
+            return;
+        }
+        fields.input.clear();
+        state.output.clear();
+        (state.place, state.tries, state.until) = (Place::Waiting, Tries::default(), None);
+        (state.waker, state.outcome) = (None, None);
+        (fields.is_named, *fields.is_over.get_mut()) = (false, false);
+        // A thread that ends keeps nothing.
+        let _ = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < KEPT {
+                spare.push(self);
+            }
+        });
+    }
+
+    /// Its time begins.
+    pub(crate) fn begin(&self, now: Time) {
+        // Whoever else looks at it has had it from the hands of the caller, by way of a lock.
+        self.made.store(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// When it was sent first.
+    pub(crate) fn made(&self) -> Time {
+        Time::from_nanos(self.made.load(Ordering::Relaxed))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -123,33 +199,21 @@ impl Call {
         self.is_over.load(Ordering::Acquire)
     }
 
-    /// The link that has it.
-    pub(crate) fn aboard(&self) -> Option<(WorkerId, Incarnation, CallId)> {
-        self.state().place.aboard()
-    }
-
     /// When it times out while it waits.
     pub(crate) fn until(&self) -> Option<Time> {
-        self.state().until
+        let state = self.state();
+        state.until.or_else(|| self.terms.until(self.made()))
     }
 
-    /// The limit for the session, and the time left for the worker to know.
-    pub(crate) fn limit(&self, now: Time) -> (Limit, Option<Duration>) {
-        let until = match (self.terms.timeout, self.terms.timeout_from) {
-            (Some(_), TimeoutFrom::Query) => self.state().until,
-            _ => None,
-        };
-        self.terms.limit(now, until)
+    /// Takes it to a link, unless it is over. Nobody can end it meanwhile.
+    pub(crate) fn board(&self) -> Option<Boarding<'_>> {
+        let state = self.state();
+        (state.place == Place::Waiting).then_some(Boarding { call: self, state })
     }
 
-    /// Notes that it is on a link now. False where it is over, and must be taken back.
-    pub(crate) fn board(&self, worker: WorkerId, incarnation: Incarnation, id: CallId) -> bool {
-        let mut state = self.state();
-        let waits = state.place == Place::Waiting;
-        if waits {
-            state.place = Place::Aboard(worker, incarnation, id);
-        }
-        waits
+    /// Its caller sleeps from here on, until this waker is called. For a call that nobody else has yet.
+    pub(crate) fn sleep(&self, waker: Waker) {
+        self.state().waker = Some(waker);
     }
 
     /// Notes that it waits again. False where it is over.
@@ -163,14 +227,10 @@ impl Call {
     }
 
     /// Notes a failed try, and gives the verdict of its policy with the number of tries so far. A further try has the whole limit.
-    pub(crate) fn failed(
-        &self,
-        now: Time,
-        failure: crate::machine::retry::Failure,
-    ) -> (crate::machine::retry::Verdict, u32) {
+    pub(crate) fn failed(&self, now: Time, failure: Failure) -> (Verdict, u32) {
         let mut state = self.state();
         let verdict = state.tries.record(&self.terms.retry, failure);
-        if let crate::machine::retry::Verdict::Again(delay) = verdict {
+        if let Verdict::Again(delay) = verdict {
             state.until = self.terms.until(now + delay);
         }
         (verdict, state.tries.failed())
@@ -183,14 +243,20 @@ impl Call {
 
     /// Gives it its outcome, and the waker of the caller to be called after all locks are gone. The first outcome stands.
     #[must_use = "the caller sleeps until its waker is called"]
-    pub(crate) fn resolve(&self, outcome: Outcome) -> Option<Waker> {
+    pub(crate) fn resolve(&self, outcome: Result<&[u8], QueryError>) -> Option<Waker> {
         let mut state = self.state();
         if matches!(state.place, Place::Done | Place::Abandoned) {
             return None;
         }
         state.place = Place::Done;
+        state.outcome = Some(match outcome {
+            Ok(output) => {
+                state.output.extend_from_slice(output);
+                Ok(())
+            }
+            Err(error) => Err(Box::new(error)),
+        });
         self.is_over.store(true, Ordering::Release);
-        state.outcome = Some(outcome);
         state.waker.take()
     }
 
@@ -205,7 +271,10 @@ impl Call {
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
         let mut state = self.state();
         if let Some(outcome) = state.outcome.take() {
-            return Poll::Ready(outcome);
+            return Poll::Ready(match outcome {
+                Ok(()) => Ok(std::mem::take(&mut state.output)),
+                Err(error) => Err(*error),
+            });
         }
         match &mut state.waker {
             Some(waker) => waker.clone_from(cx.waker()),
@@ -223,6 +292,29 @@ impl Call {
         drop(state);
         drop(waker);
         place.aboard()
+    }
+}
+
+/// A call on its way to a link.
+#[derive(Debug)]
+pub(crate) struct Boarding<'a> {
+    call: &'a Call,
+    state: MutexGuard<'a, State>,
+}
+
+impl Boarding<'_> {
+    /// The limit for the session, and the time left for the worker to know.
+    pub(crate) fn limit(&self, now: Time) -> (Limit, Option<Duration>) {
+        let until = self.state.until.or_else(|| self.call.terms.until(self.call.made()));
+        self.call.terms.limit(now, until)
+    }
+
+    /// It is on this link now, and its caller sleeps, if it has a sleeper. Otherwise it waits on.
+    pub(crate) fn done(mut self, worker: WorkerId, incarnation: Incarnation, id: CallId, sleeper: &mut Option<Waker>) {
+        self.state.place = Place::Aboard(worker, incarnation, id);
+        if sleeper.is_some() {
+            std::mem::swap(&mut self.state.waker, sleeper);
+        }
     }
 }
 

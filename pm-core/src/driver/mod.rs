@@ -16,7 +16,6 @@
 //! | `forward` | their lines on the way to the standard error of this process |
 //! | `clock` | the clock of the machines |
 
-pub(crate) mod buffers;
 pub(crate) mod call;
 pub(crate) mod clock;
 pub(crate) mod forward;

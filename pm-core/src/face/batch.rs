@@ -1,14 +1,12 @@
 //! Many queries at the same time, from one caller.
 
 use std::future::{Future, poll_fn};
-use std::sync::Arc;
 
+use super::carry::Carry;
 use super::error::QueryError;
-use super::query::{QueryManager, QueryOptions, decode, wait_for_room};
+use super::query::{QueryManager, QueryOptions};
 use crate::codec::Codec;
-use crate::driver::call::Call;
-use crate::driver::pool::AnyPool;
-use crate::driver::{buffers, clock};
+use crate::driver::clock;
 
 impl<I, O, C> QueryManager<I, O, C>
 where
@@ -34,56 +32,24 @@ where
         inputs: &[I],
         options: QueryOptions,
     ) -> impl Future<Output = Vec<Result<O, QueryError>>> + Send + use<I, O, C> {
-        let encoded: Vec<_> = inputs.iter().map(|input| self.encode(input)).collect();
-        let (codec, terms, handle) = (self.codec.clone(), self.terms.with(options), self.handle.clone());
+        let terms = self.terms.with(options);
+        let calls: Vec<_> = inputs.iter().map(|input| self.call(input, terms)).collect();
+        let (codec, handle) = (self.codec.clone(), self.handle.clone());
         async move {
-            let pool = &*handle.pool;
             let made = clock::now();
-            let mut batch = Batch { pool, calls: Vec::with_capacity(encoded.len()) };
-            for encoded in encoded {
-                let call = match encoded {
-                    Ok(encoded) => {
-                        let call = Call::new(encoded, terms, made);
-                        // From here on it is the batch that takes it back.
-                        batch.calls.push(Ok(call.clone()));
-                        let sent = if pool.submit(made, &call) { Ok(()) } else { wait_for_room(pool, &call).await };
-                        let Err(error) = sent else { continue };
-                        batch.calls.pop();
-                        Err(error)
-                    }
-                    Err(error) => Err(error),
-                };
-                batch.calls.push(call);
+            // Whoever drops this before all have their outcome has lost interest in all of them.
+            let mut batch = Vec::with_capacity(calls.len());
+            for call in calls {
+                let mut carry = Carry::new(&*handle, call);
+                poll_fn(|cx| carry.poll_submit(made, cx)).await;
+                batch.push(carry);
             }
-            let mut outcomes = Vec::with_capacity(batch.calls.len());
-            for at in 0..batch.calls.len() {
-                outcomes.push(match &batch.calls[at] {
-                    Ok(call) => poll_fn(|cx| call.poll(cx)).await,
-                    Err(error) => Err(error.clone()),
-                });
+            let mut answers = Vec::with_capacity(batch.len());
+            for carry in &mut batch {
+                answers.push(carry.await);
             }
             // Outputs need not be fit for other threads, so none is there while this waits.
-            let decoded = outcomes.into_iter().map(|outcome| {
-                let answer = outcome?;
-                let output = decode(&codec, &answer);
-                buffers::give(answer);
-                output
-            });
-            decoded.collect()
-        }
-    }
-}
-
-/// Whoever drops this before all calls have their outcome has lost interest in them.
-struct Batch<'a> {
-    pool: &'a dyn AnyPool,
-    calls: Vec<Result<Arc<Call>, QueryError>>,
-}
-
-impl Drop for Batch<'_> {
-    fn drop(&mut self) {
-        for call in self.calls.iter().flatten().filter(|call| !call.is_over()) {
-            self.pool.abandon(call);
+            answers.into_iter().map(|answer| answer?.decode(&codec)).collect()
         }
     }
 }

@@ -5,6 +5,7 @@
 //! | [`builder`] | a pool in the making |
 //! | `batch` | many queries at the same time, from one caller |
 //! | `blocking` | queries of threads that belong to no runtime |
+//! | `carry` | one query on its way
 //! | [`query`] | a pool of workers that answer queries |
 //! | [`worker`] | one worker without a pool |
 //! | [`registry`] | all pools of this program |
@@ -16,6 +17,7 @@
 mod batch;
 mod blocking;
 pub mod builder;
+mod carry;
 pub mod error;
 pub mod query;
 pub mod registry;

@@ -4,19 +4,18 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, oneshot};
 
 use super::builder::within_limits;
+use super::carry::{Carry, Decoded};
 use super::error::{QueryError, StartError, TryQueryError};
 use super::registry;
 use crate::codec::{Codec, Postcard};
-use crate::driver::call::{Call, Outcome, Terms};
-use crate::driver::link::{Assist, Exchange};
+use crate::driver::call::{Call, Terms};
+use crate::driver::clock;
 use crate::driver::pool::{AnyPool, Command};
-use crate::driver::{buffers, clock};
 use crate::machine::budget::Budget;
 use crate::machine::event::Event;
 use crate::machine::frame::MAX_PAYLOAD;
@@ -123,14 +122,8 @@ where
         input: &I,
         options: QueryOptions,
     ) -> impl Future<Output = Result<O, QueryError>> + Send + use<I, O, C> {
-        let encoded = self.encode(input);
-        let (codec, terms, handle) = (self.codec.clone(), self.terms.with(options), self.handle.clone());
-        async move {
-            let answer = carry(&handle, encoded?, terms).await?;
-            let output = decode(&codec, &answer);
-            buffers::give(answer);
-            output
-        }
+        let call = self.call(input, self.terms.with(options));
+        Decoded::new(Carry::new(self.handle.clone(), call), self.codec.clone())
     }
 
     /// Sends a query only if it can be taken now: to a worker, or into the queue.
@@ -141,15 +134,12 @@ where
     /// # Errors
     /// [`TryQueryError::Full`] gives the input back; otherwise as [`query`](Self::query).
     pub async fn try_query(&self, input: I) -> Result<O, TryQueryError<I>> {
-        let encoded = self.encode(&input)?;
-        let call = Call::new(encoded, self.terms, clock::now());
-        let pool = &*self.handle.pool;
-        if !pool.submit(call.made, &call) {
+        let mut carry = Carry::new(&*self.handle, self.call(&input, self.terms));
+        poll_fn(|cx| carry.poll_send(cx)).await;
+        if carry.is_full() {
             return Err(TryQueryError::Full(input));
         }
-        let guard = Guard { pool, call: &call };
-        let answer = guard.outcome().await?;
-        Ok(decode(&self.codec, &answer)?)
+        Ok(carry.await?.decode(&self.codec)?)
     }
 
     /// Sends a query to this worker, whatever else it has. It goes to no other one, and is not tried again.
@@ -160,11 +150,15 @@ where
     /// # Errors
     /// [`QueryError::NoWorkers`] where it is gone, ends before it has started the query, or has 512 of them; otherwise as [`query`](Self::query).
     pub async fn query_on(&self, worker: WorkerId, input: &I) -> Result<O, QueryError> {
-        let call = Call::named(self.encode(input)?, self.terms, clock::now());
-        let pool = &*self.handle.pool;
-        pool.submit_to(worker, &call)?;
-        let guard = Guard { pool, call: &call };
-        decode(&self.codec, &guard.outcome().await?)
+        self.send_to(worker, input)?.await?.decode(&self.codec)
+    }
+
+    /// Sends a query to this worker.
+    fn send_to(&self, worker: WorkerId, input: &I) -> Result<Carry<&Handle>, QueryError> {
+        let call = self.call(input, self.terms)?.named();
+        call.begin(clock::now());
+        self.handle.pool.submit_to(worker, &call)?;
+        Ok(Carry::sent(&*self.handle, call))
     }
 
     /// Sends the same query to each worker that serves now, as [`query_on`](Self::query_on) does: one answer, or error, from each.
@@ -172,24 +166,16 @@ where
     /// # Cancel safety
     /// As [`query`](Self::query).
     pub async fn query_all(&self, input: &I) -> Vec<(WorkerId, Result<O, QueryError>)> {
-        let mut calls = Vec::new();
-        let pool = &*self.handle.pool;
-        for worker in pool.workers() {
-            let begun = self.encode(input).and_then(|encoded| {
-                let call = Call::named(encoded, self.terms, clock::now());
-                pool.submit_to(worker.id, &call).map(|()| call)
-            });
-            calls.push((worker.id, begun));
-        }
-        // Whoever drops this future has lost interest in all of them, not only in the one that it waits for.
-        let guards: Vec<_> = calls.iter().map(|(_, begun)| begun.as_ref().map(|call| Guard { pool, call })).collect();
-        let mut answers = Vec::new();
-        for ((worker, _), guard) in calls.iter().zip(&guards) {
-            let answer = match guard {
-                Ok(guard) => guard.outcome().await.and_then(|answer| decode(&self.codec, &answer)),
-                Err(error) => Err(QueryError::clone(error)),
+        let workers = self.handle.pool.workers().into_iter().map(|worker| worker.id);
+        // All go out before the first one is waited for.
+        let sent: Vec<_> = workers.map(|worker| (worker, self.send_to(worker, input))).collect();
+        let mut answers = Vec::with_capacity(sent.len());
+        for (worker, sent) in sent {
+            let answer = match sent {
+                Ok(carry) => carry.await.and_then(|answer| answer.decode(&self.codec)),
+                Err(error) => Err(error),
             };
-            answers.push((*worker, answer));
+            answers.push((worker, answer));
         }
         answers
     }
@@ -217,7 +203,7 @@ where
     }
 
     async fn temporary(&self, input: &I, force: bool) -> Result<O, QueryError> {
-        let encoded = self.encode(input)?;
+        let call = self.call(input, self.terms)?;
         let gave_up = |error: &StartError| QueryError::GaveUp {
             pool: self.handle.pool.name().clone(),
             cause: crate::machine::cause::ExitCause::NotStarted { reason: crate::driver::worker::chain(error) },
@@ -225,20 +211,19 @@ where
         };
         let handle = Arc::new(Handle { pool: (self.recipe)(Budget::NEVER, force).map_err(|error| gave_up(&error))? });
         begin(&handle.pool, 1).await.map_err(|error| gave_up(&error))?;
-        let answer = carry(&handle, encoded, self.terms).await;
+        let answer = Carry::new(&*handle, Ok(call)).await;
         registry::shut_down(handle.pool.clone(), Some(registry::SHUTDOWN_LIMIT)).await;
-        decode(&self.codec, &answer?)
+        answer?.decode(&self.codec)
     }
 
-    pub(super) fn encode(&self, input: &I) -> Result<Vec<u8>, QueryError> {
-        let mut encoded = buffers::take();
-        self.codec
-            .encode(input, &mut encoded)
+    /// A call with this input.
+    pub(super) fn call(&self, input: &I, terms: Terms) -> Result<Arc<Call>, QueryError> {
+        let call = Call::new(terms, |buffer| self.codec.encode(input, buffer))
             .map_err(|error| QueryError::Encode { codec: self.codec.name(), message: error.to_string() })?;
-        if encoded.len() > MAX_PAYLOAD {
-            return Err(QueryError::TooLarge { size: encoded.len(), limit: MAX_PAYLOAD });
+        match call.input.len() {
+            size if size > MAX_PAYLOAD => Err(QueryError::TooLarge { size, limit: MAX_PAYLOAD }),
+            _ => Ok(call),
         }
-        Ok(encoded)
     }
 }
 
@@ -369,106 +354,6 @@ impl<I, O, C> QueryManager<I, O, C> {
         // A pool that is too busy for chaos has enough of it.
         let _ = self.handle.pool.commands().try_send(Command::Chaos(random));
     }
-}
-
-/// Lets the other tasks of this thread run first. Unlike tokio's, it asks no I/O driver.
-async fn yield_once() {
-    let mut has_yielded = false;
-    poll_fn(|cx| match std::mem::replace(&mut has_yielded, true) {
-        true => Poll::Ready(()),
-        false => {
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        }
-    })
-    .await;
-}
-
-/// Carries a call to its outcome.
-async fn carry(handle: &Handle, encoded: Vec<u8>, terms: Terms) -> Outcome {
-    let pool = &*handle.pool;
-    let made = clock::now();
-    let mut now = made;
-    let mut output = buffers::take();
-    let mut exchange = pool.exchange(made, now, &terms, &encoded, &mut output);
-    if let Exchange::Yield = exchange {
-        yield_once().await;
-        now = clock::now();
-        exchange = pool.exchange(made, now, &terms, &encoded, &mut output);
-    }
-    if let Exchange::Answered = exchange {
-        buffers::give(encoded);
-        return Ok(output);
-    }
-    buffers::give(output);
-    if let Exchange::Aboard(call) = exchange {
-        buffers::give(encoded);
-        // It was spun for in vain.
-        let guard = Guard { pool, call: &call };
-        return guard.wait().await;
-    }
-    let call = Call::new(encoded, terms, made);
-    let guard = Guard { pool, call: &call };
-    if !pool.submit(now, &call) {
-        wait_for_room(pool, &call).await?;
-    }
-    guard.outcome().await
-}
-
-pub(super) async fn wait_for_room(pool: &dyn AnyPool, call: &Arc<Call>) -> Result<(), QueryError> {
-    loop {
-        let mut room = std::pin::pin!(pool.room().notified());
-        // From here on no room is missed.
-        room.as_mut().enable();
-        if pool.submit(clock::now(), call) {
-            // The call may have gone to a worker, and the room in the queue is there for the next who waits.
-            pool.room().notify_one();
-            return Ok(());
-        }
-        match call.until() {
-            None => room.await,
-            Some(until) => {
-                if tokio::time::timeout_at(clock::instant(until), room).await.is_err() {
-                    let limit = call.terms.timeout.unwrap_or_default();
-                    return Err(QueryError::TimedOut { limit, worker: None, tries: call.tries() });
-                }
-            }
-        }
-    }
-}
-
-/// Whoever drops this before the call has its outcome has lost interest in it.
-struct Guard<'a> {
-    pool: &'a dyn AnyPool,
-    call: &'a Call,
-}
-
-impl Guard<'_> {
-    /// Waits for the outcome of the call, which has been submitted.
-    async fn outcome(&self) -> Outcome {
-        if self.pool.assist(self.call, false) == Assist::Yield {
-            yield_once().await;
-            self.pool.assist(self.call, true);
-        }
-        self.wait().await
-    }
-
-    /// The same, where it does not pay to spin: somebody else wakes this task.
-    async fn wait(&self) -> Outcome {
-        poll_fn(|cx| self.call.poll(cx)).await
-    }
-}
-
-impl Drop for Guard<'_> {
-    fn drop(&mut self) {
-        if !self.call.is_over() {
-            self.pool.abandon(self.call);
-        }
-    }
-}
-
-pub(super) fn decode<O, C: Codec<O>>(codec: &C, answer: &[u8]) -> Result<O, QueryError> {
-    codec.decode(answer).map_err(|error| QueryError::Decode { codec: codec.name(), message: error.to_string() })
 }
 
 async fn settle(pool: &Arc<dyn AnyPool>, input: Input) -> Result<(), StartError> {

@@ -102,7 +102,9 @@ impl Remaining {
     pub fn new(left: Option<Duration>) -> Self {
         let Some(left) = left else { return Self::NONE };
         let ceiling = Self::MANTISSA_MAX << 31;
-        let millis = u64::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(ceiling).clamp(1, ceiling);
+        // Not by way of u128, whose division is slow.
+        let part = u64::from(left.subsec_nanos().div_ceil(1_000_000));
+        let millis = left.as_secs().saturating_mul(1000).saturating_add(part).clamp(1, ceiling);
         let bits = u64::BITS - millis.leading_zeros();
         let mut exponent = bits.saturating_sub(Self::MANTISSA_BITS);
         let mut mantissa = millis.div_ceil(1 << exponent);

@@ -9,10 +9,10 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
 use std::task::{Context, Poll, Waker};
 
-use super::solo::{End, MOST};
+use super::solo::End;
 use super::task::deliver_from;
 use super::{Inbox, LinkEnd, LinkShared, Yard};
-use crate::driver::call::{Call, Terms};
+use crate::driver::call::Call;
 use crate::machine::frame::{BadFrame, Header, Kind, Remaining};
 use crate::machine::session::Word;
 use crate::machine::time::Time;
@@ -25,24 +25,15 @@ const SOLOS: u32 = 64;
 /// How often a caller takes in more before it leaves the rest to the task.
 const FILLS: usize = 8;
 
-/// What a caller should do that waits for an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Assist {
-    /// See whether the answer is there, and sleep if it is not.
-    Look,
-    /// Let others run, and come again.
-    Yield,
-}
-
-/// What came of a call that its caller would have made and answered at once.
+/// What came of a call that its caller would have sent and seen answered at once.
 #[derive(Debug)]
 pub(crate) enum Exchange {
-    /// It was not made: this is no time for it.
-    No,
-    /// It was not made: the caller lets others run, and comes again.
-    Yield,
+    /// It was not sent: this is no time for it.
+    No(Arc<Call>),
+    /// It was not sent: the caller lets others run, and comes again.
+    Yield(Arc<Call>),
     /// It has its output.
-    Answered,
+    Answered(Arc<Call>, Vec<u8>),
     /// It takes longer, or came to some other end.
     Aboard(Arc<Call>),
 }
@@ -83,63 +74,55 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         })
     }
 
-    /// Makes a call, if it is the only one, and spins for its answer. See [`solo`](super::solo).
-    pub(crate) fn exchange(
-        &self,
-        made: Time,
-        now: Time,
-        terms: &Terms,
-        input: &[u8],
-        output: &mut Vec<u8>,
-        yard: &dyn Yard,
-    ) -> Exchange {
-        if !self.is_hot || input.len() > MOST || self.load() != 0 {
-            return Exchange::No;
+    /// Sends a call that nobody else has yet, if it is the only one, and spins for its answer. See [`solo`](super::solo).
+    pub(crate) fn exchange(&self, now: Time, call: Arc<Call>, yard: &dyn Yard) -> Exchange {
+        if !self.is_hot || self.load() != 0 {
+            return Exchange::No(call);
         }
         let solos = self.solos.load(Ordering::Relaxed);
         if solos >= SOLOS {
             self.solos.store(0, Ordering::Relaxed);
-            return Exchange::Yield;
+            return Exchange::Yield(call);
         }
-        let Some(mut inbox) = self.try_inbox() else { return Exchange::No };
-        if inbox.end.is_some() || !self.begin_solo(made, now, terms, input) {
+        let Some(mut inbox) = self.try_inbox() else { return Exchange::No(call) };
+        let begun = if inbox.end.is_some() { Err(call) } else { self.begin_solo(now, call) };
+        if let Err(call) = begun {
             self.give_back(inbox);
-            return Exchange::No;
+            return Exchange::No(call);
         }
         inbox.after.solo = false;
         inbox.end = inbox.spin(self, yard, |inbox| inbox.after.solo);
         // Before anybody else has the inbox, who could begin another one, or deliver to this.
-        let end = self.core().end_of_solo(output);
+        let end = self.core().end_of_solo();
         self.give_back(inbox);
         self.solos.store(solos + 1, Ordering::Relaxed);
         match end {
-            End::Became(call) => Exchange::Aboard(call),
-            End::Answered(at) => {
-                yard.answered(self.worker, made, input, at);
-                Exchange::Answered
+            End::Answered(call, at, output) => {
+                yard.answered(self.worker, call.made(), &call.input, at);
+                Exchange::Answered(call, output)
             }
-            End::Waiting => Exchange::No,
+            End::Aboard(call) => Exchange::Aboard(call),
         }
     }
 
-    /// Puts the call on the link, if there is no other.
-    fn begin_solo(&self, made: Time, now: Time, terms: &Terms, input: &[u8]) -> bool {
+    /// Puts the call on the link, if there is no other, and gives it back otherwise.
+    fn begin_solo(&self, now: Time, call: Arc<Call>) -> Result<(), Arc<Call>> {
         let mut guard = self.core();
         let core = &mut *guard;
         let is_free = self.accepting.load(Ordering::Relaxed) && !core.draining && core.last_batch <= 1;
         if !is_free || core.session.unanswered() > 0 {
-            return false;
+            return Err(call);
         }
-        let (limit, left) = terms.limit(now, terms.until(made));
-        let Ok(id) = core.session.open(now, limit) else { return false };
+        let (limit, left) = call.terms.limit(now, call.terms.until(call.made()));
+        let Ok(id) = core.session.open(now, limit) else { return Err(call) };
         let header = Header { remaining: Remaining::new(left), ..Header::call(Kind::Req, id.to_wire()) };
         // An error is met again by the way that all others take.
-        if !matches!(core.push(header, input), Ok(true)) {
+        if !matches!(core.push(header, &call.input), Ok(true)) {
             core.session.retract(id);
-            return false;
+            return Err(call);
         }
-        core.solo.begin(id, *terms, made, input);
-        self.unanswered.store(1, Ordering::SeqCst);
+        core.solo.begin(id, call);
+        self.unanswered.store(1, Ordering::Release);
         core.window.began(now);
         let flushed = core.poll_flush(&mut Context::from_waker(Waker::noop()));
         let kick = !matches!(flushed, Poll::Ready(Ok(()))) || core.is_due_sooner();
@@ -147,25 +130,20 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         if kick {
             self.kick();
         }
-        true
+        Ok(())
     }
 
-    /// Waits for the answer of a call that was just put on this link, if it is the only one and that pays.
-    pub(crate) fn assist(&self, call: &Call, yard: &dyn Yard, has_yielded: bool) -> Assist {
+    /// Spins for the answer of a call that was just put on this link, if it is the only one and that pays. False where it does not: then
+    /// nobody has looked for its answer.
+    pub(crate) fn assist(&self, call: &Call, yard: &dyn Yard) -> bool {
         if !self.is_hot || self.load() != 1 {
-            return Assist::Look;
+            return false;
         }
-        let solos = self.solos.load(Ordering::Relaxed);
-        if solos >= SOLOS && !has_yielded {
-            self.solos.store(0, Ordering::Relaxed);
-            return Assist::Yield;
-        }
-        if let Some(mut inbox) = self.try_inbox() {
-            inbox.end = inbox.spin(self, yard, |_| call.is_over());
-            self.give_back(inbox);
-            self.solos.store(solos + 1, Ordering::Relaxed);
-        }
-        Assist::Look
+        let Some(mut inbox) = self.try_inbox() else { return false };
+        inbox.end = inbox.spin(self, yard, |_| call.is_over());
+        self.give_back(inbox);
+        self.solos.fetch_add(1, Ordering::Relaxed);
+        true
     }
 
     /// Lets go of the inbox. The task is woken where it met it taken, and where there is something for it to see to.

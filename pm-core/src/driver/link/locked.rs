@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::solo::Solo;
 use super::{COARSE, LinkShared, Yard};
-use crate::driver::call::{Call, Outcome};
+use crate::driver::call::Call;
 use crate::face::error::{HandlerError, QueryError};
 use crate::machine::frame::{Frame, Header, Kind, MAX_NOTICE, MAX_PING, flag};
 use crate::machine::id::CallId;
@@ -126,7 +126,7 @@ impl<Tx: LinkTx> Core<Tx> {
                 if let Some(aboard) = self.end(now, id, Answer::Outcome, drain)? {
                     yard.count();
                     drain.note(aboard.sent);
-                    after.resolve(&aboard.call, Ok(payload.to_vec()));
+                    after.resolve(&aboard.call, Ok(payload));
                     after.answered.push(aboard.call);
                 }
             }
@@ -215,7 +215,7 @@ impl Drained {
 }
 
 impl After {
-    pub(super) fn resolve(&mut self, call: &Call, outcome: Outcome) {
+    pub(super) fn resolve(&mut self, call: &Call, outcome: Result<&[u8], QueryError>) {
         self.wakers.extend(call.resolve(outcome));
     }
 
@@ -255,7 +255,7 @@ impl After {
             yard.first_answer(link.worker, link.incarnation);
         }
         for call in self.answered.drain(..) {
-            yard.answered(link.worker, call.made, &call.input, now);
+            yard.answered(link.worker, call.made(), &call.input, now);
         }
         for (call, delay) in self.requeue.drain(..) {
             yard.requeue(call, delay);

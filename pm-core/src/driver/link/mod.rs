@@ -33,7 +33,7 @@ use crate::machine::session::{Cancel, Fate, Session, Word};
 use crate::machine::time::Time;
 use crate::machine::window::Window;
 use crate::transport::{LinkRx, LinkTx};
-pub(crate) use hot::{Assist, Exchange};
+pub(crate) use hot::Exchange;
 use locked::{Aboard, After, Core};
 use solo::Solo;
 pub(crate) use task::LinkDriver;
@@ -225,8 +225,8 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         Some((cost, load))
     }
 
-    /// Puts a call on the link.
-    pub(crate) fn submit(&self, now: Time, call: &Arc<Call>, claim: Claim) -> Submit {
+    /// Puts a call on the link. Where it is taken, so is `sleeper`: the waker of its caller, which then sleeps.
+    pub(crate) fn submit(&self, now: Time, call: &Arc<Call>, claim: Claim, sleeper: &mut Option<Waker>) -> Submit {
         let mut guard = self.core();
         let core = &mut *guard;
         if !self.accepting.load(Ordering::Relaxed) || core.draining {
@@ -238,34 +238,21 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             Claim::Room if before >= core.window.size() as usize => return Submit::Full,
             _ => {}
         }
-        let (limit, left) = call.limit(now);
+        let Some(boarding) = call.board() else { return Submit::Over };
+        let (limit, left) = boarding.limit(now);
         let Ok(id) = core.session.open(now, limit) else { return Submit::Full };
-        if !call.board(self.worker, self.incarnation, id) {
-            core.session.retract(id);
-            return Submit::Over;
-        }
         let header = Header { remaining: Remaining::new(left), ..Header::call(Kind::Req, id.to_wire()) };
-        match core.push(header, &call.input) {
-            Ok(true) => {}
-            Ok(false) => {
-                core.session.retract(id);
-                let goes_on = call.leave();
-                drop(guard);
-                // What fills the link may be nothing that anybody else would flush.
-                self.kick();
-                return if goes_on { Submit::Full } else { Submit::Over };
-            }
-            Err(_) => {
-                // The task meets the same error, and settles the others.
-                core.session.retract(id);
-                let goes_on = call.leave();
-                drop(guard);
-                self.kick();
-                return if goes_on { Submit::Closed } else { Submit::Over };
-            }
+        let pushed = core.push(header, &call.input);
+        if !matches!(pushed, Ok(true)) {
+            core.session.retract(id);
+            drop((boarding, guard));
+            // What fills the link may be nothing that anybody else would flush; and the task meets the same error, and settles the others.
+            self.kick();
+            return if pushed.is_ok() { Submit::Full } else { Submit::Closed };
         }
+        boarding.done(self.worker, self.incarnation, id, sleeper);
         core.calls[id.slot()] = Some(Aboard { call: call.clone(), sent: now });
-        self.unanswered.store(core.session.unanswered() as u32, Ordering::SeqCst);
+        self.unanswered.store(core.session.unanswered() as u32, Ordering::Release);
         let mut kick = true;
         if before == 0 {
             core.window.began(now);
@@ -379,7 +366,8 @@ impl<Tx: LinkTx> LinkShared<Tx> {
 
     /// Tells the task that something changed.
     fn kick(&self) {
-        if !self.kicked.swap(true, Ordering::SeqCst) {
+        // Whoever has changed something has had the lock of the core since; where this is true by then, the task has not yet looked.
+        if !self.kicked.load(Ordering::Relaxed) && !self.kicked.swap(true, Ordering::SeqCst) {
             self.task.wake();
         }
     }
@@ -391,6 +379,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
 
     fn publish(&self, core: &Core<Tx>) {
         self.publish_window(core);
-        self.unanswered.store(core.session.unanswered() as u32, Ordering::SeqCst);
+        // What comes of it for the queue is ordered by the fence in `Yard::dispatch`.
+        self.unanswered.store(core.session.unanswered() as u32, Ordering::Release);
     }
 }

@@ -1,66 +1,49 @@
 //! The call of a caller that waits for its answer with the inbox in its hands, and lets go of the inbox only when it has taken what became of the
 //! call. So there is one at most, and nobody else delivers to it.
 //!
-//! Most such calls are answered within a microsecond or two. Then they never become a [`Call`], which others can find, hold and wake:
-//! there is nobody else. What a Call would be made of lies in the link meanwhile, and whatever wants to do more with it than answer it
-//! (a deadline, the death of the worker, a caller that waits no longer) has it made first.
+//! Most such calls are answered within a microsecond or two. Then they are never among the calls that others can find, and nobody has to
+//! be woken. Meanwhile the call lies in the link, and whatever wants to do more with it than answer it (a deadline, the death of the
+//! worker, a caller that waits no longer) makes it a call like any other first.
 
 use std::sync::Arc;
 
 use super::locked::{Aboard, Core};
-use crate::driver::call::{Call, Terms};
+use crate::driver::call::Call;
 use crate::machine::id::{CallId, Incarnation, WorkerId};
 use crate::machine::time::Time;
 use crate::transport::LinkTx;
-
-/// A larger input is not worth a copy.
-pub(super) const MOST: usize = 4096;
 
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Solo {
     worker: WorkerId,
     incarnation: Incarnation,
+    /// Between its beginning and its caller's look at its end.
+    call: Option<Arc<Call>>,
     /// None where there is no such call, or no more.
     id: Option<CallId>,
-    terms: Terms,
-    made: Time,
-    input: Vec<u8>,
+    /// When its output came.
+    answered: Option<Time>,
     output: Vec<u8>,
-    end: End,
 }
 
-/// What became of it.
+/// What became of a solo call.
 #[derive(Debug)]
 pub(super) enum End {
-    /// Nothing yet.
-    Waiting,
     /// It has its output, since this time.
-    Answered(Time),
-    /// A call like any other.
-    Became(Arc<Call>),
+    Answered(Arc<Call>, Time, Vec<u8>),
+    /// It is a call like any other.
+    Aboard(Arc<Call>),
 }
 
 impl Solo {
     pub(super) fn new(worker: WorkerId, incarnation: Incarnation) -> Self {
-        let (input, output) = (Vec::new(), Vec::new());
-        Solo {
-            worker,
-            incarnation,
-            id: None,
-            terms: Terms::default(),
-            made: Time::ZERO,
-            input,
-            output,
-            end: End::Waiting,
-        }
+        Solo { worker, incarnation, call: None, id: None, answered: None, output: Vec::new() }
     }
 
     /// It is on the link now.
-    pub(super) fn begin(&mut self, id: CallId, terms: Terms, made: Time, input: &[u8]) {
-        (self.id, self.terms, self.made, self.end) = (Some(id), terms, made, End::Waiting);
-        self.input.clear();
-        self.input.extend_from_slice(input);
+    pub(super) fn begin(&mut self, id: CallId, call: Arc<Call>) {
+        (self.call, self.id, self.answered) = (Some(call), Some(id), None);
     }
 
     /// Whether it is on the link and has no end yet.
@@ -75,10 +58,10 @@ impl Solo {
     /// Gives it its output. When it was made.
     pub(super) fn answer(&mut self, now: Time, payload: &[u8]) -> Time {
         self.id = None;
-        self.end = End::Answered(now);
+        self.answered = Some(now);
         self.output.clear();
         self.output.extend_from_slice(payload);
-        self.made
+        self.call.as_ref().map_or(now, |call| call.made())
     }
 }
 
@@ -93,23 +76,23 @@ impl<Tx: LinkTx> Core<Tx> {
 
     /// Makes the solo call, if there is one, a call like any other.
     pub(super) fn materialize(&mut self) {
-        let Solo { worker, incarnation, terms, made, .. } = self.solo;
         let Some(id) = self.solo.id.take() else { return };
-        let call = Call::new(std::mem::take(&mut self.solo.input), terms, made);
+        let Some(call) = self.solo.call.clone() else { return };
         // Nobody else knows it yet, so that nobody can have ended it.
-        let boarded = call.board(worker, incarnation, id);
-        debug_assert!(boarded, "a call that was just made waits");
-        self.calls[id.slot()] = Some(Aboard { call: call.clone(), sent: made });
-        self.solo.end = End::Became(call);
+        match call.board() {
+            Some(boarding) => boarding.done(self.solo.worker, self.solo.incarnation, id, &mut None),
+            None => debug_assert!(false, "a call that was just made waits"),
+        }
+        let sent = call.made();
+        self.calls[id.slot()] = Some(Aboard { call, sent });
     }
 
-    /// What became of it, for its caller, which waits no longer. The output is exchanged for the caller's buffer.
-    pub(super) fn end_of_solo(&mut self, output: &mut Vec<u8>) -> End {
+    /// What became of it, for its caller, which has begun it and waits no longer.
+    pub(super) fn end_of_solo(&mut self) -> End {
         self.materialize();
-        let end = std::mem::replace(&mut self.solo.end, End::Waiting);
-        if let End::Answered(_) = end {
-            std::mem::swap(output, &mut self.solo.output);
-        }
-        end
+        let call = self.solo.call.take().expect("only its caller takes it, once");
+        let Some(at) = self.solo.answered.take() else { return End::Aboard(call) };
+        let (call, buffer) = call.lend_buffer();
+        End::Answered(call, at, std::mem::replace(&mut self.solo.output, buffer))
     }
 }

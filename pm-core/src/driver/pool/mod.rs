@@ -10,14 +10,15 @@ use std::cmp::Reverse;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
-use super::call::{Call, Terms};
+use super::call::Call;
 use super::clock;
-use super::link::{Assist, Claim, Exchange, LinkSettings, LinkShared, Submit, Yard};
+use super::link::{Claim, Exchange, LinkSettings, LinkShared, Submit, Yard};
 use super::start::Starter;
 use super::worker::{Plan, TxOf};
 use crate::face::error::{QueryError, StartError};
@@ -112,14 +113,13 @@ pub(crate) struct Settings {
 /// A pool without its workers' types: what faces hold.
 pub(crate) trait AnyPool: Send + Sync {
     fn name(&self) -> &Arc<str>;
+    /// Takes a call that nobody else has yet to a worker or into the queue; its caller sleeps then, until this waker is called. Or takes its
+    /// answer out of a link at once and in this thread, where that pays.
+    fn send(&self, now: Time, call: Arc<Call>, waker: &Waker) -> Sent;
     /// Takes a call to a worker or into the queue; false where neither has room, see [`AnyPool::room`].
     fn submit(&self, now: Time, call: &Arc<Call>) -> bool;
     /// Takes a call to this worker.
     fn submit_to(&self, worker: WorkerId, call: &Arc<Call>) -> Result<(), QueryError>;
-    /// Makes a call and takes its answer out of its link, both at once and in this thread, where that pays.
-    fn exchange(&self, made: Time, now: Time, terms: &Terms, input: &[u8], output: &mut Vec<u8>) -> Exchange;
-    /// Takes the answer of a call that has just been submitted out of its link, where that pays.
-    fn assist(&self, call: &Call, has_yielded: bool) -> Assist;
     /// The caller of this call has gone.
     fn abandon(&self, call: &Call);
     /// Told when the queue gets room.
@@ -133,6 +133,21 @@ pub(crate) trait AnyPool: Send + Sync {
     fn commands(&self) -> &mpsc::Sender<Command>;
     /// Kills all workers, for good. Never waits.
     fn kill(&self);
+}
+
+/// What became of a call that was sent.
+#[derive(Debug)]
+pub(crate) enum Sent {
+    /// It has its output.
+    Answered(Arc<Call>, Vec<u8>),
+    /// Its outcome may be there already: its caller looks.
+    Aboard(Arc<Call>),
+    /// Its caller sleeps.
+    Asleep(Arc<Call>),
+    /// It was not sent. Its caller lets the other tasks of this thread run, and comes again.
+    Yield(Arc<Call>),
+    /// It was not sent: neither a worker nor the queue has room. Its caller waits for [`AnyPool::room`].
+    Full(Arc<Call>),
 }
 
 /// What a handle asks of the task.
@@ -187,6 +202,26 @@ pub(crate) struct Pool<Tx> {
     links: ArcSwap<Vec<Arc<LinkShared<Tx>>>>,
     /// Links of workers that finish what they have.
     leaving: Mutex<Vec<Arc<LinkShared<Tx>>>>,
+}
+
+/// Where a call went.
+enum Placed<'a, Tx> {
+    /// To this link.
+    On(&'a Arc<LinkShared<Tx>>),
+    /// It was over.
+    Over,
+    /// No link has room.
+    Nowhere,
+}
+
+/// What the queue did with a call.
+enum Line {
+    /// It waits there.
+    Waits,
+    /// It is over: nobody will ever serve it.
+    Over,
+    /// There is no room.
+    Full,
 }
 
 /// Starts the task of a pool on the current runtime.
@@ -260,42 +295,54 @@ impl<Tx: LinkTx> Pool<Tx> {
         }
     }
 
-    /// Puts the call on a link, if one has room.
-    fn board(&self, now: Time, call: &Arc<Call>) -> bool {
-        let links = self.links.load();
-        Self::place(&links, now, call, false)
-    }
-
-    /// The same, with the links at hand.
-    fn place(links: &[Arc<LinkShared<Tx>>], now: Time, call: &Arc<Call>, waited: bool) -> bool {
+    /// Puts the call on one of these links, if one has room. Where one takes it, `sleeper` is taken too.
+    fn place<'a>(
+        links: &'a [Arc<LinkShared<Tx>>],
+        now: Time,
+        call: &Arc<Call>,
+        waited: bool,
+        sleeper: &mut Option<Waker>,
+    ) -> Placed<'a, Tx> {
         // Each caller that was faster takes one idle worker out of the choice.
         for _ in 0..links.len() {
-            let Some((best, claim)) = Self::best(links, waited) else { return false };
-            match best.submit(now, call, claim) {
-                Submit::Taken | Submit::Over => return true,
+            let Some((best, claim)) = Self::best(links, waited) else { return Placed::Nowhere };
+            match best.submit(now, call, claim, sleeper) {
+                Submit::Taken => return Placed::On(best),
+                Submit::Over => return Placed::Over,
                 Submit::Busy => {}
                 Submit::Full | Submit::Closed => break,
             }
         }
         // What the link said of its room was out of date, or its buffer is full. Others may have some.
-        links.iter().any(|link| matches!(link.submit(now, call, Claim::Room), Submit::Taken | Submit::Over))
+        for link in links {
+            match link.submit(now, call, Claim::Room, sleeper) {
+                Submit::Taken => return Placed::On(link),
+                Submit::Over => return Placed::Over,
+                Submit::Busy | Submit::Full | Submit::Closed => {}
+            }
+        }
+        Placed::Nowhere
+    }
+
+    /// Whether a new call may go to a link, ahead of nobody.
+    fn is_open(&self) -> bool {
+        !self.shared.refusing.load(Ordering::Relaxed) && self.shared.queued.load(Ordering::SeqCst) == 0
     }
 
     fn backlog(&self) -> MutexGuard<'_, Backlog> {
         lock(&self.shared.backlog)
     }
 
-    /// Puts a call into the queue, or resolves it where nobody will ever serve it. False where the queue is full; a call that was
-    /// in it before is always taken back.
-    fn enqueue(&self, call: &Arc<Call>, again: bool) -> bool {
+    /// Puts a call into the queue, or resolves it where nobody will ever serve it. A call that was in the queue before is always taken back.
+    fn enqueue(&self, call: &Arc<Call>, again: bool) -> Line {
         let mut backlog = self.backlog();
         if let Some(error) = backlog.refusal(&self.shared.name, again) {
             drop(backlog);
             call.fail(error);
-            return true;
+            return Line::Over;
         }
         if !again && backlog.queue.len() >= self.shared.queue_limit {
-            return false;
+            return Line::Full;
         }
         let until = call.until();
         if again {
@@ -311,7 +358,20 @@ impl<Tx: LinkTx> Pool<Tx> {
         if demand || sooner {
             self.shared.wake.notify_one();
         }
-        true
+        Line::Waits
+    }
+
+    /// Puts a new call into the queue.
+    fn wait_in_line(&self, call: &Arc<Call>) -> Line {
+        let line = self.enqueue(call, false);
+        if let Line::Waits = line {
+            // A link may have got room, or come, between the look at it and the entry into the queue. Pairs with the fence in `dispatch`.
+            fence(Ordering::SeqCst);
+            if Self::best(&self.links.load(), true).is_some() {
+                self.dispatch();
+            }
+        }
+        line
     }
 
     /// Takes a call that nobody waits for any more out of the queue: the next one has its place.
@@ -341,17 +401,40 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         &self.shared.name
     }
 
+    fn send(&self, now: Time, mut call: Arc<Call>, waker: &Waker) -> Sent {
+        let links = self.links.load();
+        let best = if self.is_open() { Self::best(&links, false) } else { None };
+        let mut placed = Placed::Nowhere;
+        let mut sleeper = None;
+        if let Some((best, _)) = best {
+            call = match best.exchange(now, call, self) {
+                Exchange::No(call) => call,
+                Exchange::Yield(call) => return Sent::Yield(call),
+                Exchange::Answered(call, output) => return Sent::Answered(call, output),
+                Exchange::Aboard(call) => return Sent::Aboard(call),
+            };
+            sleeper = Some(waker.clone());
+            placed = Self::place(&links, now, &call, false, &mut sleeper);
+        }
+        match placed {
+            Placed::On(link) if link.assist(&call, self) => Sent::Aboard(call),
+            Placed::On(_) => Sent::Asleep(call),
+            Placed::Over => Sent::Aboard(call),
+            Placed::Nowhere => {
+                call.sleep(sleeper.unwrap_or_else(|| waker.clone()));
+                match self.wait_in_line(&call) {
+                    Line::Waits => Sent::Asleep(call),
+                    Line::Over => Sent::Aboard(call),
+                    Line::Full => Sent::Full(call),
+                }
+            }
+        }
+    }
+
     fn submit(&self, now: Time, call: &Arc<Call>) -> bool {
-        let is_open = !self.shared.refusing.load(Ordering::Relaxed);
-        if is_open && self.shared.queued.load(Ordering::SeqCst) == 0 && self.board(now, call) {
-            return true;
-        }
-        if !self.enqueue(call, false) {
-            return false;
-        }
-        // A link may have got room between the look at it and the entry into the queue.
-        self.dispatch();
-        true
+        let links = self.links.load();
+        let is_placed = self.is_open() && !matches!(Self::place(&links, now, call, false, &mut None), Placed::Nowhere);
+        is_placed || !matches!(self.wait_in_line(call), Line::Full)
     }
 
     fn submit_to(&self, worker: WorkerId, call: &Arc<Call>) -> Result<(), QueryError> {
@@ -365,32 +448,13 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         {
             return Err(error);
         }
-        match link.ok_or_else(gone)?.submit(clock::now(), call, Claim::Named) {
-            Submit::Taken | Submit::Over => Ok(()),
-            Submit::Busy | Submit::Full | Submit::Closed => Err(gone()),
-        }
-    }
-
-    fn exchange(&self, made: Time, now: Time, terms: &Terms, input: &[u8], output: &mut Vec<u8>) -> Exchange {
-        let is_open = !self.shared.refusing.load(Ordering::Relaxed);
-        if !is_open || self.shared.queued.load(Ordering::SeqCst) > 0 {
-            return Exchange::No;
-        }
-        let links = self.links.load();
-        Self::best(&links, false).map_or(Exchange::No, |(best, _)| best.exchange(made, now, terms, input, output, self))
-    }
-
-    fn assist(&self, call: &Call, has_yielded: bool) -> Assist {
-        let links = self.links.load();
-        match links.as_slice() {
-            [] => Assist::Look,
-            [only] => only.assist(call, self, has_yielded),
-            links => {
-                let Some((worker, _, _)) = call.aboard() else { return Assist::Look };
-                let link = links.iter().find(|link| link.worker == worker);
-                link.map_or(Assist::Look, |link| link.assist(call, self, has_yielded))
-            }
-        }
+        let link = link.ok_or_else(gone)?;
+        match link.submit(call.made(), call, Claim::Named, &mut None) {
+            Submit::Taken => link.assist(call, self),
+            Submit::Over => false,
+            Submit::Busy | Submit::Full | Submit::Closed => return Err(gone()),
+        };
+        Ok(())
     }
 
     fn abandon(&self, call: &Call) {
@@ -522,10 +586,15 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
             let mut backlog = self.backlog();
             let links = self.links.load();
             while let Some(call) = backlog.queue.front() {
-                if !call.is_over() && !Self::place(&links, now, call, true) {
-                    break;
+                let placed =
+                    if call.is_over() { Placed::Over } else { Self::place(&links, now, call, true, &mut None) };
+                let call = match placed {
+                    Placed::Nowhere => break,
+                    Placed::On(_) | Placed::Over => backlog.queue.pop_front(),
+                };
+                if let Placed::Over = placed {
+                    over.extend(call);
                 }
-                over.extend(backlog.queue.pop_front());
                 moved += 1;
             }
             self.shared.queued.store(backlog.queue.len(), Ordering::SeqCst);

@@ -1,0 +1,210 @@
+//! A query on its way, as its caller sees it: a future that sends a call and waits for its outcome.
+
+use std::future::Future;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use super::error::QueryError;
+use super::query::Handle;
+use crate::codec::Codec;
+use crate::driver::call::Call;
+use crate::driver::clock;
+use crate::driver::pool::{AnyPool, Sent};
+use crate::machine::time::Time;
+
+/// Sends a call, and waits for its outcome. Whoever drops it before has lost interest in the call, which is then cancelled.
+pub(super) struct Carry<H: Deref<Target = Handle>> {
+    handle: H,
+    stage: Stage,
+}
+
+enum Stage {
+    /// It was not sent, and its time has not begun.
+    New(Arc<Call>),
+    /// It was not sent.
+    Begun(Arc<Call>),
+    /// It was not sent, for there is no room.
+    Full(Arc<Call>),
+    /// It waits for room.
+    Line(Arc<Call>, Pin<Box<dyn Future<Output = Result<(), QueryError>> + Send>>),
+    /// It was sent.
+    Sent(Arc<Call>),
+    /// It has its output.
+    Answered(Arc<Call>, Vec<u8>),
+    /// It has an error.
+    Failed(Box<QueryError>),
+    Over,
+}
+
+/// The encoded output of a call.
+pub(super) struct Answer {
+    call: Arc<Call>,
+    output: Vec<u8>,
+}
+
+impl Answer {
+    pub(super) fn decode<O, C: Codec<O>>(self, codec: &C) -> Result<O, QueryError> {
+        let decoded = codec.decode(&self.output);
+        self.call.reuse(self.output);
+        decoded.map_err(|error| QueryError::Decode { codec: codec.name(), message: error.to_string() })
+    }
+}
+
+impl<H: Deref<Target = Handle>> Carry<H> {
+    /// A call that is sent when this is first polled; or the reason why there is none.
+    pub(super) fn new(handle: H, call: Result<Arc<Call>, QueryError>) -> Self {
+        let stage = call.map_or_else(|error| Stage::Failed(Box::new(error)), Stage::New);
+        Carry { handle, stage }
+    }
+
+    /// A call that was sent.
+    pub(super) fn sent(handle: H, call: Arc<Call>) -> Self {
+        Carry { handle, stage: Stage::Sent(call) }
+    }
+
+    /// Sends the call, if it was not. Ready once that is over, whatever came of it: see [`is_full`](Self::is_full).
+    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let now = clock::now();
+        let call = match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::New(call) => {
+                call.begin(now);
+                call
+            }
+            Stage::Begun(call) => call,
+            other => {
+                self.stage = other;
+                return Poll::Ready(());
+            }
+        };
+        match self.handle.pool.send(now, call, cx.waker()) {
+            Sent::Answered(call, output) => self.stage = Stage::Answered(call, output),
+            Sent::Aboard(call) => self.stage = Stage::Sent(call),
+            Sent::Full(call) => self.stage = Stage::Full(call),
+            Sent::Asleep(call) => {
+                self.stage = Stage::Sent(call);
+                return Poll::Pending;
+            }
+            Sent::Yield(call) => {
+                self.stage = Stage::Begun(call);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Sends the call, without a look at its answer, which may take long. Ready once there was room for it.
+    pub(super) fn poll_submit(&mut self, now: Time, cx: &mut Context<'_>) -> Poll<()> {
+        if let Stage::New(call) = &self.stage {
+            let call = call.clone();
+            call.begin(now);
+            self.stage = if self.handle.pool.submit(now, &call) { Stage::Sent(call) } else { Stage::Full(call) };
+        }
+        self.poll_room(cx)
+    }
+
+    /// Whether the call could not be sent, for there was no room.
+    pub(super) fn is_full(&self) -> bool {
+        matches!(self.stage, Stage::Full(_))
+    }
+
+    /// Waits for room, where there was none.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Stage::Full(call) = &self.stage {
+            let (pool, call) = (self.handle.pool.clone(), call.clone());
+            let waiting = call.clone();
+            let room = Box::pin(async move { wait_for_room(&*pool, &waiting).await });
+            self.stage = Stage::Line(call, room);
+        }
+        if let Stage::Line(call, room) = &mut self.stage {
+            self.stage = match ready!(room.as_mut().poll(cx)) {
+                Ok(()) => Stage::Sent(call.clone()),
+                Err(error) => Stage::Failed(Box::new(error)),
+            };
+        }
+        Poll::Ready(())
+    }
+}
+
+impl<H: Deref<Target = Handle> + Unpin> Future for Carry<H> {
+    type Output = Result<Answer, QueryError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if matches!(self.stage, Stage::New(_) | Stage::Begun(_)) {
+            ready!(self.poll_send(cx));
+        }
+        if matches!(self.stage, Stage::Full(_) | Stage::Line(..)) {
+            ready!(self.poll_room(cx));
+        }
+        let outcome = match &self.stage {
+            Stage::Sent(call) => Some(ready!(call.poll(cx))),
+            _ => None,
+        };
+        Poll::Ready(match (std::mem::replace(&mut self.stage, Stage::Over), outcome) {
+            (Stage::Sent(call), Some(outcome)) => outcome.map(|output| Answer { call, output }),
+            (Stage::Answered(call, output), _) => Ok(Answer { call, output }),
+            (Stage::Failed(error), _) => Err(*error),
+            _ => panic!("a query was polled after it had its outcome"),
+        })
+    }
+}
+
+impl<H: Deref<Target = Handle>> Drop for Carry<H> {
+    fn drop(&mut self) {
+        if let Stage::Sent(call) | Stage::Line(call, _) = &self.stage
+            && !call.is_over()
+        {
+            self.handle.pool.abandon(call);
+        }
+    }
+}
+
+/// The same, with the output decoded.
+pub(super) struct Decoded<O, C> {
+    carry: Carry<Arc<Handle>>,
+    codec: C,
+    output: PhantomData<fn() -> O>,
+}
+
+impl<O, C> Decoded<O, C> {
+    pub(super) fn new(carry: Carry<Arc<Handle>>, codec: C) -> Self {
+        Decoded { carry, codec, output: PhantomData }
+    }
+}
+
+// The codec is never pinned.
+impl<O, C> Unpin for Decoded<O, C> {}
+
+impl<O, C: Codec<O>> Future for Decoded<O, C> {
+    type Output = Result<O, QueryError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = ready!(Pin::new(&mut self.carry).poll(cx))?;
+        Poll::Ready(answer.decode(&self.codec))
+    }
+}
+
+async fn wait_for_room(pool: &dyn AnyPool, call: &Arc<Call>) -> Result<(), QueryError> {
+    loop {
+        let mut room = std::pin::pin!(pool.room().notified());
+        // From here on no room is missed.
+        room.as_mut().enable();
+        if pool.submit(clock::now(), call) {
+            // The call may have gone to a worker, and the room in the queue is there for the next who waits.
+            pool.room().notify_one();
+            return Ok(());
+        }
+        match call.until() {
+            None => room.await,
+            Some(until) => {
+                if tokio::time::timeout_at(clock::instant(until), room).await.is_err() {
+                    let limit = call.terms.timeout.unwrap_or_default();
+                    return Err(QueryError::TimedOut { limit, worker: None, tries: call.tries() });
+                }
+            }
+        }
+    }
+}
