@@ -159,6 +159,12 @@ macro_rules! any {
                 }
             }
 
+            fn expect_arm(&mut self) {
+                match self {
+                    $($(#[$gate])* AnyRx::$name(rx) => rx.expect_arm(),)+
+                }
+            }
+
             fn arm(&mut self) -> bool {
                 match self {
                     $($(#[$gate])* AnyRx::$name(rx) => rx.arm(),)+

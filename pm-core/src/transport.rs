@@ -123,7 +123,7 @@ pub trait LinkTx: Send + 'static {
 /// The receiving half of a link.
 ///
 /// A link whose frames come without the help of the kernel can be *hot*: then a caller may take its answer out of the link itself,
-/// with the last three methods, which links over descriptors leave alone.
+/// with the last four methods, which links over descriptors leave alone.
 ///
 /// # Contract
 /// - [`poll_fill`](LinkRx::poll_fill) is ready when frames, or parts of one, have come since it was last ready. It takes in a
@@ -148,7 +148,7 @@ pub trait LinkRx: Send + 'static {
         &[]
     }
 
-    /// Whether the last three methods do something.
+    /// Whether the last four methods do something.
     fn is_hot(&self) -> bool {
         false
     }
@@ -166,6 +166,9 @@ pub trait LinkRx: Send + 'static {
     fn try_fill(&mut self) -> Result<bool, LinkError> {
         Ok(false)
     }
+
+    /// Says that [`arm`](LinkRx::arm) follows soon, after what came last has been seen to, so that it takes less time then.
+    fn expect_arm(&mut self) {}
 
     /// Undoes what [`spin`](LinkRx::spin) and [`try_fill`](LinkRx::try_fill) did to the waker of the last [`poll_fill`](LinkRx::poll_fill): it
     /// is called for all that comes from here on. True where something has come already.

@@ -42,13 +42,18 @@ pub(crate) struct Sleep {
 }
 
 impl Sleep {
-    /// Says that this side sleeps from here on, in its word. It has to look once more before it does.
-    pub(crate) fn begin(&mut self, asleep: &AtomicU64) {
+    /// Says that this side will sleep soon, in its word. So the word can be on its way while there is still something else to do.
+    pub(crate) fn announce(&mut self, asleep: &AtomicU64) {
         if !self.asleep {
             self.number += 1;
             self.asleep = true;
             asleep.store(self.number, Ordering::Relaxed);
         }
+    }
+
+    /// Says that this side sleeps from here on. It has to look once more before it does.
+    pub(crate) fn begin(&mut self, asleep: &AtomicU64) {
+        self.announce(asleep);
         // Pairs with the fence in `Rung::is_due`.
         order();
     }

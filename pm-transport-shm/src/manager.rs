@@ -285,6 +285,10 @@ impl LinkRx for ShmRx {
         self.take()
     }
 
+    fn expect_arm(&mut self) {
+        self.sleep.announce(self.shared.memory.ours.field(Field::AsleepForNews));
+    }
+
     fn arm(&mut self) -> bool {
         self.give_room();
         self.sleep.begin(self.shared.memory.ours.field(Field::AsleepForNews));

@@ -173,14 +173,23 @@ impl<W: Words> Producer<W> {
             sum.add(value);
         }
         if let (false, Some(word)) = (rest.is_empty(), place.next()) {
-            let mut last = [0; WORD];
-            last[..rest.len()].copy_from_slice(rest);
-            let value = u64::from_ne_bytes(last);
+            let value = last_word(bytes, rest);
             word.store(value, Ordering::Relaxed);
             sum.add(value);
         }
         sum.finish()
     }
+}
+
+/// The word of the last bytes, filled up with zeros. Not by way of memory: a word that was just put together there from smaller pieces can be read
+/// only after all stores before it, which go to lines that the consumer has.
+fn last_word(bytes: &[u8], rest: &[u8]) -> u64 {
+    let word = match bytes.last_chunk::<WORD>() {
+        Some(last) => u64::from_le_bytes(*last) >> (8 * (WORD - rest.len())),
+        None => rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+    };
+    // In the order of bytes in which the other words are stored.
+    u64::from_le(word)
 }
 
 /// The words behind the first one of the chunk that begins at a line, around the end of the ring.

@@ -38,6 +38,8 @@ impl Deadline {
 #[derive(Default)]
 pub(crate) struct CancelFlag {
     cancelled: AtomicBool,
+    /// There is or was something in `hooks`.
+    hooked: AtomicBool,
     hooks: Mutex<Vec<Hook>>,
 }
 
@@ -92,9 +94,10 @@ impl CancelFlag {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// Whether it can serve another call: no hook of the last one is left in it.
-    pub(crate) fn is_fresh(&self) -> bool {
-        !self.is_cancelled() && self.hooks.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    /// Whether it can serve another call: nothing of the last one is left in it.
+    fn is_fresh(&self) -> bool {
+        // A hook is added by the call itself, in its own thread.
+        !self.is_cancelled() && !self.hooked.load(Ordering::Relaxed)
     }
 
     /// Gives the hooks, to be run where no lock is held.
@@ -110,8 +113,59 @@ impl CancelFlag {
             drop(hooks);
             hook();
         } else {
+            self.hooked.store(true, Ordering::Relaxed);
             hooks.push(hook);
         }
+    }
+}
+
+/// A thread that runs one call after another.
+pub(super) struct Seat {
+    cancel: Arc<CancelFlag>,
+}
+
+impl Seat {
+    /// Makes this thread one that runs calls of this desk.
+    pub(super) fn take(desk: Arc<Desk>) -> Self {
+        note_panics();
+        let cancel = Arc::<CancelFlag>::default();
+        CURRENT.set(Some(Current { desk, deadline: None, cancel: cancel.clone() }));
+        Seat { cancel }
+    }
+
+    /// The flag of the next call.
+    pub(super) fn cancel(&mut self) -> &Arc<CancelFlag> {
+        if !self.cancel.is_fresh() {
+            // Here, where no lock is held: a hook may do anything when it is dropped.
+            self.cancel.cancel();
+            self.cancel = Arc::default();
+            CURRENT.with_borrow_mut(|current| {
+                if let Some(current) = current {
+                    current.cancel = self.cancel.clone();
+                }
+            });
+        }
+        &self.cancel
+    }
+
+    /// Runs a handler. A panic becomes an error with its message and location.
+    pub(super) fn run<T>(
+        &self,
+        deadline: Option<Deadline>,
+        handler: impl FnOnce() -> Result<T, HandlerError>,
+    ) -> Result<T, HandlerError> {
+        CURRENT.with_borrow_mut(|current| {
+            if let Some(current) = current {
+                current.deadline = deadline;
+            }
+        });
+        caught(handler)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        CURRENT.set(None);
     }
 }
 
@@ -124,9 +178,13 @@ pub(super) fn set_process(desk: &Arc<Desk>) {
 pub(super) fn run<T>(current: Current, handler: impl FnOnce() -> Result<T, HandlerError>) -> Result<T, HandlerError> {
     note_panics();
     let before = CURRENT.replace(Some(current));
-    let result = catch_unwind(AssertUnwindSafe(handler));
+    let result = caught(handler);
     CURRENT.replace(before);
-    result.unwrap_or_else(|_| Err(panic_error()))
+    result
+}
+
+fn caught<T>(handler: impl FnOnce() -> Result<T, HandlerError>) -> Result<T, HandlerError> {
+    catch_unwind(AssertUnwindSafe(handler)).unwrap_or_else(|_| Err(panic_error()))
 }
 
 /// The error of the panic that this thread caught last.

@@ -66,7 +66,7 @@ struct State {
     waiting: VecDeque<Job>,
     /// How many calls came.
     came: u64,
-    running: Vec<(u64, Arc<CancelFlag>)>,
+    running: Running,
     /// Hooks of calls that were cancelled, to be run where the desk is not locked: they may well send a notice.
     hooks: Vec<Hook>,
     draining: bool,
@@ -89,7 +89,7 @@ impl Desk {
                 decoder: Decoder::new(MAX_PAYLOAD),
                 waiting: VecDeque::new(),
                 came: 0,
-                running: Vec::new(),
+                running: Running::default(),
                 hooks: Vec::new(),
                 draining: false,
                 heard_all: false,
@@ -334,7 +334,7 @@ impl Desk {
             self.room.notify_one();
             return Ok(Some(()));
         }
-        if state.draining && !state.ended && state.running.is_empty() {
+        if state.draining && !state.ended && state.running.is_none() {
             return Err(self.leave(&mut state));
         }
         if state.ended { Err(Ended) } else { Ok(None) }
@@ -357,7 +357,7 @@ impl Desk {
                     return self.send_locked(state, header, &[]);
                 }
                 if kind == Kind::Cancel
-                    && let Some((_, cancel)) = state.running.iter().find(|(id, _)| *id == header.id)
+                    && let Some(cancel) = state.running.find(header.id)
                 {
                     state.hooks.extend(cancel.cancel());
                 }
@@ -388,23 +388,31 @@ impl Desk {
             let message = format!("the output has {} bytes; a frame takes at most {MAX_PAYLOAD}", output.len());
             return self.fail(id, &HandlerError { message, ..HandlerError::default() });
         }
-        let mut state = self.state();
-        state.running.retain(|(running, _)| *running != id);
+        let mut state = self.ended(id);
         self.post(&mut state, Header::call(Kind::Resp, id), output)
+    }
+
+    /// Locks the desk, and takes a call out of those that run.
+    fn ended(&self, id: u64) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        if let Some(cancel) = state.running.end(id) {
+            drop(state);
+            drop(cancel);
+            state = self.state();
+        }
+        state
     }
 
     /// Answers a call with its error.
     pub(super) fn fail(&self, id: u64, error: &HandlerError) -> Result<(), Ended> {
         let payload = serde_json::to_vec(error).unwrap_or_default();
-        let mut state = self.state();
-        state.running.retain(|(running, _)| *running != id);
+        let mut state = self.ended(id);
         self.post(&mut state, Header::call(Kind::Err, id), &payload)
     }
 
     /// Answers a call that was cancelled, and stopped or was dropped before its end.
     pub(super) fn stopped(&self, id: u64) -> Result<(), Ended> {
-        let mut state = self.state();
-        state.running.retain(|(running, _)| *running != id);
+        let mut state = self.ended(id);
         self.send_locked(&mut state, Header { flags: flag::CANCELLED, ..Header::call(Kind::Err, id) }, &[])
     }
 
@@ -444,7 +452,7 @@ impl Desk {
         state.ended = true;
         state.waiting.clear();
         self.room.notify_one();
-        for (_, cancel) in &state.running {
+        for cancel in state.running.iter() {
             state.hooks.extend(cancel.cancel());
         }
         Ended
@@ -454,10 +462,48 @@ impl Desk {
 impl State {
     /// A call is in the hands of a handler from here on, and the manager can know it after the worst.
     fn begin(&mut self, job: &Job, cancel: &Arc<CancelFlag>) {
-        self.running.push((job.id, cancel.clone()));
+        self.running.begin(job.id, cancel);
         if let Some(outbox) = &mut self.outbox {
             outbox.begin(job.number);
         }
+    }
+}
+
+/// The calls in the hands of handlers.
+#[derive(Default)]
+struct Running {
+    calls: Vec<(u64, Arc<CancelFlag>)>,
+    /// The flag of the call that ended last: a thread that runs one after another uses it again.
+    last: Option<Arc<CancelFlag>>,
+}
+
+impl Running {
+    fn begin(&mut self, id: u64, cancel: &Arc<CancelFlag>) {
+        let last = self.last.take().filter(|last| Arc::ptr_eq(last, cancel));
+        self.calls.push((id, last.unwrap_or_else(|| cancel.clone())));
+    }
+
+    /// Gives the flag where nobody else has it: it is dropped where the desk is not locked, for its hooks may do anything then.
+    fn end(&mut self, id: u64) -> Option<Arc<CancelFlag>> {
+        let place = self.calls.iter().position(|(running, _)| *running == id)?;
+        let cancel = self.calls.swap_remove(place).1;
+        if Arc::strong_count(&cancel) == 1 {
+            return Some(cancel);
+        }
+        self.last = Some(cancel);
+        None
+    }
+
+    fn find(&self, id: u64) -> Option<&CancelFlag> {
+        self.calls.iter().find(|(running, _)| *running == id).map(|(_, cancel)| &**cancel)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &CancelFlag> {
+        self.calls.iter().map(|(_, cancel)| &**cancel)
+    }
+
+    fn is_none(&self) -> bool {
+        self.calls.is_empty()
     }
 }
 

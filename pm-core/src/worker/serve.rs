@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use super::context::{self, CancelFlag, Current};
+use super::context::{self, Seat};
 use super::desk::{AtEnd, Desk, Ended, Job};
 use super::error::ServeError;
 use super::link::WorkerLink;
@@ -73,16 +73,12 @@ fn serve_calls(
 ) -> Result<Infallible, Ended> {
     let mut job = Job::default();
     let mut output = Vec::new();
-    let mut cancel = Arc::new(CancelFlag::default());
+    let mut seat = Seat::take(desk.clone());
     loop {
-        if Arc::strong_count(&cancel) > 1 || !cancel.is_fresh() {
-            cancel = Arc::default();
-        }
-        desk.next(&mut job, &cancel)?;
+        desk.next(&mut job, seat.cancel())?;
         pulse.begin(attendant);
         output.clear();
-        let current = Current { desk: desk.clone(), deadline: job.deadline, cancel: cancel.clone() };
-        let result = context::run(current, || handler(&job.input, &mut output));
+        let result = seat.run(job.deadline, || handler(&job.input, &mut output));
         pulse.end();
         match result {
             Ok(()) => desk.respond(job.id, &output)?,

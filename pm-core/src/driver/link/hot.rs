@@ -189,6 +189,7 @@ impl Inbox {
         while !is_over(self) && self.rx.spin() {
             match self.rx.try_fill() {
                 Ok(_) => {
+                    self.rx.expect_arm();
                     if let Err(end) = self.deliver(shared, yard) {
                         return Some(end);
                     }
