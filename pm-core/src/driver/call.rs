@@ -83,7 +83,7 @@ struct State {
 }
 
 /// How many calls that are over a thread keeps, so that the next ones need no new memory.
-const KEPT: usize = 64;
+const KEPT: usize = 256;
 
 /// The buffers of a new call: most payloads fit, and none has to grow byte by byte.
 const ROOM: usize = 128;

@@ -132,8 +132,8 @@ impl Outbox {
 
     /// Notes that the worker begins with its `number`-th call, counted from 1.
     pub(crate) fn begin(&mut self, number: u64) {
-        // The call's own effects come after this.
-        self.field(BEGUN).store(number, Ordering::SeqCst);
+        // In the order of the program before the call's own effects. Nobody reads it before this process is dead, and all its stores are there.
+        self.field(BEGUN).store(number, Ordering::Release);
     }
 
     fn set_length(&mut self, length: usize) {

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::context::{CancelFlag, Deadline, Hook};
 use super::error::ServeError;
@@ -15,13 +15,14 @@ use super::link::WorkerLink;
 use crate::face::error::HandlerError;
 use crate::machine::frame::{Decoder, Frame, Header, Kind, MAX_PAYLOAD, flag};
 use crate::machine::handshake::{Hello, Ready, VERSION};
+use crate::sys::clock;
 use crate::sys::outbox::Outbox;
 
 /// Calls that wait here at most. A manager's window is far below it; one that sends more is not read until there is room.
 const MAX_WAITING: usize = 4096;
 
-/// How old an answer may get in the outbox while calls go on. Long enough for some ten quick calls, and below what anybody feels.
-const GATHER: Duration = Duration::from_micros(50);
+/// How old an answer may get in the outbox while calls go on, in nanoseconds. Long enough for some ten quick calls, and below what anybody feels.
+const GATHER_NANOS: u64 = 50_000;
 
 /// How long the reader waits at a time. It has nothing else to do.
 const LONG_WAIT: Duration = Duration::from_secs(3600);
@@ -74,9 +75,9 @@ struct State {
     heard_all: bool,
     ended: bool,
     out: Vec<u8>,
-    /// Answers that are not on the link yet, and the oldest of them.
+    /// Answers that are not on the link yet, and when the oldest of them was given, in nanoseconds.
     outbox: Option<Outbox>,
-    oldest: Option<Instant>,
+    oldest: Option<u64>,
 }
 
 impl Desk {
@@ -150,12 +151,12 @@ impl Desk {
         let header_bytes = header.encode(payload.len());
         if let Some(outbox) = &mut state.outbox {
             if outbox.add(&header_bytes, payload) {
-                state.oldest.get_or_insert_with(Instant::now);
+                state.oldest.get_or_insert_with(clock::nanos);
                 return Ok(());
             }
             self.flush(state)?;
             if state.outbox.as_mut().is_some_and(|outbox| outbox.add(&header_bytes, payload)) {
-                state.oldest = Some(Instant::now());
+                state.oldest = Some(clock::nanos());
                 return Ok(());
             }
         }
@@ -199,7 +200,7 @@ impl Desk {
         loop {
             if self.take(&mut state, job, cancel)? {
                 // Answers may gather for as long as calls are quick. The attendant sends what a slow call holds up.
-                if state.oldest.is_some_and(|oldest| oldest.elapsed() > GATHER) {
+                if state.oldest.is_some_and(|oldest| clock::nanos().saturating_sub(oldest) > GATHER_NANOS) {
                     self.flush(&mut state)?;
                 }
                 return Ok(());
