@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use pm::{Json, PoolBuilder, Spec, SpecBuilder, Stderr, Uds};
-use pm_benches::measure::rate;
+use pm_cli::bench::measure::many;
 
 fn main() {
     pm::roles([]);
@@ -48,14 +48,14 @@ async fn pool(program: SpecBuilder, time: Duration) -> f64 {
     let pool = builder.workers(2).start().await.expect("a pool");
     let text = "x".repeat(62);
     let callers = pool.clone();
-    let rate = rate(256, time, move || {
+    let measured = many(256, time, None, move || {
         let query = callers.query(&text);
         let text = text.clone();
         async move { assert_eq!(query.await.expect("an answer"), text) }
     })
     .await;
     pool.shutdown().await;
-    rate
+    measured.rate
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use pm::Query;
-use pm_benches::measure::Recorder;
+use pm_cli::bench::measure::Recorder;
 
 static ECHO: Query<u64, u64> = Query::new("echo", &|n: u64| n);
 
@@ -18,7 +18,7 @@ fn main() {
         let pool = ECHO.pool().start().await.expect("a pool");
         assert_eq!(pool.query(&7).await.expect("an answer"), 7, "right before fast");
 
-        let mut recorder = Recorder::new(time);
+        let mut recorder = Recorder::new(time, None);
         while recorder.goes_on() {
             let began = Instant::now();
             let worker = ECHO.pool().start_worker().await.expect("a worker");

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bench::place::Place;
 use crate::units;
 
 /// Run jobs through warm workers that may crash, hang or be killed, and never lose one.
@@ -28,6 +29,9 @@ pub enum Command {
         after_long_help = AFTER_LONG_HELP
     )]
     Pool(Box<PoolArgs>),
+    /// Measure the transports side by side, and say which one to pick on this machine
+    #[command(long_about = BENCH_ABOUT)]
+    Bench(BenchArgs),
     /// Hold the processes of another program; it starts this by itself
     #[command(hide = true)]
     Keeper,
@@ -112,6 +116,32 @@ pub struct PoolArgs {
     pub command: Vec<OsString>,
 }
 
+/// The options of `pm bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// The transports: stdio, uds, shm [default: all]
+    #[arg(short, long, value_name = "NAMES", value_delimiter = ',')]
+    pub transport: Vec<String>,
+    /// Bytes of the payload, there and back
+    #[arg(short, long, value_name = "SIZES", value_delimiter = ',', value_parser = units::size, default_value = "64")]
+    pub size: Vec<usize>,
+    /// Queries under way at once
+    #[arg(short = 'n', long, value_name = "NUMBERS", value_delimiter = ',', default_value = "1,256")]
+    pub in_flight: Vec<usize>,
+    /// Where manager and worker run [default: two,one]
+    #[arg(short, long, value_name = "PLACES", value_delimiter = ',', value_enum)]
+    pub placement: Vec<Place>,
+    /// How long each row is measured, after a warm-up [default: what makes some 25 s together]
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    pub time: Option<Duration>,
+    /// One JSON object a row, as soon as it is there
+    #[arg(long)]
+    pub json: bool,
+    /// Draw the rows into FILE as well, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
+}
+
 /// How a program takes its jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Speaks {
@@ -160,6 +190,17 @@ pub enum Progress {
     /// Not at all.
     Never,
 }
+
+const BENCH_ABOUT: &str = "\
+Measure the transports side by side, and say which one to pick on this machine.
+
+Each query is typed, goes through the whole manager to a worker that echoes it, and is checked. The ways to make them: await (each by a task \
+of its own), blocking (each by a thread of its own) and batch (all that are under way sent together; the times are those of a whole batch). Beside \
+them stand the limits: two threads that spin or wake each other, a bare tokio socket and pipe, and a channel between two tasks. Close what else \
+uses the processor: a shared machine gives other figures every minute, and only the ratios within one run count.
+
+A line of --json has transport (or \"limit\"), placement, size, in_flight, mode, p50_ns, p99_ns, p999_ns, rate (queries a second), \
+cpu_ns_per_query_manager and cpu_ns_per_query_worker.";
 
 const LONG_ABOUT: &str = "\
 Run each line of standard input as a job, in a pool of workers that stay warm.

@@ -5,6 +5,7 @@
 //! | [`cli`] | the command line as it was written |
 //! | [`plan`] | the same, checked and resolved: what can be carried out |
 //! | [`pool`] | `pm pool`: carries the plan out |
+//! | [`bench`] | `pm bench`: measures the transports side by side |
 //! | [`roles`] | what `pm` serves as its own worker: `@echo`, `@sha256`, `@wc`, programs with `{}`, filters |
 
 #![forbid(unsafe_code)]
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+pub mod bench;
 pub mod cli;
 pub mod error;
 pub mod plan;
@@ -30,6 +32,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let done = match cli.command {
         cli::Command::Pool(args) => plan::Plan::new(*args).and_then(pool::run),
+        cli::Command::Bench(args) => bench::Plan::new(args).and_then(bench::run),
         cli::Command::Keeper => Err(keeper()),
     };
     match done {

@@ -166,13 +166,16 @@ impl<W: Words> Producer<W> {
     fn copy_in(&self, bytes: &[u8]) -> u32 {
         let mut sum = Sum::new(self.tail, bytes.len());
         let (chunks, rest) = bytes.as_chunks::<WORD>();
-        let mut place = places(self.ring.words(), self.tail);
-        for (chunk, word) in chunks.iter().zip(place.by_ref()) {
-            let value = u64::from_ne_bytes(*chunk);
-            word.store(value, Ordering::Relaxed);
-            sum.add(value);
+        let place = places(self.ring.words(), self.tail);
+        let (first, second) = chunks.split_at(chunks.len().min(place.0.len()));
+        for (words, chunks) in [(place.0, first), (place.1, second)] {
+            for (word, chunk) in words.iter().zip(chunks) {
+                let value = u64::from_ne_bytes(*chunk);
+                word.store(value, Ordering::Relaxed);
+                sum.add(value);
+            }
         }
-        if let (false, Some(word)) = (rest.is_empty(), place.next()) {
+        if let (false, Some(word)) = (rest.is_empty(), after(place, chunks.len())) {
             let value = last_word(bytes, rest);
             word.store(value, Ordering::Relaxed);
             sum.add(value);
@@ -192,11 +195,16 @@ fn last_word(bytes: &[u8], rest: &[u8]) -> u64 {
     u64::from_le(word)
 }
 
-/// The words behind the first one of the chunk that begins at a line, around the end of the ring.
-fn places(words: &[AtomicU64], line: u64) -> impl Iterator<Item = &AtomicU64> {
+/// The words behind the first one of the chunk that begins at a line: to the end of the ring, and from its beginning.
+fn places(words: &[AtomicU64], line: u64) -> (&[AtomicU64], &[AtomicU64]) {
     let start = ((line as usize * LINE_WORDS) & (words.len() - 1)) + 1;
     let (before, after) = words.split_at(start);
-    after.iter().chain(before)
+    (after, before)
+}
+
+/// The word after so many of a chunk.
+fn after<'a>((first, second): (&'a [AtomicU64], &'a [AtomicU64]), count: usize) -> Option<&'a AtomicU64> {
+    first.get(count).or_else(|| second.get(count.checked_sub(first.len())?))
 }
 
 /// The reading side.
@@ -278,13 +286,17 @@ impl<W: Words> Consumer<W> {
         let before = into.len();
         into.resize(before + length, 0);
         let (chunks, rest) = into[before..].as_chunks_mut::<WORD>();
-        let mut place = places(self.ring.words(), self.head);
-        for (chunk, word) in chunks.iter_mut().zip(place.by_ref()) {
-            let value = word.load(Ordering::Relaxed);
-            *chunk = value.to_ne_bytes();
-            sum.add(value);
+        let place = places(self.ring.words(), self.head);
+        let last = after(place, chunks.len());
+        let (first, second) = chunks.split_at_mut(chunks.len().min(place.0.len()));
+        for (words, chunks) in [(place.0, first), (place.1, second)] {
+            for (word, chunk) in words.iter().zip(chunks) {
+                let value = word.load(Ordering::Relaxed);
+                *chunk = value.to_ne_bytes();
+                sum.add(value);
+            }
         }
-        if let (false, Some(word)) = (rest.is_empty(), place.next()) {
+        if let (false, Some(word)) = (rest.is_empty(), last) {
             let value = word.load(Ordering::Relaxed);
             rest.copy_from_slice(&value.to_ne_bytes()[..rest.len()]);
             sum.add(value);
@@ -294,26 +306,30 @@ impl<W: Words> Consumer<W> {
 }
 
 /// A checksum against accidents and random writes: a change of any one word changes it for certain before it is cut to 32 bits.
+///
+/// The words go to four lanes in turn, so that they need not wait for each other. The lane of the next word is always the first: a place that is
+/// counted would keep the lanes in memory.
 struct Sum {
     lanes: [u64; 4],
-    next: usize,
+    added: usize,
 }
 
 impl Sum {
     fn new(line: u64, length: usize) -> Self {
         let seed = line.wrapping_mul(Self::FACTOR) ^ length as u64;
-        Sum { lanes: [seed, !seed, seed.rotate_left(17), seed.rotate_left(43)], next: 0 }
+        Sum { lanes: [seed, !seed, seed.rotate_left(17), seed.rotate_left(43)], added: 0 }
     }
 
     const FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
 
     fn add(&mut self, word: u64) {
-        let lane = &mut self.lanes[self.next % 4];
-        *lane = (*lane ^ word).wrapping_mul(Self::FACTOR).rotate_left(29);
-        self.next += 1;
+        let [lane, second, third, fourth] = self.lanes;
+        self.lanes = [second, third, fourth, (lane ^ word).wrapping_mul(Self::FACTOR).rotate_left(29)];
+        self.added += 1;
     }
 
-    fn finish(self) -> u32 {
+    fn finish(mut self) -> u32 {
+        self.lanes.rotate_right(self.added % 4);
         let mixed =
             self.lanes.into_iter().fold(0_u64, |all, lane| (all.rotate_left(21) ^ lane).wrapping_mul(Self::FACTOR));
         (mixed ^ (mixed >> 32)) as u32

@@ -2,15 +2,18 @@
 
 use pm::{HandlerError, HandlerErrorKind, Role};
 
+use crate::bench::work;
+
 pub mod builtin;
 pub mod exec;
 pub mod filter;
 
-/// The codec of all of them: payloads are bytes as they are.
+/// The codec of those that `pm pool` uses: payloads are bytes as they are.
 pub const CODEC: &str = "bytes";
 
 /// For `pm::roles`.
-pub const ALL: [&dyn Role; 5] = [&builtin::ECHO, &builtin::SHA256, &builtin::WC, &exec::EXEC, &filter::FILTER];
+pub const ALL: [&dyn Role; 7] =
+    [&builtin::ECHO, &builtin::SHA256, &builtin::WC, &exec::EXEC, &filter::FILTER, &work::BLOCK, &work::BYTES];
 
 /// An error of one of these roles. `what` says which, for the manager: see [`Fault`](exec::Fault).
 fn error(what: impl Into<String>, message: impl Into<String>, trace: impl Into<String>) -> HandlerError {

@@ -45,9 +45,6 @@ const COARSE: Duration = Duration::from_millis(4);
 /// system calls and wake-ups than that gains.
 const ENOUGH: u32 = 128;
 
-/// The same on a hot link, where a worker that is busy costs no system call, and one that falls asleep costs a wake-up.
-const ENOUGH_HOT: u32 = 32;
-
 /// What all links of a pool have in common.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LinkSettings {
@@ -262,7 +259,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         }
         // Nothing is under way, and calls come one at a time: waiting for others to join would only cost time.
         let is_alone = before == 0 && core.last_batch <= 1;
-        if is_alone || core.unsent >= if self.is_hot { ENOUGH_HOT } else { ENOUGH } {
+        if is_alone || core.unsent >= ENOUGH {
             let flushed = core.poll_flush(&mut Context::from_waker(Waker::noop()));
             kick = !(is_alone && matches!(flushed, Poll::Ready(Ok(()))));
         }

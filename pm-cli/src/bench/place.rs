@@ -2,35 +2,52 @@
 
 use std::fmt;
 
+use clap::ValueEnum;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// The variable that pins a process of a bench to one processor.
 pub const VARIABLE: &str = "PM_BENCH_CPU";
 
 /// Where manager and worker run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Place {
     /// The manager on processor 0, the worker on 1.
+    #[value(name = "two")]
     TwoCores,
     /// Both on processor 0.
+    #[value(name = "one")]
     OneCore,
     /// Wherever the kernel likes.
     Unpinned,
+    /// As on two cores, each of which has a process beside that never sleeps.
+    Hogs,
 }
 
 impl Place {
     /// All of them that this machine has.
     pub fn all() -> Vec<Place> {
-        match std::thread::available_parallelism() {
-            Ok(cores) if cores.get() > 1 => vec![Place::TwoCores, Place::OneCore, Place::Unpinned],
-            _ => vec![Place::OneCore],
+        Place::value_variants().iter().copied().filter(|place| place.is_here()).collect()
+    }
+
+    /// Whether this machine has enough processors for it.
+    pub fn is_here(self) -> bool {
+        self == Place::OneCore || std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1)
+    }
+
+    /// Its name in JSON and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Place::TwoCores => "two",
+            Place::OneCore => "one",
+            Place::Unpinned => "unpinned",
+            Place::Hogs => "hogs",
         }
     }
 
     /// Pins the calling thread, and those that it starts, as the manager. Call it before a runtime is built.
     pub fn enter(self) {
         match self {
-            Place::TwoCores | Place::OneCore => pin(&[0]),
+            Place::TwoCores | Place::OneCore | Place::Hogs => pin(&[0]),
             Place::Unpinned => pin(&all_cores()),
         }
     }
@@ -43,13 +60,18 @@ impl Place {
         }
     }
 
-    /// The processor of the worker, for [`VARIABLE`].
-    pub fn worker(self) -> Option<usize> {
+    /// The processor of the worker.
+    fn worker(self) -> Option<usize> {
         match self {
-            Place::TwoCores => Some(1),
+            Place::TwoCores | Place::Hogs => Some(1),
             Place::OneCore => Some(0),
             Place::Unpinned => None,
         }
+    }
+
+    /// What [`VARIABLE`] says in the environment of a worker.
+    pub fn variable(self) -> String {
+        self.worker().map_or("any".to_string(), |cpu| cpu.to_string())
     }
 }
 
@@ -59,6 +81,7 @@ impl fmt::Display for Place {
             Place::TwoCores => "two cores",
             Place::OneCore => "one core",
             Place::Unpinned => "unpinned",
+            Place::Hogs => "two cores with a hog on each",
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The limits: what the same work costs with nothing but the socket, the pipe or the channel.
 
 use std::collections::VecDeque;
+use std::hint::black_box;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
@@ -15,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::place::{Place, VARIABLE};
+use super::place::{Place, VARIABLE};
 
 /// The variable that makes a bench binary an echoing peer on its standard input and output.
 const PEER: &str = "PM_BENCH_PEER";
@@ -23,10 +24,17 @@ const PEER: &str = "PM_BENCH_PEER";
 /// The frame of 64 bytes that is echoed, with a header as long as pm's.
 pub const FRAME: usize = 80;
 
-/// Echoes, where the environment says that this process is a peer. Call it first in `main`.
-pub fn echo_if_peer() {
-    if std::env::var_os(PEER).is_none() {
-        return;
+/// What [`PEER`] says to a process that is to burn a processor.
+const HOG: &str = "hog";
+
+/// Echoes or burns a processor, where the environment says that this process is such a peer. Call it first in `main`.
+pub fn serve_if_peer() {
+    let Some(what) = std::env::var_os(PEER) else { return };
+    if what == HOG {
+        // Until nobody holds the other end any more.
+        thread::spawn(|| while !black_box(false) {});
+        let _ = std::io::stdin().read(&mut [0]);
+        std::process::exit(0);
     }
     let (mut input, mut output) = (std::io::stdin().lock(), std::fs::File::from(stdout()));
     let mut buffer = vec![0; 1 << 16];
@@ -56,18 +64,35 @@ impl Drop for Peer {
     }
 }
 
-fn peer(place: Place, stdin: impl Into<Stdio>, stdout: impl Into<Stdio>) -> Peer {
+impl Peer {
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+fn peer(what: &str, cpu: &str, stdin: impl Into<Stdio>, stdout: impl Into<Stdio>) -> Peer {
     let mut command = Command::new("/proc/self/exe");
-    command.env(PEER, "1").stdin(stdin).stdout(stdout);
-    command.env(VARIABLE, place.worker().map_or("any".to_string(), |cpu| cpu.to_string()));
+    command.env(PEER, what).env(VARIABLE, cpu).stdin(stdin).stdout(stdout);
     Peer(command.spawn().expect("the bench can start itself"))
+}
+
+fn echo(place: Place, stdin: impl Into<Stdio>, stdout: impl Into<Stdio>) -> Peer {
+    peer("echo", &place.variable(), stdin, stdout)
+}
+
+/// The processes beside that a place asks for. They end with this.
+pub fn hogs(place: Place) -> Vec<Peer> {
+    let cpus: &[&str] = if place == Place::Hogs { &["0", "1"] } else { &[] };
+    cpus.iter().map(|cpu| peer(HOG, cpu, Stdio::piped(), Stdio::null())).collect()
 }
 
 /// A bare tokio socket to an echoing process.
 #[derive(Debug)]
 pub struct BareSocket {
     stream: UnixStream,
-    _peer: Peer,
+    /// The other end.
+    pub peer: Peer,
 }
 
 impl BareSocket {
@@ -75,9 +100,9 @@ impl BareSocket {
     pub fn new(place: Place) -> Self {
         let (ours, theirs) = StdStream::pair().expect("a pair of sockets");
         let theirs = OwnedFd::from(theirs);
-        let peer = peer(place, theirs.try_clone().expect("a descriptor"), theirs);
+        let peer = echo(place, theirs.try_clone().expect("a descriptor"), theirs);
         ours.set_nonblocking(true).expect("a flag");
-        BareSocket { stream: UnixStream::from_std(ours).expect("a runtime"), _peer: peer }
+        BareSocket { stream: UnixStream::from_std(ours).expect("a runtime"), peer }
     }
 
     /// One frame there and back.
@@ -92,7 +117,8 @@ impl BareSocket {
 pub struct BarePipe {
     read: pipe::Receiver,
     write: pipe::Sender,
-    _peer: Peer,
+    /// The other end.
+    pub peer: Peer,
 }
 
 impl BarePipe {
@@ -100,10 +126,10 @@ impl BarePipe {
     pub fn new(place: Place) -> Self {
         let (stdin, write) = std::io::pipe().expect("a pipe");
         let (read, stdout) = std::io::pipe().expect("a pipe");
-        let peer = peer(place, OwnedFd::from(stdin), OwnedFd::from(stdout));
+        let peer = echo(place, OwnedFd::from(stdin), OwnedFd::from(stdout));
         let write = pipe::Sender::from_owned_fd(write.into()).expect("a runtime");
         let read = pipe::Receiver::from_owned_fd(read.into()).expect("a runtime");
-        BarePipe { read, write, _peer: peer }
+        BarePipe { read, write, peer }
     }
 
     /// One frame there and back.
@@ -123,10 +149,10 @@ pub struct Mux(mpsc::Sender<Request>);
 impl Mux {
     /// Starts the peer and the task.
     pub fn new(place: Place) -> Self {
-        let BareSocket { stream, _peer } = BareSocket::new(place);
+        let BareSocket { stream, peer } = BareSocket::new(place);
         let (sender, mut requests) = mpsc::channel::<Request>(1024);
         tokio::spawn(async move {
-            let _peer = _peer;
+            let _peer = peer;
             let (mut read, mut write) = stream.into_split();
             let (mut waiting, mut batch) = (VecDeque::new(), Vec::new());
             let (mut out, mut input) = (Vec::new(), vec![0; 1 << 16]);

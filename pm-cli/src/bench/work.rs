@@ -1,0 +1,257 @@
+//! The work that is measured: queries that echo, through the whole `QueryManager`, and the limits beside them.
+
+use std::fmt::Debug;
+use std::hint::black_box;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pm::{AnyTransport, Query, QueryManager, StartError, Transport};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::limits::{BarePipe, BareSocket, Channel, FRAME, Futex, Mux, Spin, hogs};
+use super::measure::{Block, Measured, Recorder, many, many_threads};
+use super::place::{self, Place};
+use super::rows::{Mode, Row};
+
+/// Echoes 64 bytes, without any allocation.
+pub static BLOCK: Query<Block, Block> = Query::new("bench-block", &|block: Block| black_box(block));
+
+/// Echoes bytes.
+pub static BYTES: Query<Bytes, Bytes> = Query::new("bench-bytes", &|bytes: Bytes| black_box(bytes));
+
+/// What is to be measured.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The transports.
+    pub transports: Vec<AnyTransport>,
+    /// Bytes of the payload.
+    pub sizes: Vec<usize>,
+    /// Queries under way at once.
+    pub in_flight: Vec<usize>,
+    /// Where the processes run.
+    pub places: Vec<Place>,
+    /// How the queries are made.
+    pub modes: Vec<Mode>,
+    /// The limits that are measured as well.
+    pub limits: Vec<Mode>,
+    /// How long each row is measured, after a warm-up of a tenth of that.
+    pub time: Duration,
+}
+
+/// The ways in which queries are made.
+pub const MODES: [Mode; 3] = [Mode::Await, Mode::Blocking, Mode::Batch];
+
+/// The limits.
+pub const LIMITS: [Mode; 5] = [Mode::Spin, Mode::Futex, Mode::Socket, Mode::Pipe, Mode::Channel];
+
+/// How many queries the channel and the multiplexer have under way.
+const CROWD: usize = 256;
+
+impl Settings {
+    /// How many rows they give.
+    pub fn rows(&self) -> usize {
+        let transports = self.transports.len() * self.sizes.len() * self.in_flight.len() * self.modes.len();
+        self.places
+            .iter()
+            .map(|place| transports + self.limits.iter().filter(|limit| has(**limit, *place)).count())
+            .sum()
+    }
+
+    /// Measures everything, place by place, and hands each row out once it is there.
+    ///
+    /// # Errors
+    /// [`StartError`] where a pool cannot be started.
+    pub fn measure(&self, mut each: impl FnMut(Row) + Send) -> Result<(), StartError> {
+        for &place in &self.places {
+            let hogs = hogs(place);
+            // A thread and a runtime of their own: the keeper, which is started from here, is pinned as the manager is, and the worker
+            // pins itself.
+            let in_place = || {
+                place.enter();
+                let threads = if place == Place::Unpinned { 2 } else { 1 };
+                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+                let runtime = runtime.expect("a runtime");
+                for &limit in self.limits.iter().filter(|limit| has(**limit, place)) {
+                    each(self.limit(&runtime, place, limit));
+                }
+                for transport in &self.transports {
+                    self.transport(&runtime, place, transport, &mut each)?;
+                }
+                Ok::<(), StartError>(())
+            };
+            std::thread::scope(|scope| scope.spawn(in_place).join().expect("no bench panics"))?;
+            drop(hogs);
+        }
+        Ok(())
+    }
+
+    fn limit(&self, runtime: &tokio::runtime::Runtime, place: Place, mode: Mode) -> Row {
+        let time = self.time;
+        let mut frame = [7u8; FRAME];
+        let measured = match mode {
+            Mode::Spin => {
+                let mut spin = Spin::new(place);
+                timed(time, || {
+                    black_box(spin.round_trip(black_box([7; 8])));
+                })
+            }
+            Mode::Futex => {
+                let mut futex = Futex::new(place);
+                timed(time, || futex.round_trip())
+            }
+            // The work runs on a thread of the runtime, as a server's does, and not on the one that blocks for it.
+            Mode::Socket => on(runtime, async move {
+                let mut socket = BareSocket::new(place);
+                let mut recorder = Recorder::new(time, Some(socket.peer.pid()));
+                while recorder.goes_on() {
+                    socket.round_trip(&mut frame).await;
+                }
+                recorder.finish()
+            }),
+            Mode::Pipe => on(runtime, async move {
+                let mut pipe = BarePipe::new(place);
+                let mut recorder = Recorder::new(time, Some(pipe.peer.pid()));
+                while recorder.goes_on() {
+                    pipe.round_trip(&mut frame).await;
+                }
+                recorder.finish()
+            }),
+            Mode::Mux => on(runtime, async move {
+                let mux = Mux::new(place);
+                many(CROWD, time, None, move || {
+                    let mux = mux.clone();
+                    async move { assert_eq!(mux.round_trip(black_box([7; FRAME])).await, [7; FRAME]) }
+                })
+                .await
+            }),
+            _ => on(runtime, async move {
+                let channel = Channel::new();
+                many(CROWD, time, None, move || {
+                    let channel = channel.clone();
+                    async move { assert_eq!(channel.round_trip(black_box([7; FRAME])).await, [7; FRAME]) }
+                })
+                .await
+            }),
+        };
+        let in_flight = if matches!(mode, Mode::Channel | Mode::Mux) { CROWD } else { 1 };
+        Row { transport: None, place, size: 64, in_flight, mode, measured }
+    }
+
+    fn transport(
+        &self,
+        runtime: &tokio::runtime::Runtime,
+        place: Place,
+        transport: &AnyTransport,
+        each: &mut impl FnMut(Row),
+    ) -> Result<(), StartError> {
+        for &size in &self.sizes {
+            let mut row = |in_flight, mode, measured| {
+                each(Row { transport: Some(transport.scheme()), place, size, in_flight, mode, measured });
+            };
+            if size == 64 {
+                self.pool(runtime, place, transport, &BLOCK, Block([7; 64]), &mut row)?;
+            } else {
+                self.pool(runtime, place, transport, &BYTES, Bytes::from(vec![7; size]), &mut row)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn pool<P: Payload>(
+        &self,
+        runtime: &tokio::runtime::Runtime,
+        place: Place,
+        transport: &AnyTransport,
+        echo: &'static Query<P, P>,
+        input: P,
+        row: &mut impl FnMut(usize, Mode, Measured),
+    ) -> Result<(), StartError> {
+        let pool = runtime.block_on(async {
+            let pool = echo.pool().transport(*transport).spec(|spec| spec.env(place::VARIABLE, place.variable()));
+            pool.start().await
+        })?;
+        for &in_flight in &self.in_flight {
+            for &mode in &self.modes {
+                row(in_flight, mode, self.queries(runtime, &pool, &input, in_flight, mode));
+            }
+        }
+        runtime.block_on(pool.shutdown());
+        Ok(())
+    }
+
+    fn queries<P: Payload>(
+        &self,
+        runtime: &tokio::runtime::Runtime,
+        pool: &QueryManager<P, P>,
+        input: &P,
+        in_flight: usize,
+        mode: Mode,
+    ) -> Measured {
+        let time = self.time;
+        let peer = pool.workers().first().map(|worker| worker.pid);
+        let (pool, input) = (pool.clone(), input.clone());
+        match mode {
+            Mode::Blocking if in_flight == 1 => {
+                let mut recorder = Recorder::new(time, peer);
+                while recorder.goes_on() {
+                    assert_eq!(pool.query_blocking(&input).expect("an answer"), input);
+                }
+                recorder.finish()
+            }
+            Mode::Blocking => many_threads(in_flight, time, peer, || {
+                assert_eq!(pool.query_blocking(&input).expect("an answer"), input);
+            }),
+            Mode::Batch => on(runtime, async move {
+                let inputs = vec![input.clone(); in_flight];
+                let mut recorder = Recorder::new(time, peer);
+                while recorder.goes_on() {
+                    for answer in pool.query_batch(&inputs).await {
+                        assert_eq!(answer.expect("an answer"), input);
+                    }
+                }
+                let batch = recorder.finish();
+                let each = in_flight as f64;
+                let (cpu_manager, cpu_worker) = (batch.cpu_manager / each, batch.cpu_worker / each);
+                Measured { rate: batch.rate * each, cpu_manager, cpu_worker, ..batch }
+            }),
+            _ if in_flight == 1 => on(runtime, async move {
+                let mut recorder = Recorder::new(time, peer);
+                while recorder.goes_on() {
+                    assert_eq!(pool.query(&input).await.expect("an answer"), input);
+                }
+                recorder.finish()
+            }),
+            _ => on(runtime, async move {
+                many(in_flight, time, peer, move || {
+                    let (pool, input) = (pool.clone(), input.clone());
+                    async move { assert_eq!(pool.query(&input).await.expect("an answer"), input) }
+                })
+                .await
+            }),
+        }
+    }
+}
+
+/// Whether there is such a limit in a place.
+fn has(limit: Mode, place: Place) -> bool {
+    // Nobody spins for a thread that shares its processor.
+    !(limit == Mode::Spin && place == Place::OneCore)
+}
+
+/// What is echoed.
+trait Payload: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Send + Sync + 'static {}
+
+impl<P: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Send + Sync + 'static> Payload for P {}
+
+fn timed(time: Duration, mut call: impl FnMut()) -> Measured {
+    let mut recorder = Recorder::new(time, None);
+    while recorder.goes_on() {
+        call();
+    }
+    recorder.finish()
+}
+
+fn on<T: Send + 'static>(runtime: &tokio::runtime::Runtime, work: impl Future<Output = T> + Send + 'static) -> T {
+    runtime.block_on(async { tokio::spawn(work).await.expect("no bench panics") })
+}
