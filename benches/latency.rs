@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use pm::AnyTransport;
@@ -39,7 +40,11 @@ fn main() {
         for _ in 0..rounds {
             let mut rows = Vec::new();
             let here = Settings { places: vec![place], ..settings.clone() };
-            here.measure(|row| rows.push(row)).expect("pools can be started");
+            let done = here.measure(|row| {
+                rows.push(row);
+                ControlFlow::Continue(())
+            });
+            done.expect("nothing is lost");
             measured.push(rows);
         }
         let medians: Vec<Row> = (0..measured[0].len())

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use pm::core::driver::launch::LaunchError;
 use thiserror::Error;
 
+use crate::bench::work::BenchError;
+
 /// The exit codes of `pm`.
 pub mod code {
     /// Some jobs failed, or their results could not be written.
@@ -77,7 +79,7 @@ pub enum CliError {
         /// What the kernel said.
         source: std::io::Error,
     },
-    /// The result file cannot be used.
+    /// The result file, or that of a plot, cannot be used.
     #[error("{path:?} {problem}")]
     Log {
         /// The file.
@@ -90,6 +92,9 @@ pub enum CliError {
     /// The first workers could not be started.
     #[error("the pool cannot be started: {0}")]
     Start(String),
+    /// A bench came to no end.
+    #[error("the bench was broken off: {}", chain(.0))]
+    Bench(BenchError),
     /// The runtime cannot be made.
     #[error("the runtime cannot be started; are there descriptors and threads left? (ulimit -n, ulimit -u)")]
     Runtime(#[source] std::io::Error),
@@ -102,7 +107,7 @@ impl CliError {
     /// The exit code of `pm` for this error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            CliError::Runtime(_) | CliError::Keeper(_) => code::FAILED,
+            CliError::Runtime(_) | CliError::Keeper(_) | CliError::Bench(BenchError::Lost) => code::FAILED,
             _ => code::USAGE,
         }
     }

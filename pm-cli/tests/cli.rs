@@ -1,7 +1,9 @@
-//! `pm pool` as people use it: the built binary, real processes, real signals.
+//! `pm` as people use it: the built binary, real processes, real signals.
 //!
 //! Each run has a mark of its own in its environment, which all that it starts inherits. At its end no process with that mark may be left.
 
+#[path = "cli/bench.rs"]
+mod bench;
 #[path = "cli/faults.rs"]
 mod faults;
 #[path = "cli/jobs.rs"]

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use crate::ring::NO_CPU;
 
-/// The longest spin. What a wake-up costs across processors is 2 to 50 µs.
-const LONGEST: Duration = Duration::from_micros(20);
+/// The longest spin: what a wake-up costs across processors, 2 to 50 µs. Whoever spins for so long before it sleeps has waited in vain at most as long as
+/// the sleep would have cost.
+const LONGEST: Duration = Duration::from_micros(50);
 
 /// How often the peer's word is looked at between two looks at the clock.
 const LOOKS: u32 = 64;

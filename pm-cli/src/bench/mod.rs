@@ -10,7 +10,8 @@
 //! | [`table`], [`plot`] | how it is shown |
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -116,12 +117,13 @@ pub fn run(plan: Plan) -> Result<ExitCode, CliError> {
     let measured = settings.measure(|row| {
         progress.next(&row);
         if json {
-            is_closed |= writeln!(std::io::stdout(), "{}", row.json()).is_err();
+            is_closed = writeln!(std::io::stdout(), "{}", row.json()).is_err();
         }
         rows.push(row);
+        if is_closed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     progress.end();
-    measured.map_err(|error| CliError::Start(crate::error::chain(&error)))?;
+    measured.map_err(CliError::Bench)?;
     if !json {
         let mut text = format!("{}\n", table::machine());
         for &place in &settings.places {
@@ -142,7 +144,7 @@ pub fn run(plan: Plan) -> Result<ExitCode, CliError> {
     Ok(ExitCode::from(if is_closed { crate::error::code::CLOSED } else { 0 }))
 }
 
-fn unwritable(path: &std::path::Path, source: std::io::Error) -> CliError {
+fn unwritable(path: &Path, source: std::io::Error) -> CliError {
     CliError::Log { path: path.to_owned(), problem: "cannot be written".to_string(), source: Some(source) }
 }
 

@@ -23,7 +23,7 @@ pub fn svg(machine: &str, rows: &[Row]) -> String {
     }
     let mut body = String::new();
     let mut y = MARGIN + 20.0;
-    text(&mut body, MARGIN, y, "16", "600", &format!("pm bench · {machine}"));
+    text(&mut body, MARGIN, y, "16", "600", &format!("pm bench · {machine} · the scale multiplies"));
     y += 16.0;
     for place in places {
         let here = || rows.iter().filter(move |row| row.place == place);

@@ -79,7 +79,7 @@ impl Row {
     /// The limit that this row is held against.
     pub fn limit(&self) -> Option<Mode> {
         Some(match (self.transport?, self.in_flight) {
-            ("shm", 1) if self.place == Place::OneCore => Mode::Futex,
+            ("shm", 1) if matches!(self.place, Place::OneCore | Place::Hogs) => Mode::Futex,
             ("shm", 1) => Mode::Spin,
             ("shm", _) => Mode::Channel,
             ("uds", 1) => Mode::Socket,

@@ -2,12 +2,14 @@
 
 use std::fmt::Debug;
 use std::hint::black_box;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use bytes::Bytes;
 use pm::{AnyTransport, Query, QueryManager, StartError, Transport};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use thiserror::Error;
 
 use super::limits::{BarePipe, BareSocket, Channel, FRAME, Futex, Mux, Spin, hogs};
 use super::measure::{Block, Measured, Recorder, many, many_threads};
@@ -39,6 +41,26 @@ pub struct Settings {
     pub time: Duration,
 }
 
+/// A bench came to no end.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BenchError {
+    /// A pool cannot be started.
+    #[error("the pool to be measured cannot be started")]
+    Start(#[source] StartError),
+    /// A query failed.
+    #[error("a query failed while it was measured")]
+    Lost,
+}
+
+/// Why nothing more is measured.
+enum Stop {
+    /// Nobody wants another row.
+    Enough,
+    Lost,
+    Start(StartError),
+}
+
 /// The ways in which queries are made.
 pub const MODES: [Mode; 3] = [Mode::Await, Mode::Blocking, Mode::Batch];
 
@@ -58,30 +80,50 @@ impl Settings {
             .sum()
     }
 
-    /// Measures everything, place by place, and hands each row out once it is there.
+    /// Measures everything, place by place, and hands each row out once it is there, for as long as somebody wants one.
     ///
     /// # Errors
-    /// [`StartError`] where a pool cannot be started.
-    pub fn measure(&self, mut each: impl FnMut(Row) + Send) -> Result<(), StartError> {
+    /// [`BenchError`] where a pool cannot be started or a worker is lost.
+    pub fn measure(&self, mut each: impl FnMut(Row) -> ControlFlow<()> + Send) -> Result<(), BenchError> {
         for &place in &self.places {
-            let hogs = hogs(place);
+            let _hogs = hogs(place);
             // A thread and a runtime of their own: the keeper, which is started from here, is pinned as the manager is, and the worker
             // pins itself.
-            let in_place = || {
-                place.enter();
-                let threads = if place == Place::Unpinned { 2 } else { 1 };
-                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
-                let runtime = runtime.expect("a runtime");
-                for &limit in self.limits.iter().filter(|limit| has(**limit, place)) {
-                    each(self.limit(&runtime, place, limit));
+            let here = || self.measure_in(place, &mut each);
+            // What a worker was lost of has been printed.
+            match std::thread::scope(|scope| scope.spawn(here).join()).unwrap_or(Err(Stop::Lost)) {
+                Ok(()) => {}
+                Err(Stop::Enough) => break,
+                Err(Stop::Lost) => return Err(BenchError::Lost),
+                Err(Stop::Start(error)) => return Err(BenchError::Start(error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn measure_in(&self, place: Place, each: &mut impl FnMut(Row) -> ControlFlow<()>) -> Result<(), Stop> {
+        place.enter();
+        let threads = if place == Place::Unpinned { 2 } else { 1 };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let mut each = |row| match each(row) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Stop::Enough),
+        };
+        for &limit in self.limits.iter().filter(|limit| has(**limit, place)) {
+            each(self.limit(&runtime, place, limit))?;
+        }
+        for transport in &self.transports {
+            for &size in &self.sizes {
+                let mut row = |in_flight, mode, measured| {
+                    each(Row { transport: Some(transport.scheme()), place, size, in_flight, mode, measured })
+                };
+                if size == 64 {
+                    self.pool(&runtime, place, *transport, &BLOCK, Block([7; 64]), &mut row)?;
+                } else {
+                    self.pool(&runtime, place, *transport, &BYTES, Bytes::from(vec![7; size]), &mut row)?;
                 }
-                for transport in &self.transports {
-                    self.transport(&runtime, place, transport, &mut each)?;
-                }
-                Ok::<(), StartError>(())
-            };
-            std::thread::scope(|scope| scope.spawn(in_place).join().expect("no bench panics"))?;
-            drop(hogs);
+            }
         }
         Ok(())
     }
@@ -138,42 +180,22 @@ impl Settings {
         Row { transport: None, place, size: 64, in_flight, mode, measured }
     }
 
-    fn transport(
-        &self,
-        runtime: &tokio::runtime::Runtime,
-        place: Place,
-        transport: &AnyTransport,
-        each: &mut impl FnMut(Row),
-    ) -> Result<(), StartError> {
-        for &size in &self.sizes {
-            let mut row = |in_flight, mode, measured| {
-                each(Row { transport: Some(transport.scheme()), place, size, in_flight, mode, measured });
-            };
-            if size == 64 {
-                self.pool(runtime, place, transport, &BLOCK, Block([7; 64]), &mut row)?;
-            } else {
-                self.pool(runtime, place, transport, &BYTES, Bytes::from(vec![7; size]), &mut row)?;
-            }
-        }
-        Ok(())
-    }
-
     fn pool<P: Payload>(
         &self,
         runtime: &tokio::runtime::Runtime,
         place: Place,
-        transport: &AnyTransport,
+        transport: AnyTransport,
         echo: &'static Query<P, P>,
         input: P,
-        row: &mut impl FnMut(usize, Mode, Measured),
-    ) -> Result<(), StartError> {
+        row: &mut impl FnMut(usize, Mode, Measured) -> Result<(), Stop>,
+    ) -> Result<(), Stop> {
         let pool = runtime.block_on(async {
-            let pool = echo.pool().transport(*transport).spec(|spec| spec.env(place::VARIABLE, place.variable()));
-            pool.start().await
+            let pool = echo.pool().transport(transport).spec(|spec| spec.env(place::VARIABLE, place.variable()));
+            pool.start().await.map_err(Stop::Start)
         })?;
         for &in_flight in &self.in_flight {
             for &mode in &self.modes {
-                row(in_flight, mode, self.queries(runtime, &pool, &input, in_flight, mode));
+                row(in_flight, mode, self.queries(runtime, &pool, &input, in_flight, mode))?;
             }
         }
         runtime.block_on(pool.shutdown());

@@ -78,9 +78,18 @@ pub(crate) fn objects(bytes: &[u8]) -> Vec<Value> {
 
 /// `pm pool` with these arguments.
 pub(crate) fn pool<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Pm {
+    pm("pool", args)
+}
+
+/// `pm bench` with these arguments.
+pub(crate) fn bench<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Pm {
+    pm("bench", args)
+}
+
+fn pm<S: AsRef<std::ffi::OsStr>>(command_name: &str, args: impl IntoIterator<Item = S>) -> Pm {
     let mark = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let mut command = Command::new(env!("CARGO_BIN_EXE_pm"));
-    command.arg("pool").args(args).env("PM_TEST_MARK", &mark).env("NO_COLOR", "1");
+    command.arg(command_name).args(args).env("PM_TEST_MARK", &mark).env("NO_COLOR", "1");
     Pm { command, mark }
 }
 

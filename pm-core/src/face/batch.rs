@@ -38,11 +38,12 @@ where
         async move {
             let made = clock::now();
             // Whoever drops this before all have their outcome has lost interest in all of them.
-            let mut batch = Vec::with_capacity(calls.len());
-            for call in calls {
-                let mut carry = Carry::new(&*handle, call);
-                poll_fn(|cx| carry.poll_submit(made, cx)).await;
-                batch.push(carry);
+            let mut batch: Vec<_> = calls.into_iter().map(|call| Carry::new(&*handle, call)).collect();
+            // One alone is as well off as any other query.
+            if batch.len() > 1 {
+                for carry in &mut batch {
+                    poll_fn(|cx| carry.poll_submit(made, cx)).await;
+                }
             }
             let mut answers = Vec::with_capacity(batch.len());
             for carry in &mut batch {
