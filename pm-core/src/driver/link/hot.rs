@@ -98,7 +98,9 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         self.solos.store(solos + 1, Ordering::Relaxed);
         match end {
             End::Answered(call, at, output) => {
-                yard.answered(self.worker, call.made(), &call.input, at);
+                if yard.is_slow(call.made(), at) {
+                    yard.was_slow(self.worker, call.made(), &call.input, at);
+                }
                 Exchange::Answered(call, output)
             }
             End::Aboard(call) => Exchange::Aboard(call),

@@ -48,7 +48,7 @@ pub(super) struct Aboard {
 #[derive(Default)]
 pub(super) struct After {
     pub(super) wakers: Vec<Waker>,
-    pub(super) answered: Vec<Arc<Call>>,
+    pub(super) slow: Vec<Arc<Call>>,
     pub(super) requeue: Vec<(Arc<Call>, Duration)>,
     pub(super) poisoned: Vec<Arc<Call>>,
     pub(super) notices: Vec<String>,
@@ -127,7 +127,7 @@ impl<Tx: LinkTx> Core<Tx> {
                     yard.count();
                     drain.note(aboard.sent);
                     after.resolve(&aboard.call, Ok(payload));
-                    after.answered.push(aboard.call);
+                    after.note(now, aboard.call, yard);
                 }
             }
             Some(Kind::Err) if header.flags & (flag::NOT_STARTED | flag::CANCELLED) != 0 => {
@@ -147,7 +147,7 @@ impl<Tx: LinkTx> Core<Tx> {
                     after.failed(now, aboard.call.clone(), Failure::Handler, |tries, _| {
                         QueryError::Handler(Box::new(HandlerError { tries, ..error }))
                     });
-                    after.answered.push(aboard.call);
+                    after.note(now, aboard.call, yard);
                 }
             }
             Some(Kind::Notice) => {
@@ -219,6 +219,13 @@ impl After {
         self.wakers.extend(call.resolve(outcome));
     }
 
+    /// A call was answered. Lets go of it before its caller is woken, who then uses its memory again.
+    fn note(&mut self, now: Time, call: Arc<Call>, yard: &dyn Yard) {
+        if yard.is_slow(call.made(), now) {
+            self.slow.push(call);
+        }
+    }
+
     /// A try of a call failed: it is tried again, or its caller gets the error.
     pub(super) fn failed(
         &mut self,
@@ -254,8 +261,8 @@ impl After {
         if std::mem::take(&mut self.first_answer) {
             yard.first_answer(link.worker, link.incarnation);
         }
-        for call in self.answered.drain(..) {
-            yard.answered(link.worker, call.made(), &call.input, now);
+        for call in self.slow.drain(..) {
+            yard.was_slow(link.worker, call.made(), &call.input, now);
         }
         for (call, delay) in self.requeue.drain(..) {
             yard.requeue(call, delay);

@@ -53,15 +53,17 @@ pub(crate) struct LinkSettings {
     pub(crate) capacity: usize,
 }
 
-/// What a link asks of its pool. None of it is called under the core of the link, but for `count`, `has_others` and `has_idle`, which
+/// What a link asks of its pool. None of it is called under the core of the link, but for `count`, `is_slow`, `has_others` and `has_idle`, which
 /// take no lock; whoever delivers has the inbox.
 pub(crate) trait Yard: Send + Sync {
     /// A worker sent a notice.
     fn notice(&self, worker: WorkerId, text: &str);
     /// A call is answered. Before its caller can know: whoever has an answer finds it counted.
     fn count(&self);
-    /// A call was answered that was made at this time.
-    fn answered(&self, worker: WorkerId, made: Time, input: &[u8], now: Time);
+    /// Whether somebody wants to be told of a call that was made at this time, and is answered now.
+    fn is_slow(&self, made: Time, now: Time) -> bool;
+    /// Such a call was answered.
+    fn was_slow(&self, worker: WorkerId, made: Time, input: &[u8], now: Time);
     /// So many frames of a worker meant nothing.
     fn dropped(&self, frames: u64);
     /// A call goes to the front of the queue, or waits for a delay first.

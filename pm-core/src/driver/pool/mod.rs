@@ -528,13 +528,14 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
         self.shared.answered.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn answered(&self, worker: WorkerId, made: Time, input: &[u8], now: Time) {
-        if let Some((threshold, slow)) = &self.shared.hooks.slow {
-            let took = now.since(made);
-            if took >= *threshold {
-                let slow_query = SlowQuery { worker, took, input: self.describe(input) };
-                guarded("on_slow", || slow(slow_query));
-            }
+    fn is_slow(&self, made: Time, now: Time) -> bool {
+        self.shared.hooks.slow.as_ref().is_some_and(|(threshold, _)| now.since(made) >= *threshold)
+    }
+
+    fn was_slow(&self, worker: WorkerId, made: Time, input: &[u8], now: Time) {
+        if let Some((_, slow)) = &self.shared.hooks.slow {
+            let slow_query = SlowQuery { worker, took: now.since(made), input: self.describe(input) };
+            guarded("on_slow", || slow(slow_query));
         }
     }
 
