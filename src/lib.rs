@@ -141,7 +141,7 @@ pub use pm_core::worker::error::ServeError;
 pub use pm_core::worker::role::{ByteQuery, Role};
 
 #[cfg(feature = "shm")]
-pub use pm_transport_shm::Shm;
+pub use pm_transport_shm::{Shm, Wake};
 #[cfg(feature = "stdio")]
 pub use pm_transport_stdio::Stdio;
 #[cfg(feature = "uds")]
@@ -168,7 +168,7 @@ const CONNECTS: &[&dyn pm_core::transport::Connect] = &[
     #[cfg(feature = "uds")]
     &Uds,
     #[cfg(feature = "shm")]
-    &Shm,
+    &Shm::new(),
 ];
 
 /// Says which queries this program can serve. Call it first in a plain `main`, before any runtime, logger or thread: in a worker's process it

@@ -62,7 +62,7 @@ pub fn tests() -> Vec<Trial> {
 
 async fn a_hot_query_needs_none() {
     const QUERIES: usize = 5000;
-    let pool = COUNT.pool().transport(AnyTransport::Shm(pm::Shm)).start().await.unwrap();
+    let pool = COUNT.pool().transport(AnyTransport::Shm(pm::Shm::new())).start().await.unwrap();
     let counts = std::thread::spawn(move || {
         let call = || pool.query_blocking(&[u64::MAX; 4]).unwrap()[0];
         for _ in 0..1000 {
@@ -94,7 +94,7 @@ async fn a_crowd_needs_none() {
     let allocated = std::thread::spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let pool = COUNT.pool().transport(AnyTransport::Shm(pm::Shm)).start().await.unwrap();
+            let pool = COUNT.pool().transport(AnyTransport::Shm(pm::Shm::new())).start().await.unwrap();
             let crowd = async |queries: u64| {
                 let mut callers = tokio::task::JoinSet::new();
                 for _ in 0..CALLERS {

@@ -34,7 +34,9 @@ pub fn tests() -> Vec<(String, Box<dyn Fn() -> Outcome + Send>)> {
         ("memory", conformance::cases(Memory, in_memory)),
         ("stdio", conformance::cases(pm::Stdio, over_descriptors)),
         ("uds", conformance::cases(pm::Uds, over_descriptors)),
-        ("shm", conformance::cases(pm::Shm, over_memory)),
+        ("shm", conformance::cases(pm::Shm::new(), over_memory)),
+        ("shm_park", conformance::cases(pm::Shm::new().wake(pm::Wake::Park), over_memory)),
+        ("shm_busy", conformance::cases(pm::Shm::new().wake(pm::Wake::Busy), over_memory)),
         ("tcp", conformance::cases(Tcp, over_tcp)),
     ]
     .into_iter()

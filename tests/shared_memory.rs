@@ -1,18 +1,66 @@
-//! A worker that writes at random into the memory of its link. Row T10; faults 20, 21.
+//! What only shared memory has: ways to wait, and a worker that writes at random into the memory of its link. Row T10; faults 20, 21.
 
 use std::time::Duration;
 
 use libtest_mimic::Trial;
-use pm::{AnyTransport, Budget, ExitCause, QueryError, WorkerId};
+use pm::{AnyTransport, Budget, ExitCause, QueryError, QueryErrorKind, QueryOptions, Shm, Wake, WorkerId};
+use rustix::process::Signal;
 
 use crate::roles::{Job, Said};
-use crate::support::{eventually, jobs, one, within};
+use crate::support::{eventually, jobs, kill, one, pids, within};
 
 pub fn tests() -> Vec<Trial> {
-    [one("shared_memory::random_writes_make_no_wrong_answer", random_writes_make_no_wrong_answer)]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        one("shared_memory::random_writes_make_no_wrong_answer", random_writes_make_no_wrong_answer),
+        one("shared_memory::every_way_to_wait", every_way_to_wait),
+        one("shared_memory::who_is_told_to_sleep_burns_nothing", who_is_told_to_sleep_burns_nothing),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+async fn every_way_to_wait() {
+    for wake in [Wake::Adaptive, Wake::Park, Wake::Busy] {
+        let pool = jobs(AnyTransport::Shm(Shm::new().wake(wake))).workers(1).start().await.unwrap();
+        for n in 0..200 {
+            let answer = within(pool.query(&Job::Echo(bytes(0, n)))).await.unwrap();
+            assert!(answer == Said::Bytes(bytes(0, n)), "{wake:?}");
+        }
+        let many: Vec<_> = (0..200).map(|n| tokio::spawn(pool.query(&Job::Echo(bytes(1, n))))).collect();
+        for (n, query) in many.into_iter().enumerate() {
+            assert!(within(query).await.unwrap().unwrap() == Said::Bytes(bytes(1, n as u64)), "{wake:?}");
+        }
+        // One that takes its time holds up nobody else of this runtime, and is killed at its deadline.
+        let limit = QueryOptions::new().timeout(Some(Duration::from_millis(50)));
+        let late = within(pool.query_with(&Job::Sleep(Duration::from_secs(60)), limit)).await.unwrap_err();
+        assert_eq!(late.kind(), QueryErrorKind::TimedOut, "{wake:?}");
+        let pid = pids(&pool)[0];
+        kill(pid, Signal::KILL);
+        eventually("there is another worker", || pids(&pool).first().is_some_and(|next| *next != pid)).await;
+        assert_eq!(within(pool.query(&Job::Echo(vec![1]))).await.unwrap(), Said::Bytes(vec![1]));
+        within(pool.shutdown()).await;
+    }
+}
+
+async fn who_is_told_to_sleep_burns_nothing() {
+    let pool = jobs(AnyTransport::Shm(Shm::new().wake(Wake::Park))).workers(1).start().await.unwrap();
+    let burnt = |pid: u32| -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/schedstat")).unwrap();
+        text.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    within(pool.query(&Job::Echo(vec![1]))).await.unwrap();
+    let (pid, queries) = (pids(&pool)[0], 200);
+    let before = burnt(pid);
+    for _ in 0..queries {
+        within(pool.query(&Job::Echo(vec![1]))).await.unwrap();
+        // Longer than a spin: whoever spins burns all of it.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let each = Duration::from_nanos((burnt(pid) - before) / queries);
+    // Debug builds and wake-ups take their time, but not what a spin of 50 µs after each query would add to it.
+    assert!(each < Duration::from_micros(400), "{each:?} for each query");
+    within(pool.shutdown()).await;
 }
 
 /// Bytes that tell each query from all others.
@@ -22,7 +70,7 @@ fn bytes(round: u64, n: u64) -> Vec<u8> {
 
 async fn random_writes_make_no_wrong_answer() {
     let builder =
-        jobs(AnyTransport::Shm(pm::Shm)).workers(2).budget(Budget::spare_calls(1000, Duration::from_secs(1800)));
+        jobs(AnyTransport::Shm(Shm::new())).workers(2).budget(Budget::spare_calls(1000, Duration::from_secs(1800)));
     let pool = builder.timeout(Duration::from_secs(2)).start().await.unwrap();
     let (mut right, mut violations) = (0, 0);
     for round in 0..40 {

@@ -67,7 +67,7 @@ pub const TRANSPORTS: [AnyTransport; 2] = [AnyTransport::Stdio(pm::Stdio), AnyTr
 
 /// All transports of this build: between Rust programs.
 pub const ALL: [AnyTransport; 3] =
-    [AnyTransport::Stdio(pm::Stdio), AnyTransport::Uds(pm::Uds), AnyTransport::Shm(pm::Shm)];
+    [AnyTransport::Stdio(pm::Stdio), AnyTransport::Uds(pm::Uds), AnyTransport::Shm(pm::Shm::new())];
 
 /// A test that needs a process, and with it a keeper, of its own: it counts descriptors, or breaks what others use.
 pub fn alone(name: impl Into<String>, test: impl FnOnce() -> Result<(), Failed> + Send + 'static) -> Trial {

@@ -46,15 +46,37 @@ use rustix::process::Signal;
 use manager::Memory;
 pub use manager::{ShmLink, ShmRx, ShmTx, ShmWriter};
 use memory::{Mapping, Owner};
+pub use spin::Wake;
 
 const SCHEME: &str = "shm";
 
 /// What the message with the descriptors says: which layout this is.
-const LAYOUT: &[u8] = b"pm-shm 1";
+const LAYOUT: &[u8] = b"pm-shm 2";
 
 /// The transport over shared memory.
+///
+/// ```
+/// use pm_transport_shm::{Shm, Wake};
+///
+/// let usual = Shm::new();
+/// let frugal = Shm::new().wake(Wake::Park);
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Shm;
+pub struct Shm {
+    wake: Wake,
+}
+
+impl Shm {
+    /// With [`Wake::Adaptive`].
+    pub const fn new() -> Self {
+        Shm { wake: Wake::Adaptive }
+    }
+
+    /// What manager and worker do while they wait for each other.
+    pub const fn wake(self, wake: Wake) -> Self {
+        Shm { wake }
+    }
+}
 
 /// Waits for nothing: the memory is there from the start.
 #[derive(Debug)]
@@ -80,16 +102,17 @@ impl Transport for Shm {
             |owner| memory::create(owner).map_err(|error| unsupported("memfd_create", "make a memory file", error));
         let (requests, ours) = memory(Owner::Manager)?;
         let (responses, theirs) = memory(Owner::Worker)?;
+        let memory = Memory::new(ours, theirs, self.wake);
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| refused("make an eventfd", error.into()))?;
-        probe_futex(&ours)?;
+        probe_futex(&memory.ours)?;
         send_descriptors(life.as_fd(), &[requests.as_fd(), responses.as_fd(), bell.as_fd()])
             .map_err(|error| refused("send descriptors", error))?;
         let offer = Offer {
             env: vec![(LINK_FD_VARIABLE.to_string(), LINK_FD.to_string().into())],
             fds: vec![(LINK_FD, theirs_life)],
         };
-        Ok((offer, ShmAccept { memory: Memory { ours, theirs }, bell, life }))
+        Ok((offer, ShmAccept { memory, bell, life }))
     }
 }
 
@@ -126,7 +149,7 @@ pub fn connect_over(life: OwnedFd) -> io::Result<Box<dyn WorkerLink>> {
     let [requests, responses, bell] = receive_descriptors(life.as_fd())?;
     let theirs = memory::open(requests.as_fd(), Owner::Manager)?;
     let ours = memory::open(responses.as_fd(), Owner::Worker)?;
-    Ok(Box::new(worker::ShmWorker::new(ours, theirs, bell, life)))
+    worker::ShmWorker::new(ours, theirs, bell, life).map(|worker| Box::new(worker) as Box<dyn WorkerLink>)
 }
 
 fn send_descriptors(socket: BorrowedFd<'_>, descriptors: &[BorrowedFd<'_>; 3]) -> io::Result<()> {

@@ -18,7 +18,7 @@ use tokio::task::coop;
 use crate::bell::{Rung, Sleep};
 use crate::memory::{Field, Mapping, Part, closed};
 use crate::ring::{Consumer, NO_CPU, Producer};
-use crate::spin::{Spin, cpu};
+use crate::spin::{Spin, Spinner, Token, WORKERS, Wake, cpu};
 
 /// What one fill takes in, but for the rest of its last chunk.
 const FILL: usize = 64 << 10;
@@ -46,9 +46,19 @@ pub(crate) struct Memory {
     pub(crate) ours: Arc<Mapping>,
     /// What the worker writes.
     pub(crate) theirs: Arc<Mapping>,
+    wake: Wake,
+    /// The worker's leave to spin, where there was one left.
+    _token: Option<Token>,
 }
 
 impl Memory {
+    pub(crate) fn new(ours: Arc<Mapping>, theirs: Arc<Mapping>, wake: Wake) -> Self {
+        let token = WORKERS.take();
+        ours.field(Field::Wake).store(wake.to_word(), Ordering::Relaxed);
+        ours.field(Field::MaySpin).store(token.is_some().into(), Ordering::Relaxed);
+        Memory { ours, theirs, wake, _token: token }
+    }
+
     fn ring_worker(&self) {
         let bell = self.ours.bell();
         bell.fetch_add(1, Ordering::SeqCst);
@@ -100,7 +110,7 @@ impl Link for ShmLink {
             decoder: Decoder::new(MAX_PAYLOAD),
             rung: Rung::default(),
             sleep: Sleep::default(),
-            spin: Spin::default(),
+            spin: Spin::new(shared.memory.wake, Spinner::Manager),
             peer_cpu: NO_CPU,
             is_over: false,
             shared,
@@ -247,7 +257,12 @@ impl LinkRx for ShmRx {
                 return Poll::Ready(Err(LinkError::Closed));
             }
             self.give_room();
-            self.sleep.begin(self.shared.memory.ours.field(Field::AsleepForNews));
+            if self.spin.wake() == Wake::Busy {
+                // Not asleep but last in line: others of this runtime go first.
+                cx.waker().wake_by_ref();
+            } else {
+                self.sleep.begin(self.shared.memory.ours.field(Field::AsleepForNews));
+            }
             if self.consumer.has_news() {
                 continue;
             }
@@ -272,7 +287,7 @@ impl LinkRx for ShmRx {
     }
 
     fn is_hot(&self) -> bool {
-        true
+        self.spin.wake() != Wake::Park
     }
 
     fn spin(&mut self) -> bool {
@@ -286,12 +301,17 @@ impl LinkRx for ShmRx {
     }
 
     fn expect_arm(&mut self) {
-        self.sleep.announce(self.shared.memory.ours.field(Field::AsleepForNews));
+        if self.spin.wake() != Wake::Busy {
+            self.sleep.announce(self.shared.memory.ours.field(Field::AsleepForNews));
+        }
     }
 
     fn arm(&mut self) -> bool {
         self.give_room();
-        self.sleep.begin(self.shared.memory.ours.field(Field::AsleepForNews));
+        // The task of a busy link never sleeps.
+        if self.spin.wake() != Wake::Busy {
+            self.sleep.begin(self.shared.memory.ours.field(Field::AsleepForNews));
+        }
         self.consumer.has_news()
     }
 }

@@ -41,6 +41,10 @@ pub(crate) enum Field {
     AsleepForRoom = 3,
     /// See [`closed`].
     Closed = 4,
+    /// In the manager's memory, and the same all along: how both wait, as [`Wake`](crate::Wake) says it in a word.
+    Wake = 5,
+    /// The same: not zero where the worker may spin for long.
+    MaySpin = 6,
 }
 
 /// Bits of [`Field::Closed`].

@@ -1,5 +1,7 @@
 //! How long it pays to wait for the peer without sleeping.
 
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::ring::NO_CPU;
@@ -17,9 +19,94 @@ const PATIENCE: u32 = 3;
 /// The most waits that pass without a spin.
 const LONGEST_PAUSE: u32 = 256;
 
+/// What whoever waits for its peer does before it sleeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wake {
+    /// It spins for at most 50 µs, as long as that pays: not where both run on the same processor, and ever less often where it was in vain. At most one
+    /// waiter less than there are processors spins for longer than a microsecond or two, in all pools of the program together; the
+    /// others sleep. Costs the processor time that a busy peer takes for its answer, and nothing while nothing is to be done.
+    #[default]
+    Adaptive,
+    /// It sleeps at once. Costs no processor time, and a wake-up each way: 2 to 5 µs on one processor, 25 to 50 µs across two.
+    Park,
+    /// It never sleeps. Costs a whole processor for each worker and one for the runtime of the manager, for as long as the pool lives, whether there is
+    /// anything to do or not. For machines that have them to spare, and a worker whose next query may come at any time.
+    Busy,
+}
+
+impl Wake {
+    /// As it stands in the memory of the manager.
+    pub(crate) const fn to_word(self) -> u64 {
+        match self {
+            Wake::Adaptive => 1,
+            Wake::Park => 2,
+            Wake::Busy => 3,
+        }
+    }
+
+    pub(crate) const fn from_word(word: u64) -> Option<Self> {
+        match word {
+            1 => Some(Wake::Adaptive),
+            2 => Some(Wake::Park),
+            3 => Some(Wake::Busy),
+            _ => None,
+        }
+    }
+}
+
+/// Who may spin for long. There are fewer than processors, so that there is always one for those that have something to do.
+#[derive(Debug)]
+pub(crate) struct Tokens(AtomicUsize);
+
+/// Those of the workers of this program, each for as long as its link lives.
+pub(crate) static WORKERS: Tokens = Tokens(AtomicUsize::new(0));
+
+/// Those of the callers and tasks of this program, each for one spin.
+static WAITERS: Tokens = Tokens(AtomicUsize::new(0));
+
+/// A place among those that may spin.
+#[derive(Debug)]
+pub(crate) struct Token(&'static Tokens);
+
+impl Tokens {
+    pub(crate) fn take(&'static self) -> Option<Token> {
+        let most = processors().saturating_sub(1);
+        let next = |taken: usize| (taken < most).then(|| taken + 1);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok().map(|_| Token(self))
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How many processors the machine has, whichever of them this thread may use.
+#[expect(unsafe_code, reason = "a question to the kernel")]
+fn processors() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| {
+        // SAFETY: It takes a number, touches no memory of this program, and gives -1 where it does not know.
+        let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+        online.max(1) as usize
+    })
+}
+
+/// Whose spins they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spinner {
+    /// The manager: whoever waits there needs a token for it.
+    Manager,
+    /// A worker, which has a token or has none.
+    Worker(bool),
+}
+
 /// The budget of one side for spinning.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Spin {
+    wake: Wake,
+    spinner: Spinner,
     /// Spins in vain since the last one that paid.
     vain: u32,
     /// Waits that still pass without a spin.
@@ -27,21 +114,29 @@ pub(crate) struct Spin {
 }
 
 impl Spin {
+    pub(crate) fn new(wake: Wake, spinner: Spinner) -> Self {
+        Spin { wake, spinner, vain: 0, pause: 0 }
+    }
+
+    pub(crate) fn wake(&self) -> Wake {
+        self.wake
+    }
+
     /// Waits for `is_there` for as long as that pays. `peer` is the processor on which the peer ran last.
     pub(crate) fn until(&mut self, peer: u32, mut is_there: impl FnMut() -> bool) -> bool {
         if is_there() {
             return true;
         }
         // On one processor, every turn of the loop keeps the peer from running.
-        if peer == NO_CPU || peer == cpu() {
+        if self.wake == Wake::Park || !is_elsewhere(peer) {
             return false;
         }
         if self.pause > 0 {
             self.pause -= 1;
             return false;
         }
-        // A peer that is at work already answers before the clock has to be asked.
-        let mut end = None;
+        // A peer that is at work already answers before the clock has to be asked, and before others have to be asked for a token.
+        let mut end: Option<(Instant, Option<Token>)> = None;
         loop {
             for _ in 0..LOOKS {
                 if is_there() {
@@ -51,16 +146,38 @@ impl Spin {
                 std::hint::spin_loop();
             }
             let now = Instant::now();
-            if now > *end.get_or_insert(now + LONGEST) {
-                break;
+            match &end {
+                Some((end, _)) if now > *end => break,
+                Some(_) => {}
+                None => match self.token() {
+                    Err(()) => return false,
+                    Ok(token) => end = Some((now + LONGEST, token)),
+                },
             }
         }
-        self.vain += 1;
-        if self.vain > PATIENCE {
-            self.pause = self.vain.min(LONGEST_PAUSE);
+        if self.wake == Wake::Adaptive {
+            self.vain += 1;
+            if self.vain > PATIENCE {
+                self.pause = self.vain.min(LONGEST_PAUSE);
+            }
         }
         false
     }
+
+    /// Leave to go on.
+    fn token(&self) -> Result<Option<Token>, ()> {
+        match self.spinner {
+            _ if self.wake == Wake::Busy => Ok(None),
+            Spinner::Worker(true) => Ok(None),
+            Spinner::Worker(false) => Err(()),
+            Spinner::Manager => WAITERS.take().map(Some).ok_or(()),
+        }
+    }
+}
+
+/// Whether a peer that ran there can go on while this thread spins.
+pub(crate) fn is_elsewhere(peer: u32) -> bool {
+    peer != NO_CPU && peer != cpu()
 }
 
 /// The processor that this thread runs on, as it stands in a chunk.
@@ -69,4 +186,43 @@ pub(crate) fn cpu() -> u32 {
     // SAFETY: It takes nothing and touches no memory of this program. It cannot fail on a Linux that has shared memory.
     let cpu = unsafe { libc::sched_getcpu() };
     (cpu.max(0) as u32).min(NO_CPU - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_fewer_tokens_than_processors() {
+        static TOKENS: Tokens = Tokens(AtomicUsize::new(0));
+        let all: Vec<Token> = std::iter::from_fn(|| TOKENS.take()).collect();
+        assert_eq!(all.len(), processors() - 1);
+        drop(all);
+        assert_eq!(TOKENS.take().is_some(), processors() > 1);
+    }
+
+    #[test]
+    fn spins_are_short_and_get_rare_where_nothing_comes() {
+        let elsewhere = (cpu() + 1) % NO_CPU;
+        let spins = |wake, spinner| {
+            let mut spin = Spin::new(wake, spinner);
+            let mut looked = Vec::new();
+            for _ in 0..40 {
+                let mut looks = 0;
+                assert!(!spin.until(elsewhere, || {
+                    looks += 1;
+                    false
+                }));
+                looked.push(looks > 1);
+            }
+            looked.into_iter().filter(|looked| *looked).count()
+        };
+        assert_eq!(spins(Wake::Park, Spinner::Worker(true)), 0);
+        assert_eq!(spins(Wake::Busy, Spinner::Worker(false)), 40);
+        // Three that cost nothing, and then ever longer pauses.
+        let adaptive = spins(Wake::Adaptive, Spinner::Worker(true));
+        assert!((4..12).contains(&adaptive), "{adaptive}");
+        let mut spin = Spin::new(Wake::Busy, Spinner::Worker(true));
+        assert!(!spin.until(NO_CPU, || false), "where nobody knows where the peer is");
+    }
 }

@@ -14,7 +14,7 @@ use rustix::thread::futex;
 use crate::bell::{Rung, Sleep};
 use crate::memory::{Field, Mapping, Part, closed};
 use crate::ring::{Consumer, NO_CPU, Producer};
-use crate::spin::{Spin, cpu};
+use crate::spin::{Spin, Spinner, Wake, cpu, is_elsewhere};
 
 /// The worker's half of a link.
 #[derive(Debug)]
@@ -51,12 +51,18 @@ struct Writer {
 }
 
 impl ShmWorker {
-    pub(crate) fn new(ours: Arc<Mapping>, theirs: Arc<Mapping>, bell: OwnedFd, life: OwnedFd) -> Self {
+    /// # Errors
+    /// `InvalidData` where the manager says nothing that makes sense of how to wait.
+    pub(crate) fn new(ours: Arc<Mapping>, theirs: Arc<Mapping>, bell: OwnedFd, life: OwnedFd) -> io::Result<Self> {
+        let word = theirs.field(Field::Wake).load(Ordering::Relaxed);
+        let unknown = || io::Error::new(io::ErrorKind::InvalidData, format!("a way to wait of the number {word}"));
+        let wake = Wake::from_word(word).ok_or_else(unknown)?;
+        let may_spin = theirs.field(Field::MaySpin).load(Ordering::Relaxed) != 0;
         let reader = Reader {
             consumer: Consumer::new(Part::ring(&theirs), Part::field(&ours, Field::Read)),
             rung: Rung::default(),
             sleep: Sleep::default(),
-            spin: Spin::default(),
+            spin: Spin::new(wake, Spinner::Worker(may_spin)),
             peer_cpu: NO_CPU,
         };
         let writer = Writer {
@@ -65,7 +71,7 @@ impl ShmWorker {
             sleep: Sleep::default(),
         };
         let shared = Shared { ours, theirs, bell };
-        ShmWorker { reader: Mutex::new(reader), writer: Mutex::new(writer), shared, _life: life }
+        Ok(ShmWorker { reader: Mutex::new(reader), writer: Mutex::new(writer), shared, _life: life })
     }
 }
 
@@ -119,11 +125,17 @@ impl Reader {
     /// Waits for a chunk, or the end. False where the time is over.
     fn wait(&mut self, shared: &Shared, timeout: Option<Duration>) -> io::Result<bool> {
         let until = timeout.map(|timeout| Instant::now() + timeout);
-        let Reader { consumer, spin, peer_cpu, .. } = self;
-        if spin.until(*peer_cpu, || consumer.has_news()) {
-            return Ok(true);
+        loop {
+            let Reader { consumer, spin, peer_cpu, .. } = self;
+            if spin.until(*peer_cpu, || consumer.has_news()) {
+                return Ok(true);
+            }
+            let goes_on = spin.wake() == Wake::Busy && is_elsewhere(*peer_cpu) && until.is_none();
+            self.give_room(shared)?;
+            if !goes_on || shared.has_closed(closed::SENDING) {
+                break;
+            }
         }
-        self.give_room(shared)?;
         loop {
             let bell = shared.bell();
             self.sleep.renew();

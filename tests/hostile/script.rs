@@ -176,7 +176,7 @@ impl Actor {
             let connect: &dyn Connect = match scheme.as_str() {
                 "stdio" => &pm::Stdio,
                 "uds" => &pm::Uds,
-                _ => &pm::Shm,
+                _ => &const { pm::Shm::new() },
             };
             connect.connect().expect("a link")
         });

@@ -8,8 +8,9 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
+use crate::manager::Memory;
 use crate::memory::{self, Owner, SIZE};
-use crate::{connect_over, send_descriptors};
+use crate::{Wake, connect_over, send_descriptors};
 
 fn pair() -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap()
@@ -36,9 +37,11 @@ fn connect(requests: BorrowedFd<'_>, responses: BorrowedFd<'_>) -> Result<(), Er
 #[test]
 fn memory_that_is_not_sealed_or_has_another_size_is_refused() {
     let kept = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-    let (requests, _ours) = memory::create(Owner::Manager).unwrap();
-    let (responses, _theirs) = memory::create(Owner::Worker).unwrap();
+    let (requests, ours) = memory::create(Owner::Manager).unwrap();
+    let (responses, theirs) = memory::create(Owner::Worker).unwrap();
     let (requests, responses) = (requests.as_fd(), responses.as_fd());
+    assert_eq!(connect(requests, responses), Err(ErrorKind::InvalidData), "it does not say how to wait");
+    let _memory = Memory::new(ours, theirs, Wake::Adaptive);
     assert_eq!(connect(requests, responses), Ok(()));
     let size = SIZE as u64;
     for wrong in [
