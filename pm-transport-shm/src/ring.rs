@@ -233,6 +233,12 @@ impl<W: Words> Consumer<W> {
         Consumer { ring, read, head: 0, published: 0 }
     }
 
+    /// The same consumer, of a ring that is a copy of this one.
+    #[cfg(test)]
+    pub(crate) fn over(&self, ring: W, read: W) -> Self {
+        Consumer { ring, read, head: self.head, published: self.published }
+    }
+
     /// Whether a chunk is there.
     pub(crate) fn has_news(&self) -> bool {
         self.first().load(Ordering::Relaxed) != 0

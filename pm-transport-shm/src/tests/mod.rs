@@ -1,2 +1,4 @@
 mod link;
+mod refused;
 mod ring;
+mod stalls;

@@ -21,10 +21,10 @@ fn ends(ring: &Memory, read: &Memory) -> (Producer<Memory>, Consumer<Memory>) {
 }
 
 /// Numbers that look random, the same in each run.
-struct Numbers(u64);
+pub(super) struct Numbers(pub(super) u64);
 
 impl Numbers {
-    fn below(&mut self, limit: usize) -> usize {
+    pub(super) fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % limit
     }
@@ -90,6 +90,54 @@ fn random_writes_of_the_peer_are_found_out() {
             // Whatever comes of it: no bytes that were not sent.
             let _ = consumer.read(&mut came);
             assert!(came.is_empty() || came == sent, "word {at} was {before:x} and is {value:x}");
+        }
+    }
+}
+
+/// What a producer that was killed has stored by then is the beginning of its stores, or, where the processor stores in another order, any of those
+/// before the last.
+#[test]
+fn a_producer_killed_at_any_step_leaves_whole_chunks() {
+    let contents = |memory: &Memory| -> Vec<u64> { memory.iter().map(|word| word.load(Ordering::Relaxed)).collect() };
+    let mut numbers = Numbers(3);
+    for size in [1, 7, 8, 56, 57, 150, 300] {
+        let (memory, read) = ring(8);
+        let (mut producer, mut consumer) = ends(&memory, &read);
+        // Full of what earlier laps left, with the next chunk around the end.
+        for _ in 0..13 {
+            producer.write(&[0xEE; 90], NO_CPU).unwrap();
+            consumer.read(&mut Vec::new()).unwrap();
+            consumer.publish();
+        }
+        let first: Vec<u8> = (0..20).collect();
+        producer.write(&first, NO_CPU).unwrap();
+        let before = contents(&memory);
+        let bytes: Vec<u8> = (0..size).map(|at| at as u8 ^ 0x55).collect();
+        assert_eq!(producer.write(&bytes, NO_CPU).unwrap(), bytes.len());
+        let after = contents(&memory);
+        // The word that says that the chunk is there is the one that was zero and is so no more, and stands at a line.
+        let last = (0..after.len())
+            .find(|at| at % LINE_WORDS == 0 && before[*at] == 0 && after[*at] & COMMITTED != 0)
+            .expect("the first word of the chunk");
+        for _ in 0..200 {
+            let all = numbers.below(10) == 0;
+            let mut memory_then = before.clone();
+            for at in (0..after.len()).filter(|at| *at != last) {
+                if all || numbers.below(2) == 0 {
+                    memory_then[at] = after[at];
+                }
+            }
+            let (memory, read) = (Arc::new(memory_then.into_iter().map(AtomicU64::new).collect::<Vec<_>>()), words(1));
+            let mut heir = consumer.over(memory.clone(), read);
+            let mut came = Vec::new();
+            assert!(heir.read(&mut came).unwrap().is_some());
+            assert_eq!(heir.read(&mut came), Ok(None), "{size} bytes, half written");
+            assert!(came == first);
+            if all {
+                memory[last].store(after[last], Ordering::Relaxed);
+                heir.read(&mut came).unwrap().unwrap();
+                assert!(came[first.len()..] == bytes);
+            }
         }
     }
 }
