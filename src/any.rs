@@ -120,6 +120,12 @@ macro_rules! any {
                     $($(#[$gate])* AnyTx::$name(tx) => tx.poll_flush(cx),)+
                 }
             }
+
+            fn take_back(&mut self, number: u64) -> Option<bool> {
+                match self {
+                    $($(#[$gate])* AnyTx::$name(tx) => tx.take_back(number),)+
+                }
+            }
         }
 
         impl LinkRx for AnyRx {

@@ -13,6 +13,7 @@ pub fn tests() -> Vec<Trial> {
     [
         one("shared_memory::random_writes_make_no_wrong_answer", random_writes_make_no_wrong_answer),
         one("shared_memory::every_way_to_wait", every_way_to_wait),
+        one("shared_memory::a_stopped_worker_keeps_no_calls", a_stopped_worker_keeps_no_calls),
         one("shared_memory::who_is_told_to_sleep_burns_nothing", who_is_told_to_sleep_burns_nothing),
     ]
     .into_iter()
@@ -41,6 +42,31 @@ async fn every_way_to_wait() {
         assert_eq!(within(pool.query(&Job::Echo(vec![1]))).await.unwrap(), Said::Bytes(vec![1]));
         within(pool.shutdown()).await;
     }
+}
+
+async fn a_stopped_worker_keeps_no_calls() {
+    let pool = jobs(AnyTransport::Shm(Shm::new())).workers(2).start().await.unwrap();
+    let [stopped, other] = pids(&pool)[..] else { panic!("two workers") };
+    for _ in 0..5 {
+        // Quick calls, so that each worker gets many at a time.
+        let quick = |count| -> Vec<_> { (0..count).map(|_| tokio::spawn(pool.query(&Job::Pid))).collect() };
+        for call in quick(2000) {
+            within(call).await.unwrap().unwrap();
+        }
+        kill(stopped, Signal::STOP);
+        let calls = quick(200);
+        // All but the one that it may have begun with: nothing that it does can give the others back.
+        let left = || calls.iter().filter(|call| !call.is_finished()).count();
+        eventually("the other worker has them", || left() <= 1).await;
+        kill(stopped, Signal::CONT);
+        for call in calls {
+            within(call).await.unwrap().unwrap();
+        }
+    }
+    let mut after = pids(&pool);
+    after.sort_unstable();
+    assert!(after.contains(&stopped) && after.contains(&other), "nobody was replaced");
+    within(pool.shutdown()).await;
 }
 
 async fn who_is_told_to_sleep_burns_nothing() {

@@ -118,6 +118,13 @@ pub trait LinkTx: Send + 'static {
     /// # Errors
     /// [`LinkError`] where the link has ended.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>>;
+
+    /// Takes a call back that was pushed, by its number: REQ frames are counted from 1. True where the worker has not begun with it, and never will;
+    /// false where it has. None where only the worker can say, and has to be asked by a frame.
+    fn take_back(&mut self, number: u64) -> Option<bool> {
+        let _ = number;
+        None
+    }
 }
 
 /// The receiving half of a link.

@@ -5,6 +5,7 @@
 //! | `memory` | two sealed memory files: one that the manager writes, one that the worker writes |
 //! | `ring` | in each a byte stream: the same frames as over pipes and sockets |
 //! | `spin` | whoever waits does not sleep at once, where that pays |
+//! | `claims` | whose a call is, where the manager wants it back |
 //! | `bell` | whoever sleeps is rung: the worker by a futex, the manager by an eventfd |
 //! | `manager`, `worker` | the two halves of a link |
 //!
@@ -18,6 +19,7 @@
 compile_error!("pm-transport-shm needs Linux: memfd_create with seals, futex and eventfd; choose another transport");
 
 mod bell;
+mod claims;
 mod manager;
 #[expect(unsafe_code, reason = "mappings")]
 mod memory;
@@ -44,7 +46,7 @@ use rustix::net::{
 use rustix::process::Signal;
 
 use manager::Memory;
-pub use manager::{ShmLink, ShmRx, ShmTx, ShmWriter};
+pub use manager::{ShmLink, ShmRx, ShmTx};
 use memory::{Mapping, Owner};
 pub use spin::Wake;
 

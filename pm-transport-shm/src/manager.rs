@@ -8,16 +8,17 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use pm_core::driver::framed::FramedTx;
-use pm_core::machine::frame::{Decoder, Frame, MAX_PAYLOAD};
-use pm_core::transport::{Link, LinkError, LinkRx};
+use pm_core::machine::frame::{Decoder, Frame, Header, MAX_PAYLOAD};
+use pm_core::transport::{Link, LinkError, LinkRx, LinkTx};
 use rustix::thread::futex;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncWrite, Interest};
 use tokio::task::coop;
 
 use crate::bell::{Rung, Sleep};
+use crate::claims;
 use crate::memory::{Field, Mapping, Part, closed};
-use crate::ring::{Consumer, NO_CPU, Producer};
+use crate::ring::{Consumer, NO_CPU, Producer, Words};
 use crate::spin::{Spin, Spinner, Token, WORKERS, Wake, cpu};
 
 /// What one fill takes in, but for the rest of its last chunk.
@@ -79,7 +80,25 @@ impl Drop for Memory {
 }
 
 /// The sending half.
-pub type ShmTx = FramedTx<ShmWriter>;
+#[derive(Debug)]
+pub struct ShmTx {
+    frames: FramedTx<ShmWriter>,
+    claims: Part,
+}
+
+impl LinkTx for ShmTx {
+    fn push(&mut self, header: Header, payload: &[u8]) -> Result<bool, LinkError> {
+        self.frames.push(header, payload)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
+        self.frames.poll_flush(cx)
+    }
+
+    fn take_back(&mut self, number: u64) -> Option<bool> {
+        Some(claims::recall(self.claims.words(), number))
+    }
+}
 
 impl ShmLink {
     pub(crate) fn new(memory: Memory, bell: OwnedFd, life: OwnedFd) -> io::Result<Self> {
@@ -104,6 +123,7 @@ impl Link for ShmLink {
         let shared = self.shared;
         let producer = Producer::new(Part::ring(&shared.memory.ours), Part::field(&shared.memory.theirs, Field::Read));
         let consumer = Consumer::new(Part::ring(&shared.memory.theirs), Part::field(&shared.memory.ours, Field::Read));
+        let claims = Part::claims(&shared.memory.theirs);
         let writer = ShmWriter { producer, rung: Rung::default(), sleep: Sleep::default(), shared: shared.clone() };
         let rx = ShmRx {
             consumer,
@@ -115,7 +135,7 @@ impl Link for ShmLink {
             is_over: false,
             shared,
         };
-        (FramedTx::new(writer), rx)
+        (ShmTx { frames: FramedTx::new(writer), claims }, rx)
     }
 }
 
@@ -141,7 +161,7 @@ impl Shared {
 
 /// The writing end, a byte stream.
 #[derive(Debug)]
-pub struct ShmWriter {
+struct ShmWriter {
     producer: Producer<Part>,
     rung: Rung,
     sleep: Sleep,

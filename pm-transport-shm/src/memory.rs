@@ -1,8 +1,9 @@
 //! The memory of a link: two sealed memfds, and their mappings.
 //!
 //! The manager makes both and gives them to the worker. Nothing has a name, so nothing stale can be found. Each begins with a page of
-//! words ([`Field`]), and the ring follows it. What the manager writes lies in one, which its seals let nobody else write; what
-//! the worker writes lies in the other. The seals also keep both from shrinking, so no access can ever fault.
+//! words ([`Field`]); then come the [claims](crate::claims), of which those of the worker's memory are used, by both; then the ring. What only the
+//! manager writes lies in one, which its seals let nobody else write; what the worker writes lies in the other. The seals also keep both from
+//! shrinking, so no access can ever fault.
 
 use std::ffi::c_void;
 use std::io;
@@ -14,18 +15,22 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
+use crate::claims::CLAIMS;
 use crate::ring::{LINE, MAX_RING, Words};
 
 /// Bytes of the ring of one direction. Two large socket buffers; a larger one would leave the second-level cache.
 pub(crate) const RING: usize = 256 << 10;
 
-/// Bytes before the ring.
+/// Bytes before the claims.
 const PAGE: usize = 4096;
 
-/// Bytes of a memfd.
-pub(crate) const SIZE: usize = PAGE + RING;
+/// Bytes before the ring.
+const HEAD: usize = PAGE + CLAIMS * 8;
 
-const _: () = assert!(RING.is_power_of_two() && RING <= MAX_RING);
+/// Bytes of a memfd.
+pub(crate) const SIZE: usize = HEAD + RING;
+
+const _: () = assert!(RING.is_power_of_two() && RING <= MAX_RING && HEAD.is_multiple_of(LINE));
 
 /// The words of the first page, each on a line of its own.
 #[derive(Clone, Copy, Debug)]
@@ -90,8 +95,8 @@ unsafe impl Sync for Mapping {}
 pub(crate) fn create(owner: Owner) -> io::Result<(OwnedFd, Arc<Mapping>)> {
     let fd = memfd_create(c"pm-shm", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     ftruncate(&fd, SIZE as u64)?;
-    let writable = owner == Owner::Manager;
-    let mapping = map(fd.as_fd(), writable)?;
+    // In the worker's memory it writes the claims.
+    let mapping = map(fd.as_fd(), true)?;
     fcntl_add_seals(&fd, owner.seals())?;
     Ok((fd, Arc::new(mapping)))
 }
@@ -122,7 +127,7 @@ fn map(fd: BorrowedFd<'_>, writable: bool) -> io::Result<Mapping> {
 }
 
 impl Mapping {
-    /// A word of the first page. On the side that does not own the memory it must only be loaded.
+    /// A word of the first page. The side that does not own the memory must only load it.
     pub(crate) fn field(&self, field: Field) -> &AtomicU64 {
         &self.words()[field as usize * (LINE / 8)]
     }
@@ -160,7 +165,12 @@ pub(crate) struct Part {
 impl Part {
     /// The ring.
     pub(crate) fn ring(mapping: &Arc<Mapping>) -> Self {
-        Part { mapping: mapping.clone(), start: PAGE / 8, words: RING / 8 }
+        Part { mapping: mapping.clone(), start: HEAD / 8, words: RING / 8 }
+    }
+
+    /// The claims, in the memory of the worker.
+    pub(crate) fn claims(mapping: &Arc<Mapping>) -> Self {
+        Part { mapping: mapping.clone(), start: PAGE / 8, words: CLAIMS }
     }
 
     /// One word of the first page.

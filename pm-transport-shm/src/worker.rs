@@ -12,8 +12,9 @@ use rustix::io::Errno;
 use rustix::thread::futex;
 
 use crate::bell::{Rung, Sleep};
+use crate::claims;
 use crate::memory::{Field, Mapping, Part, closed};
-use crate::ring::{Consumer, NO_CPU, Producer};
+use crate::ring::{Consumer, NO_CPU, Producer, Words};
 use crate::spin::{Spin, Spinner, Wake, cpu, is_elsewhere};
 
 /// The worker's half of a link.
@@ -21,6 +22,7 @@ use crate::spin::{Spin, Spinner, Wake, cpu, is_elsewhere};
 pub(crate) struct ShmWorker {
     reader: Mutex<Reader>,
     writer: Mutex<Writer>,
+    claims: Part,
     shared: Shared,
     /// The manager sees its end as the worker's.
     _life: OwnedFd,
@@ -70,8 +72,9 @@ impl ShmWorker {
             rung: Rung::default(),
             sleep: Sleep::default(),
         };
+        let claims = Part::claims(&ours);
         let shared = Shared { ours, theirs, bell };
-        Ok(ShmWorker { reader: Mutex::new(reader), writer: Mutex::new(writer), shared, _life: life })
+        Ok(ShmWorker { reader: Mutex::new(reader), writer: Mutex::new(writer), claims, shared, _life: life })
     }
 }
 
@@ -178,6 +181,10 @@ impl WorkerLink for ShmWorker {
 
     fn wait(&self, timeout: Duration) -> io::Result<bool> {
         lock(&self.reader).wait(&self.shared, Some(timeout))
+    }
+
+    fn take(&self, number: u64) -> bool {
+        claims::take(self.claims.words(), number)
     }
 
     fn send(&self, mut bytes: &[u8]) -> io::Result<()> {

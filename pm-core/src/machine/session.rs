@@ -302,6 +302,11 @@ impl Session {
         stuck
     }
 
+    /// The place of an open call in the order of opening, counted from 1: what the worker counts as well.
+    pub fn number(&self, id: CallId) -> u64 {
+        self.slots.get(id.slot()).map_or(0, |slot| slot.order + 1)
+    }
+
     /// Picks calls that the worker has not started, newest first, so that they can be asked back; the `keep` oldest of them stay, and so
     /// do those that may not go elsewhere. Each is picked once.
     pub fn recall(&mut self, keep: usize, may_go: impl Fn(CallId) -> bool, out: &mut Vec<CallId>) {

@@ -227,8 +227,7 @@ impl Desk {
 
     /// The next call that is there already.
     fn take(&self, state: &mut State, job: &mut Job, cancel: &Arc<CancelFlag>) -> Result<bool, Ended> {
-        if let Some(next) = state.waiting.pop_front() {
-            *job = next;
+        if self.take_waiting(state, job) {
             state.begin(job, cancel);
             return Ok(true);
         }
@@ -240,6 +239,9 @@ impl Desk {
             match decoder.next() {
                 Ok(Some(Frame { header, payload })) if header.kind == Kind::Req as u8 => {
                     state.came += 1;
+                    if !self.link.take(state.came) {
+                        continue;
+                    }
                     job.id = header.id;
                     job.number = state.came;
                     job.deadline = header.remaining.duration().map(Deadline::after);
@@ -257,6 +259,17 @@ impl Desk {
                 Err(error) => return Err(self.violation(state, &error.to_string())),
             }
         }
+    }
+
+    /// Puts the first call that waits and is still to be run into `job`.
+    fn take_waiting(&self, state: &mut State, job: &mut Job) -> bool {
+        while let Some(next) = state.waiting.pop_front() {
+            if self.link.take(next.number) {
+                *job = next;
+                return true;
+            }
+        }
+        false
     }
 
     /// Takes in what came, or waits for it, and sorts it. The end of the stream means nothing after DRAIN.
@@ -329,8 +342,7 @@ impl Desk {
     /// Takes a call that waits. None where none waits now, and an error where none will come.
     pub(super) fn poll_next(&self, job: &mut Job, cancel: &Arc<CancelFlag>) -> Result<Option<()>, Ended> {
         let mut state = self.state();
-        if let Some(next) = state.waiting.pop_front() {
-            *job = next;
+        if self.take_waiting(&mut state, job) {
             state.begin(job, cancel);
             self.room.notify_one();
             return Ok(Some(()));

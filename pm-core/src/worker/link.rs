@@ -27,6 +27,12 @@ pub trait WorkerLink: Send + Sync {
     /// What the operating system says.
     fn wait(&self, timeout: Duration) -> io::Result<bool>;
 
+    /// Takes a call, by its number: REQ frames are counted from 1. False where the manager has taken it back; then it is passed over.
+    fn take(&self, number: u64) -> bool {
+        let _ = number;
+        true
+    }
+
     /// Sends all of these bytes; waits where the manager is slow.
     ///
     /// # Errors

@@ -1,9 +1,11 @@
-//! Models of the ring and the bell of pm-transport-shm: `cargo test --manifest-path pm-transport-shm/models/Cargo.toml`.
+//! Models of the ring, the bell and the claims of pm-transport-shm: `cargo test --manifest-path pm-transport-shm/models/Cargo.toml`.
 
 #![cfg(test)]
 
 #[path = "../../src/bell.rs"]
 mod bell;
+#[path = "../../src/claims.rs"]
+mod claims;
 #[path = "../../src/ring.rs"]
 #[expect(dead_code, reason = "the transport uses all of it")]
 mod ring;
@@ -61,6 +63,21 @@ fn chunks_arrive_whole_and_in_order() {
         writer.join().unwrap();
         let sent: Vec<u8> = (1..=4_u8).flat_map(|n| [n; 8]).collect();
         assert_eq!(came, sent);
+    });
+}
+
+/// A call that the manager wants back is run by the worker or comes back, and never both or neither; also where the word was used before.
+#[test]
+fn a_call_is_claimed_once() {
+    model(|| {
+        let claims = words(2);
+        // Calls 1 and 2 came and went.
+        assert!(claims::take(&claims, 1) && claims::take(&claims, 2));
+        let theirs = claims.clone();
+        let worker = thread::spawn(move || [3, 4].map(|number| claims::take(&theirs, number)));
+        let recalled = [4, 3].map(|number| claims::recall(&claims, number));
+        let [third, fourth] = worker.join().unwrap();
+        assert_eq!([third, fourth], [!recalled[1], !recalled[0]]);
     });
 }
 

@@ -1,3 +1,4 @@
+mod claims;
 mod link;
 mod refused;
 mod ring;

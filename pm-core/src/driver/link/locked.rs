@@ -90,16 +90,44 @@ impl<Tx: LinkTx> Core<Tx> {
         }
     }
 
-    /// Asks those calls back that the worker has not started, but for the `keep` oldest and those that may not go elsewhere. `room` is
-    /// for the ids.
-    pub(super) fn recall(&mut self, keep: usize, room: &mut Vec<CallId>) {
+    /// Asks those calls back that the worker has not started, but for those that may not go elsewhere.
+    pub(super) fn ask_back(&mut self) {
+        let mut unstarted = Vec::new();
+        self.unstarted(0, &mut unstarted);
+        for id in unstarted {
+            let _ = self.push(Header::call(Kind::Recall, id.to_wire()), &[]);
+        }
+    }
+
+    /// The same for all but the `keep` oldest of them. Where the link can tell that the worker has not begun with one, that needs no answer of the
+    /// worker. `room` is for the ids.
+    pub(super) fn take_back(&mut self, now: Time, keep: usize, room: &mut Vec<CallId>, after: &mut After) {
+        self.unstarted(keep, room);
+        for &id in &*room {
+            let number = self.session.number(id);
+            match self.tx.as_mut().and_then(|tx| tx.take_back(number)) {
+                Some(true) => {
+                    // An open call that was asked back goes to the queue.
+                    if let Ok(Some(aboard)) = self.end(now, id, Answer::NotStarted, &mut Drained::default())
+                        && aboard.call.leave()
+                    {
+                        after.requeue.push((aboard.call, Duration::ZERO));
+                    }
+                }
+                Some(false) => {}
+                None => {
+                    let _ = self.push(Header::call(Kind::Recall, id.to_wire()), &[]);
+                }
+            }
+        }
+    }
+
+    /// Picks the calls that the worker has not started, but for the `keep` oldest and those that may not go elsewhere.
+    fn unstarted(&mut self, keep: usize, room: &mut Vec<CallId>) {
         room.clear();
         let calls = &self.calls;
         let may_go = |id: CallId| calls[id.slot()].as_ref().is_some_and(|aboard| !aboard.call.is_named);
         self.session.recall(keep, may_go, room);
-        for &id in &*room {
-            let _ = self.push(Header::call(Kind::Recall, id.to_wire()), &[]);
-        }
     }
 
     /// Takes one frame of the worker.

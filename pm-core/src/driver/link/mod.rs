@@ -294,7 +294,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         self.accepting.store(false, Ordering::SeqCst);
         let mut core = self.core();
         if !std::mem::replace(&mut core.draining, true) {
-            core.recall(0, &mut Vec::new());
+            core.ask_back();
             let _ = core.push(Header::new(Kind::Drain), &[]);
         }
         drop(core);

@@ -312,10 +312,11 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
                 && core.window.stall_at(core.session.unanswered() as u32).is_some_and(|at| at <= now);
             let waiting = core.session.unanswered() - core.session.started();
             if stalled && let Some(keep) = core.window.look(now, waiting, self.yard.has_idle(self.shared.worker)) {
-                core.recall(keep, &mut self.expired);
+                core.take_back(now, keep, &mut self.expired, &mut self.after);
             }
             // What did not change is for others to publish: a call may be on its way to the queue, and counts until it is there.
-            if !self.expired.is_empty() {
+            let goes_back = !self.after.requeue.is_empty();
+            if !self.expired.is_empty() && !goes_back {
                 self.shared.publish(core);
             }
             self.shared.publish_window(core);
@@ -323,6 +324,11 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
             drop(guard);
             self.unflushed |= !matches!(flushed, Poll::Ready(Ok(())));
             self.after.run(&self.shared, &*self.yard, now);
+            if goes_back {
+                // A call counts here until the queue has it: whoever looks for calls finds it in one of them.
+                self.shared.publish(&self.shared.core());
+                self.yard.idle();
+            }
             self.yard.dispatch();
             if stuck {
                 return Some(LinkEnd::Stuck(core_grace(&self.shared)));
