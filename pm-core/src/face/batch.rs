@@ -8,6 +8,9 @@ use super::query::{QueryManager, QueryOptions};
 use crate::codec::Codec;
 use crate::driver::clock;
 
+/// So many go to a worker together: it begins with them while the next ones are on their way.
+const TOGETHER: usize = 32;
+
 impl<I, O, C> QueryManager<I, O, C>
 where
     C: Codec<I> + Codec<O>,
@@ -40,9 +43,17 @@ where
             // Whoever drops this before all have their outcome has lost interest in all of them.
             let mut batch: Vec<_> = calls.into_iter().map(|call| Carry::new(&*handle, call)).collect();
             // One alone is as well off as any other query.
-            if batch.len() > 1 {
-                for carry in &mut batch {
-                    poll_fn(|cx| carry.poll_submit(made, cx)).await;
+            let mut at = if batch.len() == 1 { 1 } else { 0 };
+            while at < batch.len() {
+                let end = batch.len().min(at + TOGETHER);
+                let part = &mut batch[at..end];
+                let sent = handle.pool.submit_many(made, &mut part.iter().map_while(|carry| carry.unsent(made)));
+                part[..sent].iter_mut().for_each(Carry::was_sent);
+                at += sent;
+                if sent < part.len() {
+                    // No call at all, or one for which there is no room.
+                    poll_fn(|cx| part[sent].poll_submit(made, cx)).await;
+                    at += 1;
                 }
             }
             let mut answers = Vec::with_capacity(batch.len());

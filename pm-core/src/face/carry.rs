@@ -96,13 +96,34 @@ impl<H: Deref<Target = Handle>> Carry<H> {
         Poll::Ready(())
     }
 
-    /// Sends the call, without a look at its answer, which may take long. Ready once there was room for it.
-    pub(super) fn poll_submit(&mut self, now: Time, cx: &mut Context<'_>) -> Poll<()> {
-        if let Stage::New(call) = &self.stage {
-            let call = call.clone();
-            call.begin(now);
-            self.stage = if self.handle.pool.submit(now, &call) { Stage::Sent(call) } else { Stage::Full(call) };
+    /// The call, where it was not sent, for [`AnyPool::submit_many`]. Its time begins.
+    pub(super) fn unsent(&self, now: Time) -> Option<&Arc<Call>> {
+        match &self.stage {
+            Stage::New(call) => {
+                call.begin(now);
+                Some(call)
+            }
+            _ => None,
         }
+    }
+
+    /// It was sent.
+    pub(super) fn was_sent(&mut self) {
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::New(call) => Stage::Sent(call),
+            other => other,
+        };
+    }
+
+    /// Sends the call, if it was not, without a look at its answer. Ready once there was room for it.
+    pub(super) fn poll_submit(&mut self, now: Time, cx: &mut Context<'_>) -> Poll<()> {
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::New(call) => {
+                call.begin(now);
+                if self.handle.pool.submit(now, &call) { Stage::Sent(call) } else { Stage::Full(call) }
+            }
+            other => other,
+        };
         self.poll_room(cx)
     }
 

@@ -110,6 +110,76 @@ pub(crate) enum Submit {
     Over,
 }
 
+/// Calls on their way to a link, whose core is locked.
+struct Boarding<'a, Tx> {
+    link: &'a LinkShared<Tx>,
+    core: MutexGuard<'a, Core<Tx>>,
+    claim: Claim,
+    /// The task has something to see to.
+    kick: bool,
+}
+
+impl<Tx: LinkTx> Boarding<'_, Tx> {
+    fn board(&mut self, now: Time, call: &Arc<Call>, sleeper: &mut Option<Waker>) -> Submit {
+        let core = &mut *self.core;
+        if !self.link.accepting.load(Ordering::Relaxed) || core.draining {
+            return Submit::Closed;
+        }
+        let unanswered = core.session.unanswered();
+        match self.claim {
+            Claim::Idle if unanswered > 0 => return Submit::Busy,
+            Claim::Room if unanswered >= core.window.size() as usize => return Submit::Full,
+            _ => {}
+        }
+        let Some(boarding) = call.board() else { return Submit::Over };
+        let (limit, left) = boarding.limit(now);
+        let Ok(id) = core.session.open(now, limit) else { return Submit::Full };
+        let header = Header { remaining: Remaining::new(left), ..Header::call(Kind::Req, id.to_wire()) };
+        let pushed = core.push(header, &call.input);
+        if !matches!(pushed, Ok(true)) {
+            core.session.retract(id);
+            // What fills the link may be nothing that anybody else would flush; and the task meets the same error, and settles the others.
+            self.kick = true;
+            return if pushed.is_ok() { Submit::Full } else { Submit::Closed };
+        }
+        boarding.done(self.link.worker, self.link.incarnation, id, sleeper);
+        core.calls[id.slot()] = Some(Aboard { call: call.clone(), sent: now });
+        Submit::Taken
+    }
+
+    /// There are calls aboard that were not there before: they go to the worker, at once or with others.
+    fn leave(self, now: Time, before: usize) {
+        let Boarding { link, core: mut guard, mut kick, .. } = self;
+        let core = &mut *guard;
+        link.unanswered.store(core.session.unanswered() as u32, Ordering::Release);
+        if before == 0 {
+            core.window.began(now);
+        }
+        // Nothing is under way, and calls come one at a time: waiting for others to join would only cost time.
+        let is_alone = before == 0 && core.last_batch <= 1;
+        if is_alone || core.unsent >= ENOUGH {
+            let flushed = core.poll_flush(&mut Context::from_waker(Waker::noop()));
+            kick |= !(is_alone && matches!(flushed, Poll::Ready(Ok(()))));
+        } else {
+            kick = true;
+        }
+        kick |= core.is_due_sooner();
+        drop(guard);
+        if kick {
+            link.kick();
+        }
+    }
+
+    /// There are none.
+    fn give_up(self) {
+        let Boarding { link, core, kick, .. } = self;
+        drop(core);
+        if kick {
+            link.kick();
+        }
+    }
+}
+
 /// Why the task of a link came to its end.
 #[derive(Debug)]
 pub(crate) enum LinkEnd {
@@ -229,48 +299,31 @@ impl<Tx: LinkTx> LinkShared<Tx> {
 
     /// Puts a call on the link. Where it is taken, so is `sleeper`: the waker of its caller, which then sleeps.
     pub(crate) fn submit(&self, now: Time, call: &Arc<Call>, claim: Claim, sleeper: &mut Option<Waker>) -> Submit {
-        let mut guard = self.core();
-        let core = &mut *guard;
-        if !self.accepting.load(Ordering::Relaxed) || core.draining {
-            return Submit::Closed;
-        }
+        let core = self.core();
         let before = core.session.unanswered();
-        match claim {
-            Claim::Idle if before > 0 => return Submit::Busy,
-            Claim::Room if before >= core.window.size() as usize => return Submit::Full,
-            _ => {}
+        let mut boarding = Boarding { link: self, core, claim, kick: false };
+        let submit = boarding.board(now, call, sleeper);
+        if submit == Submit::Taken {
+            boarding.leave(now, before);
+        } else {
+            boarding.give_up();
         }
-        let Some(boarding) = call.board() else { return Submit::Over };
-        let (limit, left) = boarding.limit(now);
-        let Ok(id) = core.session.open(now, limit) else { return Submit::Full };
-        let header = Header { remaining: Remaining::new(left), ..Header::call(Kind::Req, id.to_wire()) };
-        let pushed = core.push(header, &call.input);
-        if !matches!(pushed, Ok(true)) {
-            core.session.retract(id);
-            drop((boarding, guard));
-            // What fills the link may be nothing that anybody else would flush; and the task meets the same error, and settles the others.
-            self.kick();
-            return if pushed.is_ok() { Submit::Full } else { Submit::Closed };
+        submit
+    }
+
+    /// Puts the first of these calls on the link, as many as it has room for, and says how many that were. Those that are over count too.
+    pub(crate) fn submit_many(&self, now: Time, calls: &mut dyn Iterator<Item = &Arc<Call>>) -> usize {
+        let core = self.core();
+        let before = core.session.unanswered();
+        let mut boarding = Boarding { link: self, core, claim: Claim::Room, kick: false };
+        let is_aboard = |call| matches!(boarding.board(now, call, &mut None), Submit::Taken | Submit::Over);
+        let count = calls.map(is_aboard).take_while(|is_aboard| *is_aboard).count();
+        if count > 0 {
+            boarding.leave(now, before)
+        } else {
+            boarding.give_up()
         }
-        boarding.done(self.worker, self.incarnation, id, sleeper);
-        core.calls[id.slot()] = Some(Aboard { call: call.clone(), sent: now });
-        self.unanswered.store(core.session.unanswered() as u32, Ordering::Release);
-        let mut kick = true;
-        if before == 0 {
-            core.window.began(now);
-        }
-        // Nothing is under way, and calls come one at a time: waiting for others to join would only cost time.
-        let is_alone = before == 0 && core.last_batch <= 1;
-        if is_alone || core.unsent >= ENOUGH {
-            let flushed = core.poll_flush(&mut Context::from_waker(Waker::noop()));
-            kick = !(is_alone && matches!(flushed, Poll::Ready(Ok(()))));
-        }
-        kick |= core.is_due_sooner();
-        drop(guard);
-        if kick {
-            self.kick();
-        }
-        Submit::Taken
+        count
     }
 
     /// The caller of this call has gone.

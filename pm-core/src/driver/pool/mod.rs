@@ -118,6 +118,8 @@ pub(crate) trait AnyPool: Send + Sync {
     fn send(&self, now: Time, call: Arc<Call>, waker: &Waker) -> Sent;
     /// Takes a call to a worker or into the queue; false where neither has room, see [`AnyPool::room`].
     fn submit(&self, now: Time, call: &Arc<Call>) -> bool;
+    /// Takes the first of these calls to a worker, as many as it has room for now, and says how many that were.
+    fn submit_many(&self, now: Time, calls: &mut dyn Iterator<Item = &Arc<Call>>) -> usize;
     /// Takes a call to this worker.
     fn submit_to(&self, worker: WorkerId, call: &Arc<Call>) -> Result<(), QueryError>;
     /// The caller of this call has gone.
@@ -435,6 +437,12 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         let links = self.links.load();
         let is_placed = self.is_open() && !matches!(Self::place(&links, now, call, false, &mut None), Placed::Nowhere);
         is_placed || !matches!(self.wait_in_line(call), Line::Full)
+    }
+
+    fn submit_many(&self, now: Time, calls: &mut dyn Iterator<Item = &Arc<Call>>) -> usize {
+        let links = self.links.load();
+        let best = if self.is_open() { Self::best(&links, false) } else { None };
+        best.map_or(0, |(best, _)| best.submit_many(now, calls))
     }
 
     fn submit_to(&self, worker: WorkerId, call: &Arc<Call>) -> Result<(), QueryError> {
