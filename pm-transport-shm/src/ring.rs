@@ -35,6 +35,9 @@ const LENGTH_BITS: u32 = 20;
 /// The processor that a chunk names where the producer's is not known.
 pub(crate) const NO_CPU: u32 = (1 << CPU_BITS) - 1;
 
+/// The most bytes of a chunk: while the consumer copies one, the producer writes the next.
+pub(crate) const MOST: usize = 16 << 10;
+
 /// The largest ring, so that the length of each chunk fits its field.
 pub(crate) const MAX_RING: usize = 1 << LENGTH_BITS;
 
@@ -118,6 +121,7 @@ impl<W: Words> Producer<W> {
     ///
     /// The consumer can see it from here on, but may be asleep.
     pub(crate) fn write(&mut self, bytes: &[u8], cpu: u32) -> Result<usize, Corrupt> {
+        let bytes = &bytes[..bytes.len().min(MOST)];
         let wanted = lines(bytes.len());
         if (wanted as u64) > self.room() {
             self.look()?;

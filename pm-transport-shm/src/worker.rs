@@ -17,6 +17,9 @@ use crate::memory::{Field, Mapping, Part, closed};
 use crate::ring::{Consumer, NO_CPU, Producer, Words};
 use crate::spin::{Spin, Spinner, Wake, cpu, is_elsewhere};
 
+/// Whoever waits for no longer than this has something else to do.
+const ATTENDANCE: Duration = Duration::from_secs(1);
+
 /// The worker's half of a link.
 #[derive(Debug)]
 pub(crate) struct ShmWorker {
@@ -133,7 +136,9 @@ impl Reader {
             if spin.until(*peer_cpu, || consumer.has_news()) {
                 return Ok(true);
             }
-            let goes_on = spin.wake() == Wake::Busy && is_elsewhere(*peer_cpu) && until.is_none();
+            // An attendant, which waits for little, is not the one that calls come to.
+            let is_reader = timeout.is_none_or(|timeout| timeout > ATTENDANCE);
+            let goes_on = is_reader && spin.wake() == Wake::Busy && is_elsewhere(*peer_cpu);
             self.give_room(shared)?;
             if !goes_on || shared.has_closed(closed::SENDING) {
                 break;

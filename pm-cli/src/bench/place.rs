@@ -97,7 +97,10 @@ pub fn pin_from_environment() {
 }
 
 fn all_cores() -> Vec<usize> {
-    (0..std::thread::available_parallelism().map_or(1, |cores| cores.get()).max(2)).collect()
+    // Those of the machine, and not those that whoever started this process left it: as in "0-3".
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let last = online.trim().rsplit(['-', ',']).next().and_then(|last| last.parse().ok());
+    (0..=last.unwrap_or(1)).collect()
 }
 
 fn pin(cpus: &[usize]) {

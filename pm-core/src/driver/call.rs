@@ -85,14 +85,36 @@ struct State {
 /// How many calls that are over a thread keeps, so that the next ones need no new memory.
 const KEPT: usize = 256;
 
+/// How many bytes the buffers of all these have together.
+const KEPT_BYTES: usize = 1 << 20;
+
 /// The buffers of a new call: most payloads fit, and none has to grow byte by byte.
 const ROOM: usize = 128;
 
-/// A buffer that grew beyond this is not kept.
-const MOST: usize = 4096;
-
 thread_local! {
-    static SPARE: RefCell<Vec<Arc<Call>>> = const { RefCell::new(Vec::new()) };
+    static SPARE: RefCell<Spare> = const { RefCell::new(Spare { calls: Vec::new(), bytes: 0 }) };
+}
+
+/// What a thread keeps.
+struct Spare {
+    calls: Vec<Arc<Call>>,
+    bytes: usize,
+}
+
+impl Spare {
+    fn take(&mut self) -> Option<Arc<Call>> {
+        let mut call = self.calls.pop()?;
+        self.bytes -= Arc::get_mut(&mut call).map_or(0, Call::capacity);
+        Some(call)
+    }
+
+    /// Keeps a call that nobody else has, if there is room for it.
+    fn give(&mut self, call: Arc<Call>, bytes: usize) {
+        if self.calls.len() < KEPT && self.bytes + bytes <= KEPT_BYTES {
+            self.bytes += bytes;
+            self.calls.push(call);
+        }
+    }
 }
 
 /// Where a call is.
@@ -111,7 +133,7 @@ pub(crate) enum Place {
 impl Call {
     /// A call that was not sent yet, whose input `encode` appends to the buffer that it is given.
     pub(crate) fn new<E>(terms: Terms, encode: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Arc<Self>, E> {
-        let spare = SPARE.try_with(|spare| spare.borrow_mut().pop()).ok().flatten();
+        let spare = SPARE.try_with(|spare| spare.borrow_mut().take()).ok().flatten();
         let mut call = spare.unwrap_or_else(|| Arc::new(Call::blank()));
         let fields = Arc::get_mut(&mut call).expect("a spare call has no other owner");
         fields.terms = terms;
@@ -160,21 +182,19 @@ impl Call {
         let Some(fields) = Arc::get_mut(&mut self) else { return };
         let state = fields.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         state.output = output;
-        if fields.input.capacity().max(state.output.capacity()) > MOST {
-            return;
-        }
-        fields.input.clear();
         state.output.clear();
+        fields.input.clear();
         (state.place, state.tries, state.until) = (Place::Waiting, Tries::default(), None);
         (state.waker, state.outcome) = (None, None);
         (fields.is_named, *fields.is_over.get_mut()) = (false, false);
+        let bytes = fields.capacity();
         // A thread that ends keeps nothing.
-        let _ = SPARE.try_with(|spare| {
-            let mut spare = spare.borrow_mut();
-            if spare.len() < KEPT {
-                spare.push(self);
-            }
-        });
+        let _ = SPARE.try_with(|spare| spare.borrow_mut().give(self, bytes));
+    }
+
+    /// Bytes of its buffers.
+    fn capacity(&mut self) -> usize {
+        self.input.capacity() + self.state.get_mut().unwrap_or_else(PoisonError::into_inner).output.capacity()
     }
 
     /// Its time begins.
@@ -276,10 +296,13 @@ impl Call {
                 Err(error) => Err(*error),
             });
         }
-        match &mut state.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
+        if state.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return Poll::Pending;
         }
+        let before = state.waker.replace(cx.waker().clone());
+        drop(state);
+        // It may be the last that its executor has of a task, which drops whatever that has.
+        drop(before);
         Poll::Pending
     }
 

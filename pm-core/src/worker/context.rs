@@ -95,7 +95,7 @@ impl CancelFlag {
     }
 
     /// Whether it can serve another call: nothing of the last one is left in it.
-    fn is_fresh(&self) -> bool {
+    pub(super) fn is_fresh(&self) -> bool {
         // A hook is added by the call itself, in its own thread.
         !self.is_cancelled() && !self.hooked.load(Ordering::Relaxed)
     }

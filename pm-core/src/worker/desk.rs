@@ -342,9 +342,13 @@ impl Desk {
     /// Takes a call that waits. None where none waits now, and an error where none will come.
     pub(super) fn poll_next(&self, job: &mut Job, cancel: &Arc<CancelFlag>) -> Result<Option<()>, Ended> {
         let mut state = self.state();
-        if self.take_waiting(&mut state, job) {
-            state.begin(job, cancel);
+        let waiting = state.waiting.len();
+        let is_taken = self.take_waiting(&mut state, job);
+        if state.waiting.len() < waiting {
             self.room.notify_one();
+        }
+        if is_taken {
+            state.begin(job, cancel);
             return Ok(Some(()));
         }
         if state.draining && !state.ended && state.running.is_none() {
@@ -496,15 +500,14 @@ impl Running {
         self.calls.push((id, last.unwrap_or_else(|| cancel.clone())));
     }
 
-    /// Gives the flag where nobody else has it: it is dropped where the desk is not locked, for its hooks may do anything then.
+    /// Gives the flag back unless it is kept: it is dropped where the desk is not locked, for its hooks may do anything then.
     fn end(&mut self, id: u64) -> Option<Arc<CancelFlag>> {
         let place = self.calls.iter().position(|(running, _)| *running == id)?;
         let cancel = self.calls.swap_remove(place).1;
-        if Arc::strong_count(&cancel) == 1 {
+        if !cancel.is_fresh() {
             return Some(cancel);
         }
-        self.last = Some(cancel);
-        None
+        self.last.replace(cancel)
     }
 
     fn find(&self, id: u64) -> Option<&CancelFlag> {

@@ -23,7 +23,7 @@ use crate::transport::{LinkError, LinkTx};
 const SOLOS: u32 = 64;
 
 /// How often a caller takes in more before it leaves the rest to the task.
-const FILLS: usize = 8;
+const FILLS: usize = 64;
 
 /// What came of a call that its caller would have sent and seen answered at once.
 #[derive(Debug)]
@@ -124,7 +124,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             return Err(call);
         }
         core.solo.begin(id, call);
-        self.unanswered.store(1, Ordering::Release);
+        self.unanswered.store(core.load(), Ordering::Release);
         core.window.began(now);
         let flushed = core.poll_flush(&mut Context::from_waker(Waker::noop()));
         let kick = !matches!(flushed, Poll::Ready(Ok(()))) || core.is_due_sooner();

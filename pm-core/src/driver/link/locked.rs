@@ -32,6 +32,9 @@ pub(super) struct Core<Tx> {
     pub(super) last_batch: u32,
     /// Frames that were pushed since the last flush.
     pub(super) unsent: u32,
+    /// Calls that are on no link any more and not in the queue yet: they count as unanswered until they are, so that whoever looks for calls
+    /// finds each in one of them.
+    pub(super) returning: u32,
     pub(super) draining: bool,
     pub(super) answered_any: bool,
     pub(super) last_notice: Option<String>,
@@ -50,6 +53,8 @@ pub(super) struct After {
     pub(super) wakers: Vec<Waker>,
     pub(super) slow: Vec<Arc<Call>>,
     pub(super) requeue: Vec<(Arc<Call>, Duration)>,
+    /// How many of these the core counts as returning.
+    pub(super) counted: u32,
     pub(super) poisoned: Vec<Arc<Call>>,
     pub(super) notices: Vec<String>,
     pub(super) first_answer: bool,
@@ -64,6 +69,11 @@ impl<Tx: LinkTx> Core<Tx> {
             Some(tx) => tx.push(header, payload),
             None => Err(LinkError::Closed),
         }
+    }
+
+    /// What this link counts as its own.
+    pub(super) fn load(&self) -> u32 {
+        self.session.unanswered() as u32 + self.returning
     }
 
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
@@ -274,6 +284,12 @@ impl After {
                 self.poisoned.push(call);
             }
         }
+    }
+
+    /// Has the core count what goes back to the queue. Before its lock is given up.
+    pub(super) fn count_returning<Tx>(&mut self, core: &mut Core<Tx>) {
+        let all = self.requeue.len() as u32;
+        core.returning += all - std::mem::replace(&mut self.counted, all);
     }
 
     /// Passes on what the worker said.

@@ -151,7 +151,7 @@ impl<Tx: LinkTx> Boarding<'_, Tx> {
     fn leave(self, now: Time, before: usize) {
         let Boarding { link, core: mut guard, mut kick, .. } = self;
         let core = &mut *guard;
-        link.unanswered.store(core.session.unanswered() as u32, Ordering::Release);
+        link.unanswered.store(core.load(), Ordering::Release);
         if before == 0 {
             core.window.began(now);
         }
@@ -260,6 +260,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 word: Word::Nothing,
                 last_batch: 0,
                 unsent: 0,
+                returning: 0,
                 draining: false,
                 answered_any: false,
                 last_notice: None,
@@ -435,6 +436,13 @@ impl<Tx: LinkTx> LinkShared<Tx> {
     fn publish(&self, core: &Core<Tx>) {
         self.publish_window(core);
         // What comes of it for the queue is ordered by the fence in `Yard::dispatch`.
-        self.unanswered.store(core.session.unanswered() as u32, Ordering::Release);
+        self.unanswered.store(core.load(), Ordering::Release);
+    }
+
+    /// What was going back to the queue is there.
+    fn returned(&self, after: &mut After) {
+        let mut core = self.core();
+        core.returning -= std::mem::take(&mut after.counted);
+        self.publish(&core);
     }
 }

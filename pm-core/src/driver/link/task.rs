@@ -35,6 +35,7 @@ pub(super) fn deliver_from<Tx: LinkTx>(
             Ok(Some(frame)) => {
                 // What a worker said before its answer is heard before it, also by a caller that looks without being woken.
                 if !after.notices.is_empty() && frame.header.kind != Kind::Notice as u8 {
+                    after.count_returning(&mut guard);
                     drop(guard);
                     after.tell(shared, yard);
                     guard = shared.core();
@@ -53,10 +54,8 @@ pub(super) fn deliver_from<Tx: LinkTx>(
         core.window.answered(now, drained.count, left, drained.oldest.unwrap_or(now));
         after.first_answer = !std::mem::replace(&mut core.answered_any, true);
     }
-    let goes_back = !after.requeue.is_empty();
-    if !goes_back {
-        shared.publish(core);
-    }
+    after.count_returning(core);
+    shared.publish(core);
     let is_idle = core.session.unanswered() == 0;
     let is_drained = core.draining && is_idle;
     after.solo |= !core.solo.is_waiting();
@@ -72,9 +71,8 @@ pub(super) fn deliver_from<Tx: LinkTx>(
         yard.dropped(drained.dropped);
     }
     after.run(shared, yard, now);
-    if goes_back {
-        // A call counts here until the queue has it: whoever looks for calls finds it in one of them.
-        shared.publish(&shared.core());
+    if after.counted > 0 {
+        shared.returned(after);
     }
     if is_idle {
         yard.idle();
@@ -315,18 +313,14 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
                 core.take_back(now, keep, &mut self.expired, &mut self.after);
             }
             // What did not change is for others to publish: a call may be on its way to the queue, and counts until it is there.
-            let goes_back = !self.after.requeue.is_empty();
-            if !self.expired.is_empty() && !goes_back {
-                self.shared.publish(core);
-            }
-            self.shared.publish_window(core);
+            self.after.count_returning(core);
+            self.shared.publish(core);
             let flushed = core.poll_flush(cx);
             drop(guard);
             self.unflushed |= !matches!(flushed, Poll::Ready(Ok(())));
             self.after.run(&self.shared, &*self.yard, now);
-            if goes_back {
-                // A call counts here until the queue has it: whoever looks for calls finds it in one of them.
-                self.shared.publish(&self.shared.core());
+            if self.after.counted > 0 {
+                self.shared.returned(&mut self.after);
                 self.yard.idle();
             }
             self.yard.dispatch();

@@ -629,6 +629,9 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
     }
 
     fn idle(&self) {
+        // Whoever shuts down refuses and then looks at the loads; whoever has answered the last call has lowered its load and then looks here. One of
+        // them sees the other's.
+        fence(Ordering::SeqCst);
         if self.shared.refusing.load(Ordering::SeqCst) {
             self.shared.wake.notify_one();
         }
