@@ -1,0 +1,50 @@
+//! What is shared by the managers in Rust.
+
+use std::time::{Duration, Instant};
+
+use pm_cli::bench::measure::Recorder;
+use pm_cli::bench::place::Place;
+
+use crate::error::{PeerError, Step};
+
+/// p50 and p99 of calls that are made one at a time, in microseconds.
+pub(crate) fn alone(time: Duration, mut call: impl FnMut() -> Result<(), PeerError>) -> Result<(f64, f64), PeerError> {
+    let mut recorder = Recorder::new(time, None);
+    while recorder.goes_on() {
+        call()?;
+    }
+    let measured = recorder.finish();
+    Ok((micros(measured.p50), micros(measured.p99)))
+}
+
+/// Calls a second, after a warm-up of a tenth of the time. `crowd` gives the number of calls that it made in a time.
+pub(crate) fn rate(
+    time: Duration,
+    mut crowd: impl FnMut(Duration) -> Result<u64, PeerError>,
+) -> Result<f64, PeerError> {
+    crowd(time / 10)?;
+    let began = Instant::now();
+    let count = crowd(time)?;
+    Ok(count as f64 / began.elapsed().as_secs_f64())
+}
+
+/// Nanoseconds as microseconds.
+pub(crate) fn micros(nanos: u64) -> f64 {
+    nanos as f64 / 1000.0
+}
+
+/// A payload of so many bytes.
+pub(crate) fn payload(bytes: usize) -> Vec<u8> {
+    vec![7; bytes]
+}
+
+/// Whether the answer is what was sent.
+pub(crate) fn check(answer: &[u8], payload: &[u8]) -> Result<(), PeerError> {
+    if answer == payload { Ok(()) } else { Err(PeerError::Wrong) }
+}
+
+/// The runtime of an asynchronous manager, as `pm bench` has it: the work is done by a thread of its own.
+pub(crate) fn runtime(place: Place) -> Result<tokio::runtime::Runtime, PeerError> {
+    let threads = if place == Place::Unpinned { 2 } else { 1 };
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().step("start a runtime")
+}

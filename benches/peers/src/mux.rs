@@ -1,0 +1,35 @@
+//! A multiplexer on a Unix socket, written by hand: the one that `pm bench` holds pm against. Its frames have a fixed length, so it
+//! carries 64 bytes only.
+
+use pm_cli::bench::limits::{FRAME, Mux};
+use pm_cli::bench::measure::{Recorder, many};
+
+use crate::cli::Args;
+use crate::error::{PeerError, Step};
+use crate::measure::{micros, runtime};
+use crate::row::{CROWD, Row};
+
+/// 64 bytes, with a header as long as pm's.
+pub(crate) fn measure(args: &Args) -> Result<Vec<Row>, PeerError> {
+    let (place, time) = (args.placement, args.seconds);
+    let runtime = runtime(place)?;
+    let work = async move {
+        let mux = Mux::new(place);
+        let mut recorder = Recorder::new(time, None);
+        while recorder.goes_on() {
+            round_trip(&mux).await;
+        }
+        let alone = recorder.finish();
+        let crowd = many(CROWD, time, None, move || {
+            let mux = mux.clone();
+            async move { round_trip(&mux).await }
+        });
+        Row { bytes: 64, p50: micros(alone.p50), p99: micros(alone.p99), rate: crowd.await.rate }
+    };
+    let row = runtime.block_on(async { tokio::spawn(work).await }).step("measure the mux")?;
+    Ok(vec![row])
+}
+
+async fn round_trip(mux: &Mux) {
+    assert_eq!(mux.round_trip(std::hint::black_box([7; FRAME])).await, [7; FRAME]);
+}
