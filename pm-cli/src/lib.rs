@@ -5,7 +5,7 @@
 //! | [`cli`] | the command line as it was written |
 //! | [`plan`] | the same, checked and resolved: what can be carried out |
 //! | [`pool`] | `pm pool`: carries the plan out |
-//! | [`bench`] | `pm bench`: measures the transports side by side |
+//! | [`bench`](mod@bench) | `pm bench`: measures the transports side by side |
 //! | [`roles`] | what `pm` serves as its own worker: `@echo`, `@sha256`, `@wc`, programs with `{}`, filters |
 
 #![forbid(unsafe_code)]
