@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::ring::NO_CPU;
 
-/// The longest spin: what a wake-up costs across processors, 2 to 50 µs. Whoever spins for so long before it sleeps has waited in vain at most as long as
-/// the sleep would have cost.
-const LONGEST: Duration = Duration::from_micros(50);
+/// The longest spin: what a wake-up costs across processors, up to 50 µs, and as much for the peer's work. A shorter one would not outlast the wake-up
+/// of a peer that has just fallen asleep, and both would go on sleeping in turns.
+const LONGEST: Duration = Duration::from_micros(100);
 
 /// How often the peer's word is looked at between two looks at the clock.
 const LOOKS: u32 = 64;
@@ -22,7 +22,7 @@ const LONGEST_PAUSE: u32 = 256;
 /// What whoever waits for its peer does before it sleeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wake {
-    /// It spins for at most 50 µs, as long as that pays: not where both run on the same processor, and ever less often where it was in vain. At most one
+    /// It spins for at most 100 µs, as long as that pays: not where both run on the same processor, and ever less often where it was in vain. At most one
     /// waiter less than there are processors spins for longer than a microsecond or two, in all pools of the program together; the
     /// others sleep. Costs the processor time that a busy peer takes for its answer, and nothing while nothing is to be done.
     #[default]
