@@ -82,6 +82,13 @@ struct State {
     output: Vec<u8>,
 }
 
+impl State {
+    /// When the try that goes on times out, where that counts from the query.
+    fn until(&self, call: &Call) -> Option<Time> {
+        self.until.or_else(|| call.terms.until(call.made()))
+    }
+}
+
 /// How many calls that are over a thread keeps, so that the next ones need no new memory.
 const KEPT: usize = 256;
 
@@ -171,8 +178,7 @@ impl Call {
 
     /// Takes the buffer of its output, which comes back with [`reuse`](Self::reuse). For a call that nobody else has.
     pub(crate) fn lend_buffer(mut self: Arc<Self>) -> (Arc<Self>, Vec<u8>) {
-        let buffer = Arc::get_mut(&mut self)
-            .map(|fields| std::mem::take(&mut fields.state.get_mut().unwrap_or_else(PoisonError::into_inner).output));
+        let buffer = Arc::get_mut(&mut self).map(|fields| std::mem::take(&mut fields.state_mut().output));
         (self, buffer.unwrap_or_default())
     }
 
@@ -180,10 +186,10 @@ impl Call {
     pub(crate) fn reuse(mut self: Arc<Self>, output: Vec<u8>) {
         // Whoever delivered it may hold it for a moment longer.
         let Some(fields) = Arc::get_mut(&mut self) else { return };
-        let state = fields.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        fields.input.clear();
+        let state = fields.state_mut();
         state.output = output;
         state.output.clear();
-        fields.input.clear();
         (state.place, state.tries, state.until) = (Place::Waiting, Tries::default(), None);
         (state.waker, state.outcome) = (None, None);
         (fields.is_named, *fields.is_over.get_mut()) = (false, false);
@@ -194,7 +200,7 @@ impl Call {
 
     /// Bytes of its buffers.
     fn capacity(&mut self) -> usize {
-        self.input.capacity() + self.state.get_mut().unwrap_or_else(PoisonError::into_inner).output.capacity()
+        self.input.capacity() + self.state_mut().output.capacity()
     }
 
     /// Its time begins.
@@ -213,6 +219,11 @@ impl Call {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The same where nobody else has the call.
+    fn state_mut(&mut self) -> &mut State {
+        self.state.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether its caller has gone, or it was answered: then no worker needs to see it.
     pub(crate) fn is_over(&self) -> bool {
         // Pairs with the Release of `resolve` and `abandon`. What comes of it is behind the lock.
@@ -221,8 +232,7 @@ impl Call {
 
     /// When it times out while it waits.
     pub(crate) fn until(&self) -> Option<Time> {
-        let state = self.state();
-        state.until.or_else(|| self.terms.until(self.made()))
+        self.state().until(self)
     }
 
     /// Takes it to a link, unless it is over. Nobody can end it meanwhile.
@@ -328,8 +338,7 @@ pub(crate) struct Boarding<'a> {
 impl Boarding<'_> {
     /// The limit for the session, and the time left for the worker to know.
     pub(crate) fn limit(&self, now: Time) -> (Limit, Option<Duration>) {
-        let until = self.state.until.or_else(|| self.call.terms.until(self.call.made()));
-        self.call.terms.limit(now, until)
+        self.call.terms.limit(now, self.state.until(self.call))
     }
 
     /// It is on this link now, and its caller sleeps, if it has a sleeper. Otherwise it waits on.
