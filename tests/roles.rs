@@ -58,7 +58,8 @@ impl pm::Role for Tidy {
                 concurrency: 2,
                 handler: Box::new(move |input| {
                     let _kept = &sweep;
-                    Box::pin(async { Ok(input) })
+                    let output = input.to_vec();
+                    Box::pin(async { Ok(output) })
                 }),
             },
         })

@@ -145,7 +145,7 @@ impl Manager {
         let mut manager = Manager { worker, child, input, decoder: Decoder::new(MAX_PAYLOAD) };
         let hello = hello(codec, role);
         manager.send(Header::new(Kind::Hello), &hello.encode());
-        let ready = manager.receive(|frame| Ready::decode(frame.payload)).expect("READY").unwrap();
+        let ready = manager.receive(|frame| Ready::decode(&frame.payload)).expect("READY").unwrap();
         assert_eq!((ready.codec, ready.role), (hello.codec, hello.role));
         manager
     }

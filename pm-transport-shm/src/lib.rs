@@ -19,6 +19,7 @@
 compile_error!("pm-transport-shm needs Linux: memfd_create with seals, futex and eventfd; choose another transport");
 
 mod bell;
+mod bulk;
 mod claims;
 mod manager;
 #[expect(unsafe_code, reason = "mappings")]

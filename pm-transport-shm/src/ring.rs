@@ -19,7 +19,9 @@
 //! a lie can only lie about its own answers.
 
 use std::io;
+use std::mem::MaybeUninit;
 
+use crate::bulk;
 use crate::sync::{AtomicU64, Ordering, fence};
 
 /// Bytes of a cache line.
@@ -173,11 +175,7 @@ impl<W: Words> Producer<W> {
         let place = places(self.ring.words(), self.tail);
         let (first, second) = chunks.split_at(chunks.len().min(place.0.len()));
         for (words, chunks) in [(place.0, first), (place.1, second)] {
-            for (word, chunk) in words.iter().zip(chunks) {
-                let value = u64::from_ne_bytes(*chunk);
-                word.store(value, Ordering::Relaxed);
-                sum.add(value);
-            }
+            store(&words[..chunks.len()], chunks, &mut sum);
         }
         if let (false, Some(word)) = (rest.is_empty(), after(place, chunks.len())) {
             let value = last_word(bytes, rest);
@@ -291,28 +289,68 @@ impl<W: Words> Consumer<W> {
         &words[(self.head as usize * LINE_WORDS) & (words.len() - 1)]
     }
 
+    #[expect(unsafe_code, reason = "what is about to be written need not be zero before")]
     fn copy_out(&self, length: usize, into: &mut Vec<u8>) -> u32 {
         let mut sum = Sum::new(self.head, length);
-        let before = into.len();
-        into.resize(before + length, 0);
-        let (chunks, rest) = into[before..].as_chunks_mut::<WORD>();
+        into.reserve(length);
+        let (chunks, rest) = into.spare_capacity_mut()[..length].as_chunks_mut::<WORD>();
         let place = places(self.ring.words(), self.head);
         let last = after(place, chunks.len());
         let (first, second) = chunks.split_at_mut(chunks.len().min(place.0.len()));
         for (words, chunks) in [(place.0, first), (place.1, second)] {
-            for (word, chunk) in words.iter().zip(chunks) {
-                let value = word.load(Ordering::Relaxed);
-                *chunk = value.to_ne_bytes();
-                sum.add(value);
-            }
+            load(&words[..chunks.len()], chunks, &mut sum);
         }
-        if let (false, Some(word)) = (rest.is_empty(), last) {
-            let value = word.load(Ordering::Relaxed);
-            rest.copy_from_slice(&value.to_ne_bytes()[..rest.len()]);
+        if !rest.is_empty() {
+            let value = last.expect("a chunk of the ring is within it").load(Ordering::Relaxed);
+            rest.write_copy_of_slice(&value.to_ne_bytes()[..rest.len()]);
             sum.add(value);
         }
+        // SAFETY: All these bytes were written: `load` gives each of the words its eight, and the rest has the last.
+        unsafe { into.set_len(into.len() + length) };
         sum.finish()
     }
+}
+
+/// Writes whole words.
+fn store(words: &[AtomicU64], bytes: &[[u8; WORD]], sum: &mut Sum) {
+    let by_word = |words: &[AtomicU64], bytes: &[[u8; WORD]], sum: &mut Sum| {
+        for (word, bytes) in words.iter().zip(bytes) {
+            let value = u64::from_ne_bytes(*bytes);
+            word.store(value, Ordering::Relaxed);
+            sum.add(value);
+        }
+    };
+    if !bulk::IS_THERE || bytes.len() * WORD < bulk::BULK {
+        return by_word(words, bytes, sum);
+    }
+    let (before, lines) = bulk::whole_lines(words);
+    let (head, middle) = bytes.split_at(before);
+    let (middle, tail) = middle.split_at(lines);
+    by_word(words, head, sum);
+    bulk::store(&words[before..before + lines], middle);
+    sum.add_all(middle);
+    by_word(&words[before + lines..], tail, sum);
+}
+
+/// Reads whole words.
+fn load(words: &[AtomicU64], bytes: &mut [[MaybeUninit<u8>; WORD]], sum: &mut Sum) {
+    let by_word = |words: &[AtomicU64], bytes: &mut [[MaybeUninit<u8>; WORD]], sum: &mut Sum| {
+        for (word, bytes) in words.iter().zip(bytes) {
+            let value = word.load(Ordering::Relaxed);
+            *bytes = value.to_ne_bytes().map(MaybeUninit::new);
+            sum.add(value);
+        }
+    };
+    if !bulk::IS_THERE || bytes.len() * WORD < bulk::BULK {
+        return by_word(words, bytes, sum);
+    }
+    let (before, lines) = bulk::whole_lines(words);
+    let (head, middle) = bytes.split_at_mut(before);
+    let (middle, tail) = middle.split_at_mut(lines);
+    by_word(words, head, sum);
+    let middle = bulk::load(&words[before..before + lines], middle);
+    sum.add_all(middle);
+    by_word(&words[before + lines..], tail, sum);
 }
 
 /// A checksum against accidents and random writes: a change of any one word changes it for certain before it is cut to 32 bits.
@@ -336,6 +374,12 @@ impl Sum {
         let [lane, second, third, fourth] = self.lanes;
         self.lanes = [second, third, fourth, (lane ^ word).wrapping_mul(Self::FACTOR).rotate_left(29)];
         self.added += 1;
+    }
+
+    fn add_all(&mut self, words: &[[u8; WORD]]) {
+        for word in words {
+            self.add(u64::from_ne_bytes(*word));
+        }
     }
 
     fn finish(mut self) -> u32 {

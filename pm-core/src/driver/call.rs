@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use crate::face::error::QueryError;
 use crate::machine::id::{CallId, Incarnation, WorkerId};
+use crate::machine::payload::{KEEP, Lent, Payload};
 use crate::machine::retry::{Failure, Retry, Tries, Verdict};
 use crate::machine::session::Limit;
 use crate::machine::time::Time;
 
 /// What came of a call: the encoded output, or why there is none.
-pub(crate) type Outcome = Result<Vec<u8>, QueryError>;
+pub(crate) type Outcome = Result<Payload, QueryError>;
 
 /// Since when the time of a call counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,7 +80,7 @@ struct State {
     waker: Option<Waker>,
     /// What came of it; an output lies in `output`.
     outcome: Option<Result<(), Box<QueryError>>>,
-    output: Vec<u8>,
+    output: Payload,
 }
 
 impl State {
@@ -93,7 +94,7 @@ impl State {
 const KEPT: usize = 256;
 
 /// How many bytes the buffers of all these have together.
-const KEPT_BYTES: usize = 1 << 20;
+const KEPT_BYTES: usize = KEEP;
 
 /// The buffers of a new call: most payloads fit, and none has to grow byte by byte.
 const ROOM: usize = 128;
@@ -164,7 +165,7 @@ impl Call {
             until: None,
             waker: None,
             outcome: None,
-            output: Vec::with_capacity(ROOM),
+            output: Payload::with_capacity(ROOM),
         };
         Call {
             input: Vec::with_capacity(ROOM),
@@ -177,13 +178,13 @@ impl Call {
     }
 
     /// Takes the buffer of its output, which comes back with [`reuse`](Self::reuse). For a call that nobody else has.
-    pub(crate) fn lend_buffer(mut self: Arc<Self>) -> (Arc<Self>, Vec<u8>) {
+    pub(crate) fn lend_buffer(mut self: Arc<Self>) -> (Arc<Self>, Payload) {
         let buffer = Arc::get_mut(&mut self).map(|fields| std::mem::take(&mut fields.state_mut().output));
         (self, buffer.unwrap_or_default())
     }
 
     /// Gives back the output that was taken from a call that is over, so that the next call of this thread needs no new memory.
-    pub(crate) fn reuse(mut self: Arc<Self>, output: Vec<u8>) {
+    pub(crate) fn reuse(mut self: Arc<Self>, output: Payload) {
         // Whoever delivered it may hold it for a moment longer.
         let Some(fields) = Arc::get_mut(&mut self) else { return };
         fields.input.clear();
@@ -273,7 +274,7 @@ impl Call {
 
     /// Gives it its outcome, and the waker of the caller to be called after all locks are gone. The first outcome stands.
     #[must_use = "the caller sleeps until its waker is called"]
-    pub(crate) fn resolve(&self, outcome: Result<&[u8], QueryError>) -> Option<Waker> {
+    pub(crate) fn resolve(&self, outcome: Result<Lent<'_>, QueryError>) -> Option<Waker> {
         let mut state = self.state();
         if matches!(state.place, Place::Done | Place::Abandoned) {
             return None;
@@ -281,7 +282,7 @@ impl Call {
         state.place = Place::Done;
         state.outcome = Some(match outcome {
             Ok(output) => {
-                state.output.extend_from_slice(output);
+                output.take_into(&mut state.output);
                 Ok(())
             }
             Err(error) => Err(Box::new(error)),

@@ -1,14 +1,15 @@
 //! A link over any byte stream.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
 use crate::machine::frame::{Decoder, Frame, HEADER, Header, MAX_PAYLOAD};
 use crate::machine::id::CallId;
+use crate::machine::payload::KEEP;
 use crate::transport::{Link, LinkError, LinkRx, LinkTx};
 
 /// A link that has this much to send has no room. So much is two full sockets; more would only wait in the wrong place.
@@ -17,8 +18,8 @@ const SEND_LIMIT: usize = 128 << 10;
 /// Room beyond that for frames without payload: two for each of the calls that a link can have.
 const CONTROL_RESERVE: usize = 2 * CallId::MAX_SLOTS * HEADER;
 
-/// A send buffer that grew beyond this is given back once it is empty.
-const KEEP_CAPACITY: usize = 1 << 20;
+/// A payload from this size on goes to the stream from where it lies, as far as the stream takes it.
+const THROUGH: usize = 16 << 10;
 
 /// A link over the two halves of a byte stream.
 #[derive(Debug)]
@@ -89,8 +90,10 @@ impl<W: AsyncWrite + Unpin + Send + 'static> LinkTx for FramedTx<W> {
             self.buffer.drain(..self.sent);
             self.sent = 0;
         }
-        self.buffer.extend_from_slice(&header.encode(payload.len()));
-        self.buffer.extend_from_slice(payload);
+        let header = header.encode(payload.len());
+        let gone = if payload.len() < THROUGH { 0 } else { self.write_through(&header, payload)? };
+        self.buffer.extend_from_slice(&header[gone.min(HEADER)..]);
+        self.buffer.extend_from_slice(&payload[gone.saturating_sub(HEADER)..]);
         Ok(true)
     }
 
@@ -102,7 +105,7 @@ impl<W: AsyncWrite + Unpin + Send + 'static> LinkTx for FramedTx<W> {
         if let Err(error) = &written {
             self.failed = Some(error.kind());
         }
-        if written.is_err() || self.buffer.capacity() > KEEP_CAPACITY {
+        if written.is_err() || self.buffer.capacity() > KEEP {
             self.buffer = Vec::new();
         }
         self.sent = 0;
@@ -112,6 +115,37 @@ impl<W: AsyncWrite + Unpin + Send + 'static> LinkTx for FramedTx<W> {
 }
 
 impl<W: AsyncWrite + Unpin> FramedTx<W> {
+    /// Writes what can go at once of a frame, if nothing else has to go before it, and says how many bytes of it went.
+    fn write_through(&mut self, header: &[u8], payload: &[u8]) -> Result<usize, LinkError> {
+        // Whoever flushes the rest waits for it.
+        let cx = &mut Context::from_waker(Waker::noop());
+        let mut gone = 0;
+        let mut poll = self.poll_write_all(cx);
+        if poll.is_ready() {
+            self.buffer.clear();
+            self.sent = 0;
+        }
+        while let Poll::Ready(Ok(())) = poll
+            && gone < header.len() + payload.len()
+        {
+            let parts = [&header[gone.min(header.len())..], &payload[gone.saturating_sub(header.len())..]];
+            poll = match Pin::new(&mut self.io).poll_write_vectored(cx, &parts.map(IoSlice::new)) {
+                Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(count)) => {
+                    gone += count;
+                    Poll::Ready(Ok(()))
+                }
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Pending => Poll::Pending,
+            };
+        }
+        if let Poll::Ready(Err(error)) = poll {
+            self.failed = Some(error.kind());
+            return Err(error.into());
+        }
+        Ok(gone)
+    }
+
     fn poll_write_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.buffer.len() {
             let count = ready!(Pin::new(&mut self.io).poll_write(cx, &self.buffer[self.sent..]))?;

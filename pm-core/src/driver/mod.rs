@@ -6,7 +6,6 @@
 //! | `start` | makes a worker out of a Spec and a transport |
 //! | `worker` | lives through one incarnation of a worker |
 //! | `link` | the calls on one link |
-//! | `buffers` | buffers for small payloads, used again |
 //! | `call` | one query, from its caller to a worker and back |
 //! | `pool` | the queue, the links, and the task that keeps workers alive |
 //! | [`framed`], [`memory`] | links over byte streams, and in memory |

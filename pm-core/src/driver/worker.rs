@@ -327,7 +327,7 @@ async fn shake_hands<Tx: LinkTx, Rx: LinkRx>(tx: &mut Tx, rx: &mut Rx, hello: &H
     loop {
         match rx.next() {
             Ok(Some(frame)) if frame.header.kind == Kind::Ready as u8 => {
-                let ready = Ready::decode(frame.payload).map_err(Unready::Mismatch)?;
+                let ready = Ready::decode(&frame.payload).map_err(Unready::Mismatch)?;
                 hello.check(&ready).map_err(Unready::Mismatch)?;
                 return Ok(ready);
             }
@@ -338,7 +338,7 @@ async fn shake_hands<Tx: LinkTx, Rx: LinkRx>(tx: &mut Tx, rx: &mut Rx, hello: &H
                 if Kind::from_wire(frame.header.kind).is_none() && frame.header.flags & flag::CRITICAL == 0 => {}
             Ok(Some(frame)) => {
                 let what = format!("a frame of kind {} came before READY", frame.header.kind);
-                return Err(Unready::Mismatch(Mismatch::not_ready(what, frame.payload)));
+                return Err(Unready::Mismatch(Mismatch::not_ready(what, &frame.payload)));
             }
             Ok(None) => match poll_fn(|cx| rx.poll_fill(cx)).await {
                 Ok(()) => {}

@@ -13,6 +13,7 @@ use crate::codec::Codec;
 use crate::driver::call::Call;
 use crate::driver::clock;
 use crate::driver::pool::{AnyPool, Sent};
+use crate::machine::payload::Payload;
 use crate::machine::time::Time;
 
 /// Sends a call, and waits for its outcome. Whoever drops it before has lost interest in the call, which is then cancelled.
@@ -33,7 +34,7 @@ enum Stage {
     /// It was sent.
     Sent(Arc<Call>),
     /// It has its output.
-    Answered(Arc<Call>, Vec<u8>),
+    Answered(Arc<Call>, Payload),
     /// It has an error.
     Failed(Box<QueryError>),
     Over,
@@ -42,7 +43,7 @@ enum Stage {
 /// The encoded output of a call.
 pub(super) struct Answer {
     call: Arc<Call>,
-    output: Vec<u8>,
+    output: Payload,
 }
 
 impl Answer {
@@ -68,18 +69,18 @@ impl<H: Deref<Target = Handle>> Carry<H> {
     /// Sends the call, if it was not. Ready once that is over, whatever came of it: see [`is_full`](Self::is_full).
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let now = clock::now();
-        let call = match std::mem::replace(&mut self.stage, Stage::Over) {
+        let (call, gave_way) = match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::New(call) => {
                 call.begin(now);
-                call
+                (call, false)
             }
-            Stage::Begun(call) => call,
+            Stage::Begun(call) => (call, true),
             other => {
                 self.stage = other;
                 return Poll::Ready(());
             }
         };
-        match self.handle.pool.send(now, call, cx.waker()) {
+        match self.handle.pool.send(now, call, gave_way, cx.waker()) {
             Sent::Answered(call, output) => self.stage = Stage::Answered(call, output),
             Sent::Aboard(call) => self.stage = Stage::Sent(call),
             Sent::Full(call) => self.stage = Stage::Full(call),

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::payload::{KEEP, Lent};
+
 /// Bytes of a frame before its payload, the length field included.
 pub const HEADER: usize = 16;
 
@@ -21,9 +23,6 @@ pub const MAX_PING: usize = 64;
 
 /// Bytes that the decoder asks for at a time when it does not know better.
 const READ_CHUNK: usize = 64 << 10;
-
-/// A buffer that grew beyond this is given back once it is empty.
-const KEEP_CAPACITY: usize = 1 << 20;
 
 /// The kinds of frames that this version knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,12 +182,12 @@ impl Header {
 }
 
 /// A whole frame, whose payload still lies in the buffer of the one who read it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
     /// Everything but the payload.
     pub header: Header,
     /// The payload.
-    pub payload: &'a [u8],
+    pub payload: Lent<'a>,
 }
 
 /// Bytes that are no frame. The peer that sent them cannot be trusted with another byte.
@@ -230,7 +229,7 @@ pub enum BadFrame {
 /// assert_eq!(decoder.next(), Ok(None)); // the payload has not come yet
 /// decoder.buffer().extend_from_slice(b"hi");
 /// let frame = decoder.next().unwrap().unwrap();
-/// assert_eq!(frame.payload, b"hi");
+/// assert_eq!(*frame.payload, *b"hi");
 /// ```
 #[derive(Debug)]
 pub struct Decoder {
@@ -253,7 +252,7 @@ impl Decoder {
         if unread == 0 {
             self.bytes.clear();
             self.start = 0;
-            if self.bytes.capacity() > KEEP_CAPACITY {
+            if self.bytes.capacity() > KEEP {
                 self.bytes = Vec::new();
             }
         } else if self.start >= unread {
@@ -286,11 +285,12 @@ impl Decoder {
         }
         let Some(body) = unread.get(4..4 + rest as usize) else { return Ok(None) };
         let Some((header, payload)) = body.split_first_chunk::<AFTER_LENGTH>() else { return Ok(None) };
-        let header = Header::decode(header);
+        let (header, length) = (Header::decode(header), payload.len());
         if header.id >= super::id::CallId::LIMIT {
             return Err(BadFrame::BadId(header.id));
         }
         self.start += 4 + rest as usize;
+        let payload = Lent::out_of(&mut self.bytes, &mut self.start, length);
         Ok(Some(Frame { header, payload }))
     }
 
@@ -389,7 +389,7 @@ mod tests {
         decoder.buffer().extend_from_slice(&frame(17, 1, &vec![1; 8 << 20]));
         assert!(decoder.next().unwrap().is_some());
         decoder.buffer();
-        assert!(decoder.capacity() <= KEEP_CAPACITY);
+        assert!(decoder.capacity() <= KEEP);
     }
 
     #[test]
@@ -433,7 +433,7 @@ mod tests {
             assert_eq!([header.encode(text.len()).as_slice(), text].concat(), bytes, "{name}");
             let mut decoder = Decoder::new(MAX_PAYLOAD);
             decoder.buffer().extend_from_slice(&bytes);
-            assert_eq!(decoder.next(), Ok(Some(Frame { header, payload: text })), "{name}");
+            assert_eq!(decoder.next(), Ok(Some(Frame { header, payload: text.into() })), "{name}");
             checked += 1;
         }
         assert!(checked >= 18, "the page has {checked} vectors");

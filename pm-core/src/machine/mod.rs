@@ -18,7 +18,7 @@
 //! | vocabulary | says |
 //! |---|---|
 //! | [`spec`] | how to start one thing |
-//! | [`frame`], [`handshake`] | what passes over a link |
+//! | [`frame`], [`payload`], [`handshake`] | what passes over a link |
 //! | [`event`], [`cause`], [`exit`] | what happened to a worker, and why it ended |
 //! | [`id`], [`time`] | who, and when |
 
@@ -31,6 +31,7 @@ pub mod frame;
 pub mod graph;
 pub mod handshake;
 pub mod id;
+pub mod payload;
 pub mod pool;
 pub mod retry;
 pub mod session;

@@ -46,7 +46,7 @@ fn decode(bytes: &[u8], step: usize) -> (Vec<Vec<u8>>, Option<BadFrame>) {
             match decoder.next() {
                 Ok(Some(frame)) => {
                     assert!(frame.payload.len() <= LIMIT);
-                    frames.push([frame.header.encode(frame.payload.len()).as_slice(), frame.payload].concat());
+                    frames.push([frame.header.encode(frame.payload.len()).as_slice(), &frame.payload].concat());
                 }
                 Ok(None) => break,
                 Err(error) => {

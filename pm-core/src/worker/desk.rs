@@ -15,6 +15,7 @@ use super::link::WorkerLink;
 use crate::face::error::HandlerError;
 use crate::machine::frame::{Decoder, Frame, Header, Kind, MAX_PAYLOAD, flag};
 use crate::machine::handshake::{Hello, Ready, VERSION};
+use crate::machine::payload::Payload;
 use crate::sys::clock;
 use crate::sys::outbox::Outbox;
 
@@ -23,6 +24,9 @@ const MAX_WAITING: usize = 4096;
 
 /// How old an answer may get in the outbox while calls go on, in nanoseconds. Long enough for some ten quick calls, and below what anybody feels.
 const GATHER_NANOS: u64 = 50_000;
+
+/// A payload from this size on is sent from where it lies. Below it a copy costs less than a second piece.
+const APART: usize = 4 << 10;
 
 /// How long the reader waits at a time. It has nothing else to do.
 const LONG_WAIT: Duration = Duration::from_secs(3600);
@@ -50,7 +54,7 @@ pub(super) struct Job {
     /// Its place in the order in which calls came, counted from 1.
     pub(super) number: u64,
     pub(super) deadline: Option<Deadline>,
-    pub(super) input: Vec<u8>,
+    pub(super) input: Payload,
 }
 
 /// See the [module](self).
@@ -112,7 +116,7 @@ impl Desk {
         loop {
             if let Some(frame) = state.decoder.next()? {
                 return match frame.header.kind {
-                    kind if kind == Kind::Hello as u8 => Ok(Hello::decode(frame.payload)?),
+                    kind if kind == Kind::Hello as u8 => Ok(Hello::decode(&frame.payload)?),
                     kind => Err(ServeError::NotHello { kind }),
                 };
             }
@@ -184,13 +188,15 @@ impl Desk {
     /// Sends a frame, after all that waits in the outbox.
     fn send_locked(&self, state: &mut State, header: Header, payload: &[u8]) -> Result<(), Ended> {
         self.flush(state)?;
-        state.out.clear();
-        state.out.extend_from_slice(&header.encode(payload.len()));
-        state.out.extend_from_slice(payload);
-        let sent = self.link.send(&state.out);
-        if state.out.capacity() > 1 << 20 {
-            state.out = Vec::new();
-        }
+        let header = header.encode(payload.len());
+        let sent = if payload.len() < APART {
+            state.out.clear();
+            state.out.extend_from_slice(&header);
+            state.out.extend_from_slice(payload);
+            self.link.send(&state.out)
+        } else {
+            self.link.send_frame(&header, payload)
+        };
         sent.map_err(|_| self.end(state, 0))
     }
 
@@ -235,18 +241,17 @@ impl Desk {
             return Err(Ended);
         }
         loop {
-            let State { decoder, .. } = state;
+            let State { decoder, came, .. } = state;
             match decoder.next() {
                 Ok(Some(Frame { header, payload })) if header.kind == Kind::Req as u8 => {
-                    state.came += 1;
-                    if !self.link.take(state.came) {
+                    *came += 1;
+                    if !self.link.take(*came) {
                         continue;
                     }
                     job.id = header.id;
-                    job.number = state.came;
+                    job.number = *came;
                     job.deadline = header.remaining.duration().map(Deadline::after);
-                    job.input.clear();
-                    job.input.extend_from_slice(payload);
+                    payload.take_into(&mut job.input);
                     state.begin(job, cancel);
                     return Ok(true);
                 }
@@ -533,14 +538,16 @@ fn run_hooks(mut state: MutexGuard<'_, State>) {
     }
 }
 
-/// A frame out of the buffer. Rare frames are copied, so that what they lead to may use the buffer.
+/// A frame out of the buffer, so that what it leads to may use the buffer.
 struct Owned {
     header: Header,
-    payload: Vec<u8>,
+    payload: Payload,
 }
 
 impl Owned {
     fn of(frame: Frame<'_>) -> Self {
-        Owned { header: frame.header, payload: frame.payload.to_vec() }
+        let mut payload = Payload::default();
+        frame.payload.take_into(&mut payload);
+        Owned { header: frame.header, payload }
     }
 }

@@ -1,6 +1,6 @@
 //! The worker's half of a link, as the worker's runtime uses it.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -38,6 +38,15 @@ pub trait WorkerLink: Send + Sync {
     /// # Errors
     /// What the operating system says; the manager is gone.
     fn send(&self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Sends a header and its payload, which is large. The same as to send one after the other, at less cost where the link knows a way.
+    ///
+    /// # Errors
+    /// As [`send`](WorkerLink::send).
+    fn send_frame(&self, header: &[u8], payload: &[u8]) -> io::Result<()> {
+        self.send(header)?;
+        self.send(payload)
+    }
 }
 
 /// A link over one or two blocking descriptors: a socket, or a pair of pipes.
@@ -80,12 +89,24 @@ impl WorkerLink for FdLink {
         }
     }
 
-    fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        self.send_frame(&[], bytes)
+    }
+
+    fn send_frame(&self, mut header: &[u8], mut payload: &[u8]) -> io::Result<()> {
         let write = self.write.as_ref().unwrap_or(&self.read);
-        while !bytes.is_empty() {
-            match rustix::io::write(write, bytes) {
+        while !header.is_empty() || !payload.is_empty() {
+            let written = match header {
+                [] => rustix::io::write(write, payload),
+                header => rustix::io::writev(write, &[IoSlice::new(header), IoSlice::new(payload)]),
+            };
+            match written {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(count) => bytes = &bytes[count..],
+                Ok(count) => {
+                    let of_header = count.min(header.len());
+                    header = &header[of_header..];
+                    payload = &payload[count - of_header..];
+                }
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }

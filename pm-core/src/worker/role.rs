@@ -19,7 +19,7 @@ pub const ASYNC_CONCURRENCY: u32 = 64;
 pub type BlockingHandler = Box<dyn Fn(&[u8], &mut Vec<u8>) -> Result<(), HandlerError> + Send + Sync>;
 
 /// The same for a future.
-pub type AsyncHandler = Box<dyn Fn(Vec<u8>) -> BoxFuture<Result<Vec<u8>, HandlerError>> + Send + Sync>;
+pub type AsyncHandler = Box<dyn Fn(&[u8]) -> BoxFuture<Result<Vec<u8>, HandlerError>> + Send + Sync>;
 
 /// A future on the heap.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -186,7 +186,7 @@ where
                 handler: Box::new(move |input| {
                     let codec = codec.clone();
                     let begun =
-                        Codec::<I>::decode(&codec, &input).map_err(undecodable).map(|input| handler.handle(input));
+                        Codec::<I>::decode(&codec, input).map_err(undecodable).map(|input| handler.handle(input));
                     Box::pin(async move {
                         let answer = begun?.await?;
                         let mut output = Vec::new();

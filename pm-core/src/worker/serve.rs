@@ -13,6 +13,7 @@ use super::link::WorkerLink;
 use super::role::{BlockingHandler, Role, Service};
 use super::{accept, serve_async};
 use crate::machine::handshake::Hello;
+use crate::machine::payload::{KEEP, Payload};
 
 /// A handler that runs longer than this has its link looked after by the attendant.
 const TICK: Duration = Duration::from_millis(1);
@@ -23,9 +24,6 @@ const PATIENCE: Duration = Duration::from_millis(20);
 /// After so many ticks without a call the attendant sleeps until it is woken. Waking it costs the handler's thread a system call, so it
 /// should be rare under load; ticking costs the machine a timer, so it should be rare without.
 const IDLE_TICKS: u32 = 100;
-
-/// An output buffer that grew beyond this is given back.
-const KEEP_CAPACITY: usize = 1 << 20;
 
 /// Serves until the manager lets this process go, which then ends.
 pub(super) fn run(desk: Arc<Desk>, handler: BlockingHandler) -> Result<Infallible, ServeError> {
@@ -84,10 +82,11 @@ fn serve_calls(
             Ok(()) => desk.respond(job.id, &output)?,
             Err(error) => desk.fail(job.id, &error)?,
         }
-        for buffer in [&mut output, &mut job.input] {
-            if buffer.capacity() > KEEP_CAPACITY {
-                *buffer = Vec::new();
-            }
+        if output.capacity() > KEEP {
+            output = Vec::new();
+        }
+        if job.input.capacity() > KEEP {
+            job.input = Payload::default();
         }
     }
 }

@@ -65,7 +65,7 @@ async fn serve_calls(
             }
             let Job { id, deadline, input, .. } = job;
             let current = Current { desk: desk.clone(), deadline, cancel: cancel.clone() };
-            let future = match context::run(current.clone(), || Ok(handler(input))) {
+            let future = match context::run(current.clone(), || Ok(handler(&input))) {
                 Ok(future) => future,
                 Err(error) => {
                     desk.fail(id, &error)?;

@@ -4,6 +4,8 @@
 
 #[path = "../../src/bell.rs"]
 mod bell;
+#[path = "../../src/bulk.rs"]
+mod bulk;
 #[path = "../../src/claims.rs"]
 mod claims;
 #[path = "../../src/ring.rs"]

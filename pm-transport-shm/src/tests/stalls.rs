@@ -83,7 +83,7 @@ async fn there_and_back(wake: Wake, messages: u64) {
         };
         tokio::time::timeout(LOST, step).await.unwrap_or_else(|_| panic!("asleep for ever after {came} of {sent}"));
         while let Some(frame) = rx.next().expect("whole frames") {
-            assert_eq!((frame.header.id, frame.payload), (came, &came.to_ne_bytes()[..]));
+            assert_eq!((frame.header.id, &*frame.payload), (came, &came.to_ne_bytes()[..]));
             came += 1;
         }
     }

@@ -14,13 +14,17 @@ use super::task::deliver_from;
 use super::{Inbox, LinkEnd, LinkShared, Yard};
 use crate::driver::call::Call;
 use crate::machine::frame::{BadFrame, Header, Kind, Remaining};
+use crate::machine::payload::Payload;
 use crate::machine::session::Word;
 use crate::machine::time::Time;
 use crate::transport::{LinkError, LinkTx};
 
-/// After so many answers in a row a caller lets the other tasks of its thread run before it waits: they may have calls that could go with
-/// its own. Without it, callers that never have to wait would take turns, one call at a time.
+/// After so many answers in a row a caller gives way to the other tasks of its thread before it waits again: they may have calls that could go with
+/// its own. Without it, callers that never have to wait would keep all others waiting.
 const SOLOS: u32 = 64;
+
+/// So many of those to whom a caller gave way send their calls together. Then its return is not waited for any more: it may have gone.
+const CROWD: u32 = 64;
 
 /// How often a caller takes in more before it leaves the rest to the task.
 const FILLS: usize = 64;
@@ -30,10 +34,12 @@ const FILLS: usize = 64;
 pub(crate) enum Exchange {
     /// It was not sent: this is no time for it.
     No(Arc<Call>),
+    /// It was not sent: it goes with others that follow, and its caller does not wait for it in the way of those.
+    Crowd(Arc<Call>),
     /// It was not sent: the caller lets others run, and comes again.
     Yield(Arc<Call>),
     /// It has its output.
-    Answered(Arc<Call>, Vec<u8>),
+    Answered(Arc<Call>, Payload),
     /// It takes longer, or came to some other end.
     Aboard(Arc<Call>),
 }
@@ -74,14 +80,24 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         })
     }
 
-    /// Sends a call that nobody else has yet, if it is the only one, and spins for its answer. See [`solo`](super::solo).
-    pub(crate) fn exchange(&self, now: Time, call: Arc<Call>, yard: &dyn Yard) -> Exchange {
+    /// Sends a call that nobody else has yet, if it is the only one, and spins for its answer. See [`solo`](super::solo). `gave_way` says that
+    /// its caller comes again.
+    pub(crate) fn exchange(&self, now: Time, call: Arc<Call>, gave_way: bool, yard: &dyn Yard) -> Exchange {
+        if gave_way {
+            self.crowd.store(0, Ordering::Relaxed);
+        }
         if !self.is_hot || self.load() != 0 {
             return Exchange::No(call);
+        }
+        let crowd = self.crowd.load(Ordering::Relaxed);
+        if crowd > 0 {
+            self.crowd.store(crowd - 1, Ordering::Relaxed);
+            return Exchange::Crowd(call);
         }
         let solos = self.solos.load(Ordering::Relaxed);
         if solos >= SOLOS {
             self.solos.store(0, Ordering::Relaxed);
+            self.crowd.store(CROWD, Ordering::Relaxed);
             return Exchange::Yield(call);
         }
         let Some(mut inbox) = self.try_inbox() else { return Exchange::No(call) };
@@ -135,7 +151,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         Ok(())
     }
 
-    /// Spins for the answer of a call that was just put on this link, if it is the only one and that pays. False where it does not: then
+    /// Spins for the answer of a call that was just sent over this link, if it is the only one and that pays. False where it does not: then
     /// nobody has looked for its answer.
     pub(crate) fn assist(&self, call: &Call, yard: &dyn Yard) -> bool {
         if !self.is_hot || self.load() != 1 {

@@ -10,6 +10,7 @@ use crate::driver::call::Call;
 use crate::face::error::{HandlerError, QueryError};
 use crate::machine::frame::{Frame, Header, Kind, MAX_NOTICE, MAX_PING, flag};
 use crate::machine::id::CallId;
+use crate::machine::payload::Lent;
 use crate::machine::retry::{Failure, Verdict as RetryVerdict};
 use crate::machine::session::{Answer, Session, Verdict, Word};
 use crate::machine::time::Time;
@@ -178,7 +179,7 @@ impl<Tx: LinkTx> Core<Tx> {
             }
             Some(Kind::Err) => {
                 let error: HandlerError =
-                    serde_json::from_slice(payload).map_err(|error| format!("an ERR that cannot be read: {error}"))?;
+                    serde_json::from_slice(&payload).map_err(|error| format!("an ERR that cannot be read: {error}"))?;
                 if let Some(aboard) = self.end(now, id, Answer::Outcome, drain)? {
                     yard.count();
                     drain.note(aboard.sent);
@@ -192,7 +193,7 @@ impl<Tx: LinkTx> Core<Tx> {
                 if payload.len() > MAX_NOTICE {
                     return Err(format!("a NOTICE of {} bytes; at most {MAX_NOTICE} are allowed", payload.len()));
                 }
-                let text = String::from_utf8_lossy(payload).into_owned();
+                let text = String::from_utf8_lossy(&payload).into_owned();
                 self.last_notice = Some(text.clone());
                 after.notices.push(text);
             }
@@ -200,7 +201,7 @@ impl<Tx: LinkTx> Core<Tx> {
                 if payload.len() > MAX_PING {
                     return Err(format!("a PING of {} bytes; at most {MAX_PING} are allowed", payload.len()));
                 }
-                let _ = self.push(Header::new(Kind::Pong), payload);
+                let _ = self.push(Header::new(Kind::Pong), &payload);
                 drain.replied = true;
             }
             // After BYE comes the end of the process, and that is what counts.
@@ -253,7 +254,7 @@ impl Drained {
 }
 
 impl After {
-    pub(super) fn resolve(&mut self, call: &Call, outcome: Result<&[u8], QueryError>) {
+    pub(super) fn resolve(&mut self, call: &Call, outcome: Result<Lent<'_>, QueryError>) {
         self.wakers.extend(call.resolve(outcome));
     }
 

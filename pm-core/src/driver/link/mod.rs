@@ -98,7 +98,9 @@ pub(crate) enum Claim {
 /// What [`LinkShared::submit`] did with a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Submit {
-    /// It is on the link.
+    /// It is on its way to the worker.
+    Sent,
+    /// It is on the link, and goes to the worker with others.
     Taken,
     /// Another caller was faster, and the worker is not idle any more.
     Busy,
@@ -147,8 +149,8 @@ impl<Tx: LinkTx> Boarding<'_, Tx> {
         Submit::Taken
     }
 
-    /// There are calls aboard that were not there before: they go to the worker, at once or with others.
-    fn leave(self, now: Time, before: usize) {
+    /// There are calls aboard that were not there before: they go to the worker with others, or at once. True where they are on their way.
+    fn leave(self, now: Time, before: usize) -> bool {
         let Boarding { link, core: mut guard, mut kick, .. } = self;
         let core = &mut *guard;
         link.unanswered.store(core.load(), Ordering::Release);
@@ -157,17 +159,15 @@ impl<Tx: LinkTx> Boarding<'_, Tx> {
         }
         // Nothing is under way, and calls come one at a time: waiting for others to join would only cost time.
         let is_alone = before == 0 && core.last_batch <= 1;
-        if is_alone || core.unsent >= ENOUGH {
-            let flushed = core.poll_flush(&mut Context::from_waker(Waker::noop()));
-            kick |= !(is_alone && matches!(flushed, Poll::Ready(Ok(()))));
-        } else {
-            kick = true;
-        }
-        kick |= core.is_due_sooner();
+        let flushes = is_alone || core.unsent >= ENOUGH;
+        let is_gone =
+            flushes && matches!(core.poll_flush(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())));
+        kick |= !(is_alone && is_gone) || core.is_due_sooner();
         drop(guard);
         if kick {
             link.kick();
         }
+        is_gone
     }
 
     /// There are none.
@@ -212,6 +212,8 @@ pub(crate) struct LinkShared<Tx> {
     missed: AtomicBool,
     /// Answers in a row that their callers took out themselves.
     solos: AtomicU32,
+    /// A caller gave way to others, and is not back yet: so many of those that come meanwhile do not wait for their answers one by one.
+    crowd: AtomicU32,
 }
 
 /// What a link receives with. Who holds it delivers for all.
@@ -270,6 +272,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             inbox: Mutex::new(Inbox { rx, after: After::default(), end: None }),
             missed: AtomicBool::new(false),
             solos: AtomicU32::new(0),
+            crowd: AtomicU32::new(0),
         }
     }
 
@@ -303,13 +306,16 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let core = self.core();
         let before = core.session.unanswered();
         let mut boarding = Boarding { link: self, core, claim, kick: false };
-        let submit = boarding.board(now, call, sleeper);
-        if submit == Submit::Taken {
-            boarding.leave(now, before);
-        } else {
-            boarding.give_up();
+        match boarding.board(now, call, sleeper) {
+            Submit::Taken => match boarding.leave(now, before) {
+                true => Submit::Sent,
+                false => Submit::Taken,
+            },
+            other => {
+                boarding.give_up();
+                other
+            }
         }
-        submit
     }
 
     /// Puts the first of these calls on the link, as many as it has room for, and says how many that were. Those that are over count too.
@@ -320,9 +326,9 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let is_aboard = |call| matches!(boarding.board(now, call, &mut None), Submit::Taken | Submit::Over);
         let count = calls.map(is_aboard).take_while(|is_aboard| *is_aboard).count();
         if count > 0 {
-            boarding.leave(now, before)
+            boarding.leave(now, before);
         } else {
-            boarding.give_up()
+            boarding.give_up();
         }
         count
     }

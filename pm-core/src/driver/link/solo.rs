@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::locked::{Aboard, Core};
 use crate::driver::call::Call;
 use crate::machine::id::{CallId, Incarnation, WorkerId};
+use crate::machine::payload::{Lent, Payload};
 use crate::machine::time::Time;
 use crate::transport::LinkTx;
 
@@ -24,21 +25,21 @@ pub(super) struct Solo {
     id: Option<CallId>,
     /// When its output came.
     answered: Option<Time>,
-    output: Vec<u8>,
+    output: Payload,
 }
 
 /// What became of a solo call.
 #[derive(Debug)]
 pub(super) enum End {
     /// It has its output, since this time.
-    Answered(Arc<Call>, Time, Vec<u8>),
+    Answered(Arc<Call>, Time, Payload),
     /// It is a call like any other.
     Aboard(Arc<Call>),
 }
 
 impl Solo {
     pub(super) fn new(worker: WorkerId, incarnation: Incarnation) -> Self {
-        Solo { worker, incarnation, call: None, id: None, answered: None, output: Vec::new() }
+        Solo { worker, incarnation, call: None, id: None, answered: None, output: Payload::default() }
     }
 
     /// It is on the link now.
@@ -56,11 +57,10 @@ impl Solo {
     }
 
     /// Gives it its output. When it was made.
-    pub(super) fn answer(&mut self, now: Time, payload: &[u8]) -> Time {
+    pub(super) fn answer(&mut self, now: Time, payload: Lent<'_>) -> Time {
         self.id = None;
         self.answered = Some(now);
-        self.output.clear();
-        self.output.extend_from_slice(payload);
+        payload.take_into(&mut self.output);
         self.call.as_ref().map_or(now, |call| call.made())
     }
 }

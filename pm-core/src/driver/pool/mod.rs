@@ -26,6 +26,7 @@ use crate::machine::budget::Budget;
 use crate::machine::dispatch;
 use crate::machine::event::Event;
 use crate::machine::id::{Incarnation, WorkerId};
+use crate::machine::payload::Payload;
 use crate::machine::pool::{self as machine, Counts, Input, Phase};
 use crate::machine::time::Time;
 use crate::transport::LinkTx;
@@ -114,8 +115,8 @@ pub(crate) struct Settings {
 pub(crate) trait AnyPool: Send + Sync {
     fn name(&self) -> &Arc<str>;
     /// Takes a call that nobody else has yet to a worker or into the queue; its caller sleeps then, until this waker is called. Or takes its
-    /// answer out of a link at once and in this thread, where that pays.
-    fn send(&self, now: Time, call: Arc<Call>, waker: &Waker) -> Sent;
+    /// answer out of a link at once and in this thread, where that pays. `gave_way` says that it comes again after [`Sent::Yield`].
+    fn send(&self, now: Time, call: Arc<Call>, gave_way: bool, waker: &Waker) -> Sent;
     /// Takes a call to a worker or into the queue; false where neither has room, see [`AnyPool::room`].
     fn submit(&self, now: Time, call: &Arc<Call>) -> bool;
     /// Takes the first of these calls to a worker, as many as it has room for now, and says how many that were.
@@ -141,7 +142,7 @@ pub(crate) trait AnyPool: Send + Sync {
 #[derive(Debug)]
 pub(crate) enum Sent {
     /// It has its output.
-    Answered(Arc<Call>, Vec<u8>),
+    Answered(Arc<Call>, Payload),
     /// Its outcome may be there already: its caller looks.
     Aboard(Arc<Call>),
     /// Its caller sleeps.
@@ -208,8 +209,10 @@ pub(crate) struct Pool<Tx> {
 
 /// Where a call went.
 enum Placed<'a, Tx> {
-    /// To this link.
-    On(&'a Arc<LinkShared<Tx>>),
+    /// To this link, and on to its worker.
+    Sent(&'a Arc<LinkShared<Tx>>),
+    /// To a link, from where it goes to the worker with others.
+    Aboard,
     /// It was over.
     Over,
     /// No link has room.
@@ -309,7 +312,8 @@ impl<Tx: LinkTx> Pool<Tx> {
         for _ in 0..links.len() {
             let Some((best, claim)) = Self::best(links, waited) else { return Placed::Nowhere };
             match best.submit(now, call, claim, sleeper) {
-                Submit::Taken => return Placed::On(best),
+                Submit::Sent => return Placed::Sent(best),
+                Submit::Taken => return Placed::Aboard,
                 Submit::Over => return Placed::Over,
                 Submit::Busy => {}
                 Submit::Full | Submit::Closed => break,
@@ -318,7 +322,8 @@ impl<Tx: LinkTx> Pool<Tx> {
         // What the link said of its room was out of date, or its buffer is full. Others may have some.
         for link in links {
             match link.submit(now, call, Claim::Room, sleeper) {
-                Submit::Taken => return Placed::On(link),
+                Submit::Sent => return Placed::Sent(link),
+                Submit::Taken => return Placed::Aboard,
                 Submit::Over => return Placed::Over,
                 Submit::Busy | Submit::Full | Submit::Closed => {}
             }
@@ -403,14 +408,19 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         &self.shared.name
     }
 
-    fn send(&self, now: Time, mut call: Arc<Call>, waker: &Waker) -> Sent {
+    fn send(&self, now: Time, mut call: Arc<Call>, gave_way: bool, waker: &Waker) -> Sent {
         let links = self.links.load();
         let best = if self.is_open() { Self::best(&links, false) } else { None };
         let mut placed = Placed::Nowhere;
         let mut sleeper = None;
+        let mut is_crowd = false;
         if let Some((best, _)) = best {
-            call = match best.exchange(now, call, self) {
+            call = match best.exchange(now, call, gave_way, self) {
                 Exchange::No(call) => call,
+                Exchange::Crowd(call) => {
+                    is_crowd = true;
+                    call
+                }
                 Exchange::Yield(call) => return Sent::Yield(call),
                 Exchange::Answered(call, output) => return Sent::Answered(call, output),
                 Exchange::Aboard(call) => return Sent::Aboard(call),
@@ -419,8 +429,8 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
             placed = Self::place(&links, now, &call, false, &mut sleeper);
         }
         match placed {
-            Placed::On(link) if link.assist(&call, self) => Sent::Aboard(call),
-            Placed::On(_) => Sent::Asleep(call),
+            Placed::Sent(link) if !is_crowd && link.assist(&call, self) => Sent::Aboard(call),
+            Placed::Sent(_) | Placed::Aboard => Sent::Asleep(call),
             Placed::Over => Sent::Aboard(call),
             Placed::Nowhere => {
                 call.sleep(sleeper.unwrap_or_else(|| waker.clone()));
@@ -458,8 +468,8 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         }
         let link = link.ok_or_else(gone)?;
         match link.submit(call.made(), call, Claim::Named, &mut None) {
-            Submit::Taken => link.assist(call, self),
-            Submit::Over => false,
+            Submit::Sent => link.assist(call, self),
+            Submit::Taken | Submit::Over => false,
             Submit::Busy | Submit::Full | Submit::Closed => return Err(gone()),
         };
         Ok(())
@@ -599,7 +609,7 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
                     if call.is_over() { Placed::Over } else { Self::place(&links, now, call, true, &mut None) };
                 let call = match placed {
                     Placed::Nowhere => break,
-                    Placed::On(_) | Placed::Over => backlog.queue.pop_front(),
+                    Placed::Sent(_) | Placed::Aboard | Placed::Over => backlog.queue.pop_front(),
                 };
                 if let Placed::Over = placed {
                     over.extend(call);

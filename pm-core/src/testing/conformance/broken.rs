@@ -228,7 +228,7 @@ impl LinkRx for BrokenRx {
         }
         let Some((header, payload)) = self.ready.pop_front() else { return Ok(None) };
         self.current = payload;
-        Ok(Some(Frame { header, payload: &self.current }))
+        Ok(Some(Frame { header, payload: self.current[..].into() }))
     }
 }
 

@@ -70,7 +70,8 @@ pub(super) async fn hand_offs<T: Transport>(subject: Arc<Subject<T>>) -> Result<
 }
 
 pub(super) async fn full_link_hand_offs<T: Transport>(subject: Arc<Subject<T>>) -> Result<(), String> {
-    const SIZE: usize = 48 << 10;
+    // More than a link holds besides, so that somebody has to wait for most of them.
+    const SIZE: usize = 300 << 10;
     const FRAMES: u64 = (96 << 20) / SIZE as u64;
     let (mut tx, _rx, mut wire) = subject.open().await?;
     let received = aside(move || {
