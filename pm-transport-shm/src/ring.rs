@@ -313,44 +313,50 @@ impl<W: Words> Consumer<W> {
 
 /// Writes whole words.
 fn store(words: &[AtomicU64], bytes: &[[u8; WORD]], sum: &mut Sum) {
-    let by_word = |words: &[AtomicU64], bytes: &[[u8; WORD]], sum: &mut Sum| {
-        for (word, bytes) in words.iter().zip(bytes) {
-            let value = u64::from_ne_bytes(*bytes);
-            word.store(value, Ordering::Relaxed);
-            sum.add(value);
-        }
-    };
-    if !bulk::IS_THERE || bytes.len() * WORD < bulk::BULK {
-        return by_word(words, bytes, sum);
+    if bytes.len() < bulk::BULK {
+        return store_words(words, bytes, sum);
     }
     let (before, lines) = bulk::whole_lines(words);
-    let (head, middle) = bytes.split_at(before);
-    let (middle, tail) = middle.split_at(lines);
-    by_word(words, head, sum);
-    bulk::store(&words[before..before + lines], middle);
-    sum.add_all(middle);
-    by_word(&words[before + lines..], tail, sum);
+    let (first, rest) = words.split_at(before);
+    let (middle, last) = rest.split_at(lines);
+    store_words(first, bytes, sum);
+    for (words, bytes) in middle.chunks(bulk::BLOCK).zip(bytes[before..before + lines].chunks(bulk::BLOCK)) {
+        bulk::store(words, bytes);
+        sum.add_all(bytes);
+    }
+    bulk::fence();
+    store_words(last, &bytes[before + lines..], sum);
 }
 
-/// Reads whole words.
+fn store_words(words: &[AtomicU64], bytes: &[[u8; WORD]], sum: &mut Sum) {
+    for (word, bytes) in words.iter().zip(bytes) {
+        let value = u64::from_ne_bytes(*bytes);
+        word.store(value, Ordering::Relaxed);
+        sum.add(value);
+    }
+}
+
+/// Reads whole words, as many as there are in `bytes`.
 fn load(words: &[AtomicU64], bytes: &mut [[MaybeUninit<u8>; WORD]], sum: &mut Sum) {
-    let by_word = |words: &[AtomicU64], bytes: &mut [[MaybeUninit<u8>; WORD]], sum: &mut Sum| {
-        for (word, bytes) in words.iter().zip(bytes) {
-            let value = word.load(Ordering::Relaxed);
-            *bytes = value.to_ne_bytes().map(MaybeUninit::new);
-            sum.add(value);
-        }
-    };
-    if !bulk::IS_THERE || bytes.len() * WORD < bulk::BULK {
-        return by_word(words, bytes, sum);
+    if bytes.len() < bulk::BULK {
+        return load_words(words, bytes, sum);
     }
     let (before, lines) = bulk::whole_lines(words);
-    let (head, middle) = bytes.split_at_mut(before);
-    let (middle, tail) = middle.split_at_mut(lines);
-    by_word(words, head, sum);
-    let middle = bulk::load(&words[before..before + lines], middle);
-    sum.add_all(middle);
-    by_word(&words[before + lines..], tail, sum);
+    let (first, rest) = words.split_at(before);
+    let (middle, last) = rest.split_at(lines);
+    load_words(first, bytes, sum);
+    for (words, bytes) in middle.chunks(bulk::BLOCK).zip(bytes[before..before + lines].chunks_mut(bulk::BLOCK)) {
+        sum.add_all(bulk::load(words, bytes));
+    }
+    load_words(last, &mut bytes[before + lines..], sum);
+}
+
+fn load_words(words: &[AtomicU64], bytes: &mut [[MaybeUninit<u8>; WORD]], sum: &mut Sum) {
+    for (word, bytes) in words.iter().zip(bytes) {
+        let value = word.load(Ordering::Relaxed);
+        *bytes = value.to_ne_bytes().map(MaybeUninit::new);
+        sum.add(value);
+    }
 }
 
 /// A checksum against accidents and random writes: a change of any one word changes it for certain before it is cut to 32 bits.

@@ -32,7 +32,7 @@ impl Numbers {
 
 #[test]
 fn what_is_written_is_read_in_order_around_the_end() {
-    for (lines, largest) in [(4, 300), (8, 100), (64, 5000), (64, 60)] {
+    for (lines, largest) in [(4, 300), (8, 100), (64, 5000), (64, 60), (256, 16_000)] {
         let (memory, read) = ring(lines);
         let (mut producer, mut consumer) = ends(&memory, &read);
         let mut numbers = Numbers(lines as u64);
@@ -75,16 +75,23 @@ fn a_full_ring_takes_nothing_until_its_reader_has_said_so() {
 /// No change of any word of the ring makes the consumer take wrong bytes for right ones.
 #[test]
 fn random_writes_of_the_peer_are_found_out() {
-    let (memory, read) = ring(8);
+    // Copied by words, and by lines.
+    for (lines, size, step) in [(8, 200, 1), (128, 6000, 13)] {
+        random_writes_are_found_out(lines, size, step);
+    }
+}
+
+fn random_writes_are_found_out(lines: usize, size: usize, step: usize) {
+    let (memory, read) = ring(lines);
     let mut numbers = Numbers(1);
-    for at in 0..memory.len() {
+    for at in (0..memory.len()).step_by(step) {
         for value in [0, 1, u64::MAX, COMMITTED, header(1, 0, 0), header(1 << 19, 0, 0), header(0, 0, 0)] {
             let value = value ^ if numbers.below(2) == 0 { 0 } else { numbers.below(1 << 30) as u64 };
             memory.iter().for_each(|word| word.store(0, Ordering::Relaxed));
             read[0].store(0, Ordering::Relaxed);
             let (mut producer, mut consumer) = ends(&memory, &read);
-            let sent: Vec<u8> = (0..200).collect();
-            assert_eq!(producer.write(&sent, 1).unwrap(), 200);
+            let sent: Vec<u8> = (0..size).map(|at| at as u8).collect();
+            assert_eq!(producer.write(&sent, 1).unwrap(), size);
             let before = memory[at].swap(value, Ordering::Relaxed);
             let mut came = Vec::new();
             // Whatever comes of it: no bytes that were not sent.
