@@ -13,11 +13,15 @@ const LONGEST: Duration = Duration::from_micros(100);
 /// How often the peer's word is looked at between two looks at the clock.
 const LOOKS: u32 = 64;
 
-/// After so many spins in vain there is a pause of as many waits as there were spins in vain, up to [`LONGEST_PAUSE`].
+/// After so many spins in vain there is a pause.
 const PATIENCE: u32 = 3;
 
-/// The most waits that pass without a spin.
-const LONGEST_PAUSE: u32 = 256;
+/// The first pause. Each spin in vain after it is followed by one twice as long, until one pays: so spins take a tenth of a processor at most, and two sides
+/// that have both come to sleep before the other was awake find each other again soon.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// How often it is doubled: up to 64 ms, after which spins take less than two thousandths.
+const DOUBLINGS: u32 = 6;
 
 /// What whoever waits for its peer does before it sleeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,13 +113,13 @@ pub(crate) struct Spin {
     spinner: Spinner,
     /// Spins in vain since the last one that paid.
     vain: u32,
-    /// Waits that still pass without a spin.
-    pause: u32,
+    /// Until when waits pass without a spin.
+    pause: Option<Instant>,
 }
 
 impl Spin {
     pub(crate) fn new(wake: Wake, spinner: Spinner) -> Self {
-        Spin { wake, spinner, vain: 0, pause: 0 }
+        Spin { wake, spinner, vain: 0, pause: None }
     }
 
     pub(crate) fn wake(&self) -> Wake {
@@ -131,10 +135,10 @@ impl Spin {
         if self.wake == Wake::Park || !is_elsewhere(peer) {
             return false;
         }
-        if self.pause > 0 {
-            self.pause -= 1;
+        if self.pause.is_some_and(|end| Instant::now() < end) {
             return false;
         }
+        self.pause = None;
         // A peer that is at work already answers before the clock has to be asked, and before others have to be asked for a token.
         let mut end: Option<(Instant, Option<Token>)> = None;
         loop {
@@ -147,7 +151,10 @@ impl Spin {
             }
             let now = Instant::now();
             match &end {
-                Some((end, _)) if now > *end => break,
+                Some((end, _)) if now > *end => {
+                    self.was_vain(now);
+                    return false;
+                }
                 Some(_) => {}
                 None => match self.token() {
                     Err(()) => return false,
@@ -155,13 +162,15 @@ impl Spin {
                 },
             }
         }
+    }
+
+    fn was_vain(&mut self, now: Instant) {
         if self.wake == Wake::Adaptive {
             self.vain += 1;
-            if self.vain > PATIENCE {
-                self.pause = self.vain.min(LONGEST_PAUSE);
+            if let Some(doublings) = self.vain.checked_sub(PATIENCE) {
+                self.pause = Some(now + PAUSE * (1 << doublings.min(DOUBLINGS)));
             }
         }
-        false
     }
 
     /// Leave to go on.
@@ -206,22 +215,24 @@ mod tests {
         let elsewhere = (cpu() + 1) % NO_CPU;
         let spins = |wake, spinner| {
             let mut spin = Spin::new(wake, spinner);
-            let mut looked = Vec::new();
-            for _ in 0..40 {
+            let began = Instant::now();
+            let (mut spins, mut waits) = (0, 0);
+            while waits < 40 || began.elapsed() < Duration::from_millis(40) && wake == Wake::Adaptive {
                 let mut looks = 0;
                 assert!(!spin.until(elsewhere, || {
                     looks += 1;
                     false
                 }));
-                looked.push(looks > 1);
+                spins += u32::from(looks > 1);
+                waits += 1;
             }
-            looked.into_iter().filter(|looked| *looked).count()
+            spins
         };
         assert_eq!(spins(Wake::Park, Spinner::Worker(true)), 0);
         assert_eq!(spins(Wake::Busy, Spinner::Worker(false)), 40);
-        // Three that cost nothing, and then ever longer pauses.
+        // Three, and one after each pause of 1, 2, 4, 8 and 16 ms; fewer where the machine is busy with others.
         let adaptive = spins(Wake::Adaptive, Spinner::Worker(true));
-        assert!((4..12).contains(&adaptive), "{adaptive}");
+        assert!((3..=8).contains(&adaptive), "{adaptive}");
         let mut spin = Spin::new(Wake::Busy, Spinner::Worker(true));
         assert!(!spin.until(NO_CPU, || false), "where nobody knows where the peer is");
     }

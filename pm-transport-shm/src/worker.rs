@@ -17,6 +17,9 @@ use crate::memory::{Field, Mapping, Part, closed};
 use crate::ring::{Consumer, NO_CPU, Producer, Words};
 use crate::spin::{Spin, Spinner, Wake, cpu, is_elsewhere};
 
+/// Bytes of answers that gather.
+const GATHER: usize = 4 << 10;
+
 /// Whoever waits for no longer than this has something else to do.
 const ATTENDANCE: Duration = Duration::from_secs(1);
 
@@ -186,6 +189,10 @@ impl WorkerLink for ShmWorker {
 
     fn wait(&self, timeout: Duration) -> io::Result<bool> {
         lock(&self.reader).wait(&self.shared, Some(timeout))
+    }
+
+    fn gather(&self) -> usize {
+        GATHER
     }
 
     fn take(&self, number: u64) -> bool {

@@ -155,6 +155,9 @@ impl Desk {
         let header_bytes = header.encode(payload.len());
         if let Some(outbox) = &mut state.outbox {
             if outbox.add(&header_bytes, payload) {
+                if outbox.frames().len() >= self.link.gather() {
+                    return self.flush(state);
+                }
                 state.oldest.get_or_insert_with(clock::nanos);
                 return Ok(());
             }

@@ -33,6 +33,12 @@ pub trait WorkerLink: Send + Sync {
         true
     }
 
+    /// How many bytes of answers may gather before they are sent, while more calls wait: the more, the less each one costs; the fewer, the
+    /// sooner the manager has something to do. By default as many as go in one system call.
+    fn gather(&self) -> usize {
+        64 << 10
+    }
+
     /// Sends all of these bytes; waits where the manager is slow.
     ///
     /// # Errors

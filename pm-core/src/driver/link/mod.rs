@@ -42,8 +42,11 @@ pub(crate) use task::LinkDriver;
 const COARSE: Duration = Duration::from_millis(4);
 
 /// So many calls go to the worker before all others have joined: while it computes, the next ones are encoded. Fewer would pay for more
-/// system calls and wake-ups than that gains.
+/// system calls and wake-ups than that gains, where each call wakes a task of its own.
 const ENOUGH: u32 = 128;
+
+/// The same where a write costs no system call, or the calls are those of one task.
+const ENOUGH_OF_FEW: u32 = 32;
 
 /// What all links of a pool have in common.
 #[derive(Clone, Copy, Debug)]
@@ -150,7 +153,7 @@ impl<Tx: LinkTx> Boarding<'_, Tx> {
     }
 
     /// There are calls aboard that were not there before: they go to the worker with others, or at once. True where they are on their way.
-    fn leave(self, now: Time, before: usize) -> bool {
+    fn leave(self, now: Time, before: usize, enough: u32) -> bool {
         let Boarding { link, core: mut guard, mut kick, .. } = self;
         let core = &mut *guard;
         link.unanswered.store(core.load(), Ordering::Release);
@@ -159,7 +162,7 @@ impl<Tx: LinkTx> Boarding<'_, Tx> {
         }
         // Nothing is under way, and calls come one at a time: waiting for others to join would only cost time.
         let is_alone = before == 0 && core.last_batch <= 1;
-        let flushes = is_alone || core.unsent >= ENOUGH;
+        let flushes = is_alone || core.unsent >= enough;
         let is_gone =
             flushes && matches!(core.poll_flush(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())));
         kick |= !(is_alone && is_gone) || core.is_due_sooner();
@@ -307,7 +310,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let before = core.session.unanswered();
         let mut boarding = Boarding { link: self, core, claim, kick: false };
         match boarding.board(now, call, sleeper) {
-            Submit::Taken => match boarding.leave(now, before) {
+            Submit::Taken => match boarding.leave(now, before, if self.is_hot { ENOUGH_OF_FEW } else { ENOUGH }) {
                 true => Submit::Sent,
                 false => Submit::Taken,
             },
@@ -326,7 +329,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let is_aboard = |call| matches!(boarding.board(now, call, &mut None), Submit::Taken | Submit::Over);
         let count = calls.map(is_aboard).take_while(|is_aboard| *is_aboard).count();
         if count > 0 {
-            boarding.leave(now, before);
+            boarding.leave(now, before, ENOUGH_OF_FEW);
         } else {
             boarding.give_up();
         }
