@@ -37,22 +37,23 @@ pub struct Recorder {
     warm: Instant,
     end: Instant,
     began: Option<Instant>,
-    clocks: Clocks,
-    first: Option<(Instant, Burnt)>,
+    peer: Option<u32>,
+    /// Once it is warm.
+    start: Option<Start>,
 }
 
 impl Recorder {
     /// For so long. What `peer` burns is measured too: another process, or else a thread of this one.
     pub fn new(time: Duration, peer: Option<u32>) -> Self {
         let warm = Instant::now() + time / 10;
-        Recorder { histogram: histogram(), warm, end: warm + time, began: None, clocks: Clocks { peer }, first: None }
+        Recorder { histogram: histogram(), warm, end: warm + time, began: None, peer, start: None }
     }
 
     /// Notes the call that was just made, and says whether another one is to be made.
     pub fn goes_on(&mut self) -> bool {
         let now = Instant::now();
         if let Some(began) = self.began
-            && self.first.is_some()
+            && self.start.is_some()
         {
             self.histogram.saturating_record((now - began).as_nanos() as u64);
         }
@@ -64,22 +65,22 @@ impl Recorder {
     /// Notes a time that was measured elsewhere, in place of that since the last call.
     pub fn record(&mut self, time: Duration) {
         self.began = None;
-        if self.first.is_some() {
+        if self.start.is_some() {
             self.histogram.saturating_record(time.as_nanos() as u64);
         }
         self.warm_up(Instant::now());
     }
 
     fn warm_up(&mut self, now: Instant) {
-        if now > self.warm && self.first.is_none() {
-            self.first = Some((now, self.clocks.read()));
+        if now > self.warm && self.start.is_none() {
+            self.start = Some(Start::now(self.peer));
         }
     }
 
     /// What came of it.
     pub fn finish(self) -> Measured {
-        let (began, burnt) = self.first.unwrap_or((self.warm, self.clocks.read()));
-        measured(&self.histogram, self.histogram.len(), began.elapsed(), self.clocks.read().since(burnt))
+        let start = self.start.unwrap_or_else(|| Start::now(self.peer));
+        start.measured(&self.histogram, self.histogram.len())
     }
 }
 
@@ -91,12 +92,9 @@ where
 {
     rounds(at_once, time / 10, &Arc::new(Mutex::new(histogram())), &call).await;
     let times = Arc::new(Mutex::new(histogram()));
-    let clocks = Clocks { peer };
-    let (began, burnt) = (Instant::now(), clocks.read());
+    let start = Start::now(peer);
     let count = rounds(at_once, time, &times, &call).await;
-    let (took, burnt) = (began.elapsed(), clocks.read().since(burnt));
-    let times = times.lock().unwrap_or_else(PoisonError::into_inner);
-    measured(&times, count, took, burnt)
+    start.measured(&times.lock().unwrap_or_else(PoisonError::into_inner), count)
 }
 
 async fn rounds<C, F>(at_once: usize, time: Duration, times: &Arc<Mutex<Histogram<u64>>>, call: &C) -> u64
@@ -148,11 +146,9 @@ where
     };
     run(time / 10, &Mutex::new(histogram()));
     let times = Mutex::new(histogram());
-    let clocks = Clocks { peer };
-    let (began, burnt) = (Instant::now(), clocks.read());
+    let start = Start::now(peer);
     let count = run(time, &times);
-    let (took, burnt) = (began.elapsed(), clocks.read().since(burnt));
-    measured(&times.into_inner().unwrap_or_else(PoisonError::into_inner), count, took, burnt)
+    start.measured(&times.into_inner().unwrap_or_else(PoisonError::into_inner), count)
 }
 
 /// Counts the calls of one of many callers, and times some.
@@ -186,42 +182,46 @@ fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("bounds are right")
 }
 
-fn measured(times: &Histogram<u64>, count: u64, took: Duration, burnt: Burnt) -> Measured {
-    let each = |time: Duration| time.as_nanos() as f64 / count.max(1) as f64;
-    Measured {
-        p50: times.value_at_quantile(0.5),
-        p99: times.value_at_quantile(0.99),
-        p999: times.value_at_quantile(0.999),
-        mean: times.mean(),
-        rate: count as f64 / took.as_secs_f64(),
-        cpu_manager: each(burnt.ours),
-        cpu_worker: each(burnt.theirs),
-    }
-}
-
-/// The processor time of this process, or thread, and of its peer.
+/// The start of what is measured: the time, and what this process and its peer had burnt by then.
 #[derive(Clone, Copy, Debug)]
-struct Clocks {
+struct Start {
     peer: Option<u32>,
+    began: Instant,
+    burnt: Burnt,
 }
 
+/// Processor time of this process, or thread, and of its peer.
 #[derive(Clone, Copy, Debug)]
 struct Burnt {
     ours: Duration,
     theirs: Duration,
 }
 
-impl Burnt {
-    fn since(self, earlier: Burnt) -> Burnt {
-        let Burnt { ours, theirs } = self;
-        Burnt { ours: ours.saturating_sub(earlier.ours), theirs: theirs.saturating_sub(earlier.theirs) }
+impl Start {
+    fn now(peer: Option<u32>) -> Self {
+        Start { peer, began: Instant::now(), burnt: Burnt::until_now(peer) }
+    }
+
+    /// What came of so many calls since.
+    fn measured(self, times: &Histogram<u64>, count: u64) -> Measured {
+        let (took, burnt) = (self.began.elapsed(), Burnt::until_now(self.peer));
+        let each = |now: Duration, then: Duration| now.saturating_sub(then).as_nanos() as f64 / count.max(1) as f64;
+        Measured {
+            p50: times.value_at_quantile(0.5),
+            p99: times.value_at_quantile(0.99),
+            p999: times.value_at_quantile(0.999),
+            mean: times.mean(),
+            rate: count as f64 / took.as_secs_f64(),
+            cpu_manager: each(burnt.ours, self.burnt.ours),
+            cpu_worker: each(burnt.theirs, self.burnt.theirs),
+        }
     }
 }
 
-impl Clocks {
-    fn read(self) -> Burnt {
+impl Burnt {
+    fn until_now(peer: Option<u32>) -> Self {
         let all = Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default();
-        match self.peer {
+        match peer {
             Some(peer) => Burnt { ours: all, theirs: burnt_by(peer) },
             // Threads of one process that share its work.
             None => Burnt { ours: all / 2, theirs: all / 2 },

@@ -7,13 +7,12 @@
 use std::io::ErrorKind;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
-use std::task::{Context, Poll, Waker};
 
 use super::solo::End;
 use super::task::deliver_from;
-use super::{Inbox, LinkEnd, LinkShared, Yard};
+use super::{Boarding, Claim, ENOUGH_OF_FEW, Inbox, LinkEnd, LinkShared, Yard};
 use crate::driver::call::Call;
-use crate::machine::frame::{BadFrame, Header, Kind, Remaining};
+use crate::machine::frame::BadFrame;
 use crate::machine::payload::Payload;
 use crate::machine::session::Word;
 use crate::machine::time::Time;
@@ -125,29 +124,17 @@ impl<Tx: LinkTx> LinkShared<Tx> {
 
     /// Puts the call on the link, if there is no other, and gives it back otherwise.
     fn begin_solo(&self, now: Time, call: Arc<Call>) -> Result<(), Arc<Call>> {
-        let mut guard = self.core();
-        let core = &mut *guard;
+        let mut boarding = Boarding { link: self, core: self.core(), claim: Claim::Idle, kick: false };
+        let core = &mut *boarding.core;
         let is_free = self.accepting.load(Ordering::Relaxed) && !core.draining && core.last_batch <= 1;
         if !is_free || core.session.unanswered() > 0 {
             return Err(call);
         }
-        let (limit, left) = call.terms.limit(now, call.terms.until(call.made()));
-        let Ok(id) = core.session.open(now, limit) else { return Err(call) };
-        let header = Header { remaining: Remaining::new(left), ..Header::call(Kind::Req, id.to_wire()) };
+        let limit = call.terms.limit(now, call.terms.until(call.made()));
         // An error is met again by the way that all others take.
-        if !matches!(core.push(header, &call.input), Ok(true)) {
-            core.session.retract(id);
-            return Err(call);
-        }
+        let Ok(Some(id)) = core.open(now, limit, &call.input) else { return Err(call) };
         core.solo.begin(id, call);
-        self.unanswered.store(core.load(), Ordering::Release);
-        core.window.began(now);
-        let flushed = core.poll_flush(&mut Context::from_waker(Waker::noop()));
-        let kick = !matches!(flushed, Poll::Ready(Ok(()))) || core.is_due_sooner();
-        drop(guard);
-        if kick {
-            self.kick();
-        }
+        boarding.leave(now, 0, ENOUGH_OF_FEW);
         Ok(())
     }
 

@@ -8,11 +8,11 @@ use super::solo::Solo;
 use super::{COARSE, LinkShared, Yard};
 use crate::driver::call::Call;
 use crate::face::error::{HandlerError, QueryError};
-use crate::machine::frame::{Frame, Header, Kind, MAX_NOTICE, MAX_PING, flag};
+use crate::machine::frame::{Frame, Header, Kind, MAX_NOTICE, MAX_PING, Remaining, flag};
 use crate::machine::id::CallId;
 use crate::machine::payload::Lent;
 use crate::machine::retry::{Failure, Verdict as RetryVerdict};
-use crate::machine::session::{Answer, Session, Verdict, Word};
+use crate::machine::session::{Answer, Limit, Session, Verdict, Word};
 use crate::machine::time::Time;
 use crate::machine::window::Window;
 use crate::transport::{LinkError, LinkTx};
@@ -70,6 +70,22 @@ impl<Tx: LinkTx> Core<Tx> {
             Some(tx) => tx.push(header, payload),
             None => Err(LinkError::Closed),
         }
+    }
+
+    /// Begins a call of so much time, and puts it on the link. None where there is no room for it.
+    pub(super) fn open(
+        &mut self,
+        now: Time,
+        (limit, left): (Limit, Option<Duration>),
+        input: &[u8],
+    ) -> Result<Option<CallId>, LinkError> {
+        let Ok(id) = self.session.open(now, limit) else { return Ok(None) };
+        let header = Header { remaining: Remaining::new(left), ..Header::call(Kind::Req, id.to_wire()) };
+        let pushed = self.push(header, input);
+        if !matches!(pushed, Ok(true)) {
+            self.session.retract(id);
+        }
+        Ok(pushed?.then_some(id))
     }
 
     /// What this link counts as its own.

@@ -25,7 +25,7 @@ use super::clock;
 use crate::face::error::{QueryError, WorkerLost};
 use crate::machine::cause::ExitCause;
 use crate::machine::dispatch;
-use crate::machine::frame::{Header, Kind, Remaining};
+use crate::machine::frame::{Header, Kind};
 use crate::machine::handshake::Ready;
 use crate::machine::id::{CallId, Incarnation, WorkerId};
 use crate::machine::retry::Failure;
@@ -137,16 +137,14 @@ impl<Tx: LinkTx> Boarding<'_, Tx> {
             _ => {}
         }
         let Some(boarding) = call.board() else { return Submit::Over };
-        let (limit, left) = boarding.limit(now);
-        let Ok(id) = core.session.open(now, limit) else { return Submit::Full };
-        let header = Header { remaining: Remaining::new(left), ..Header::call(Kind::Req, id.to_wire()) };
-        let pushed = core.push(header, &call.input);
-        if !matches!(pushed, Ok(true)) {
-            core.session.retract(id);
+        let id = match core.open(now, boarding.limit(now), &call.input) {
+            Ok(Some(id)) => id,
             // What fills the link may be nothing that anybody else would flush; and the task meets the same error, and settles the others.
-            self.kick = true;
-            return if pushed.is_ok() { Submit::Full } else { Submit::Closed };
-        }
+            unsent => {
+                self.kick = true;
+                return if unsent.is_ok() { Submit::Full } else { Submit::Closed };
+            }
+        };
         boarding.done(self.link.worker, self.link.incarnation, id, sleeper);
         core.calls[id.slot()] = Some(Aboard { call: call.clone(), sent: now });
         Submit::Taken

@@ -161,8 +161,12 @@ impl LinkTx for BrokenTx {
             _ => {}
         }
         let taken = self.inner.push(header, payload)?;
-        if taken && let Some((header, payload)) = self.held.pop_front() {
-            return self.inner.push(header, &payload);
+        // What was held back comes behind this one, or a later one where there is no room.
+        if taken
+            && let Some((header, payload)) = self.held.front()
+            && self.inner.push(*header, payload)?
+        {
+            self.held.pop_front();
         }
         Ok(taken)
     }
