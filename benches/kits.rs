@@ -8,12 +8,12 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use pm::{Json, PoolBuilder, Spec, SpecBuilder, Stderr, Uds};
-use pm_cli::bench::measure::many;
+use pm_cli::bench::measure::{Asked, asked, many};
 
 fn main() {
     pm::roles([]);
-    let is_test = std::env::args().any(|arg| arg == "--test");
-    let (rounds, time) = if is_test { (1, Duration::from_millis(200)) } else { (3, Duration::from_secs(3)) };
+    let Asked { is_test, time } = asked(3.0, Duration::from_millis(200));
+    let rounds = if is_test { 1 } else { 3 };
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let workers = here.join("../workers");
     let python = Spec::program("python3").arg("-c").arg("import pm_worker; pm_worker.serve(lambda text: text)");

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use pm::AnyTransport;
 use pm_cli::bench::limits::serve_if_peer;
+use pm_cli::bench::measure::{Asked, asked};
 use pm_cli::bench::place::{Place, pin_from_environment};
 use pm_cli::bench::rows::{Mode, Row};
 use pm_cli::bench::table::{machine, table};
@@ -19,9 +20,8 @@ fn main() {
     serve_if_peer();
     pm::roles([&BLOCK, &BYTES]);
     // cargo test runs benches with this; then one short round shows that all works.
-    let is_test = std::env::args().any(|arg| arg == "--test");
-    let seconds = std::env::args().filter_map(|arg| arg.parse::<f64>().ok()).next().unwrap_or(1.0);
-    let (rounds, time) = if is_test { (1, Duration::from_millis(10)) } else { (3, Duration::from_secs_f64(seconds)) };
+    let Asked { is_test, time } = asked(1.0, Duration::from_millis(10));
+    let rounds = if is_test { 1 } else { 3 };
     let settings = Settings {
         transports: AnyTransport::SCHEMES
             .iter()

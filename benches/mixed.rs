@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pm::{AnyTransport, Query};
+use pm_cli::bench::measure::asked;
 use rustix::time::{ClockId, clock_gettime};
 
 const WORKERS: u32 = 16;
@@ -32,9 +33,7 @@ fn now() -> u64 {
 
 fn main() {
     pm::roles([&WORK]);
-    let is_test = std::env::args().any(|arg| arg == "--test");
-    let seconds = std::env::args().filter_map(|arg| arg.parse::<f64>().ok()).next().unwrap_or(3.0);
-    let time = if is_test { Duration::from_millis(50) } else { Duration::from_secs_f64(seconds) };
+    let time = asked(3.0, Duration::from_millis(50)).time;
     println!("{WORKERS} workers, {CALLERS} calls of 1 µs to 10 ms at once: idle while a call waited");
     println!("{:<8}{:>10}{:>12}{:>12}{:>16}", "", "calls/s", "longest", "p99.9", "longer than 2 ms");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");

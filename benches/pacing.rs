@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use pm::{AnyTransport, QueryManager};
-use pm_cli::bench::measure::{Block, many};
+use pm_cli::bench::measure::{Block, asked, many};
 use pm_cli::bench::place::{self, Place};
 use pm_cli::bench::table::machine;
 use pm_cli::bench::work::BLOCK;
@@ -35,9 +35,7 @@ const TIMER: Duration = Duration::from_millis(1);
 fn main() {
     place::pin_from_environment();
     pm::roles([&BLOCK]);
-    let is_test = std::env::args().any(|arg| arg == "--test");
-    let seconds = std::env::args().filter_map(|arg| arg.parse::<f64>().ok()).next().unwrap_or(1.0);
-    let time = if is_test { Duration::from_millis(20) } else { Duration::from_secs_f64(seconds) };
+    let time = asked(1.0, Duration::from_millis(20)).time;
     let place = if Place::TwoCores.is_here() { Place::TwoCores } else { Place::OneCore };
     println!("{} · {place}; µs\n", machine());
     place.enter();

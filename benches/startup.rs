@@ -5,14 +5,13 @@
 use std::time::{Duration, Instant};
 
 use pm::Query;
-use pm_cli::bench::measure::Recorder;
+use pm_cli::bench::measure::{Recorder, asked};
 
 static ECHO: Query<u64, u64> = Query::new("echo", &|n: u64| n);
 
 fn main() {
     pm::roles([&ECHO]);
-    let is_test = std::env::args().any(|arg| arg == "--test");
-    let time = Duration::from_millis(if is_test { 50 } else { 3000 });
+    let time = asked(3.0, Duration::from_millis(50)).time;
     tokio::runtime::Runtime::new().expect("a runtime").block_on(async {
         // The keeper is started with the first worker, and is not what is measured.
         let pool = ECHO.pool().start().await.expect("a pool");

@@ -7,13 +7,13 @@ use pm::{AnyTransport, QueryErrorKind, QueryOptions};
 
 use crate::query::listening;
 use crate::roles::{Job, Said};
-use crate::support::{LONG, both, error, eventually, jobs, lost, pids, within};
+use crate::support::{LONG, error, eventually, jobs, lost, over_all, pids, within};
 
 pub fn tests() -> Vec<Trial> {
     [
-        both("batch::answers_come_in_the_order_of_the_inputs", answers_come_in_the_order_of_the_inputs),
-        both("batch::each_query_has_its_own_end", each_query_has_its_own_end),
-        both("batch::dropping_it_frees_the_workers", dropping_it_frees_the_workers),
+        over_all("batch::answers_come_in_the_order_of_the_inputs", answers_come_in_the_order_of_the_inputs),
+        over_all("batch::each_query_has_its_own_end", each_query_has_its_own_end),
+        over_all("batch::dropping_it_frees_the_workers", dropping_it_frees_the_workers),
     ]
     .into_iter()
     .flatten()

@@ -6,14 +6,14 @@ use libtest_mimic::Trial;
 use pm::{AnyTransport, ExitCause, QueryErrorKind, QueryOptions};
 
 use crate::roles::{Job, Said};
-use crate::support::{Gate, LONG, Scratch, both, contains, error, jobs, lost, pids, within};
+use crate::support::{Gate, LONG, Scratch, contains, error, jobs, lost, over_all, pids, within};
 
 pub fn tests() -> Vec<Trial> {
     [
-        both("blocking::answers_and_errors", answers_and_errors),
-        both("blocking::threads_do_not_mix_their_answers", threads_do_not_mix_their_answers),
-        both("blocking::a_query_waits_for_room", a_query_waits_for_room),
-        both("blocking::it_is_refused_within_a_runtime", it_is_refused_within_a_runtime),
+        over_all("blocking::answers_and_errors", answers_and_errors),
+        over_all("blocking::threads_do_not_mix_their_answers", threads_do_not_mix_their_answers),
+        over_all("blocking::a_query_waits_for_room", a_query_waits_for_room),
+        over_all("blocking::it_is_refused_within_a_runtime", it_is_refused_within_a_runtime),
     ]
     .into_iter()
     .flatten()

@@ -12,8 +12,8 @@ use pm::{
 use crate::query::listening;
 use crate::roles::{EARLY, Job, Said};
 use crate::support::{
-    LONG, MARK, Scratch, both, both_alone, contains, crash, descriptors, error, event, eventually, gone_within, jobs,
-    keeper, kill, lost, mark, marked, pids, replaced, resident, state, zombies,
+    LONG, MARK, Scratch, contains, crash, descriptors, error, event, eventually, gone_within, jobs, keeper, kill, lost,
+    mark, marked, over_all, over_all_alone, pids, replaced, resident, state, zombies,
 };
 
 use rustix::process::Signal as Kill;
@@ -24,31 +24,31 @@ const PATIENT: Budget =
 
 pub fn tests() -> Vec<Trial> {
     [
-        both("deaths::before_ready_the_start_says_why", before_ready_the_start_says_why),
-        both("deaths::before_ready_of_a_replacement", before_ready_of_a_replacement),
-        both("deaths::a_program_that_never_says_ready", a_program_that_never_says_ready),
-        both("deaths::a_program_that_prints_is_shown", a_program_that_prints_is_shown),
-        both("deaths::idle", idle),
-        both("deaths::mid_query_by_its_own_hand", mid_query_by_its_own_hand),
-        both("deaths::mid_query_by_a_stranger", mid_query_by_a_stranger),
-        both("deaths::mid_frame", mid_frame),
-        both("deaths::while_draining", while_draining),
-        both("deaths::calls_that_had_not_started_go_elsewhere", calls_that_had_not_started_go_elsewhere),
-        both_alone("deaths::the_last_words_are_in_the_error", the_last_words_are_in_the_error),
-        both("deaths::stopped_workers_are_reported_and_killed", stopped_workers_are_reported_and_killed),
-        both("deaths::closed_descriptors_are_a_lost_link", closed_descriptors_are_a_lost_link),
-        both(
+        over_all("deaths::before_ready_the_start_says_why", before_ready_the_start_says_why),
+        over_all("deaths::before_ready_of_a_replacement", before_ready_of_a_replacement),
+        over_all("deaths::a_program_that_never_says_ready", a_program_that_never_says_ready),
+        over_all("deaths::a_program_that_prints_is_shown", a_program_that_prints_is_shown),
+        over_all("deaths::idle", idle),
+        over_all("deaths::mid_query_by_its_own_hand", mid_query_by_its_own_hand),
+        over_all("deaths::mid_query_by_a_stranger", mid_query_by_a_stranger),
+        over_all("deaths::mid_frame", mid_frame),
+        over_all("deaths::while_draining", while_draining),
+        over_all("deaths::calls_that_had_not_started_go_elsewhere", calls_that_had_not_started_go_elsewhere),
+        over_all_alone("deaths::the_last_words_are_in_the_error", the_last_words_are_in_the_error),
+        over_all("deaths::stopped_workers_are_reported_and_killed", stopped_workers_are_reported_and_killed),
+        over_all("deaths::closed_descriptors_are_a_lost_link", closed_descriptors_are_a_lost_link),
+        over_all(
             "deaths::a_grandchild_that_keeps_the_link_delays_nothing",
             a_grandchild_that_keeps_the_link_delays_nothing,
         ),
-        both("deaths::a_grandchild_does_not_outlive_a_drain", a_grandchild_does_not_outlive_a_drain),
-        both("deaths::ignored_sigterm_ends_at_the_grace", ignored_sigterm_ends_at_the_grace),
-        both("deaths::poison", poison),
-        both("deaths::the_budget_is_spent", the_budget_is_spent),
-        both("deaths::ordered_kills_cost_no_budget", ordered_kills_cost_no_budget),
-        both("deaths::chaos", chaos),
-        both_alone("deaths::two_hundred_kills", two_hundred_kills),
-        both_alone("deaths::one_percent_segfaults", one_percent_segfaults),
+        over_all("deaths::a_grandchild_does_not_outlive_a_drain", a_grandchild_does_not_outlive_a_drain),
+        over_all("deaths::ignored_sigterm_ends_at_the_grace", ignored_sigterm_ends_at_the_grace),
+        over_all("deaths::poison", poison),
+        over_all("deaths::the_budget_is_spent", the_budget_is_spent),
+        over_all("deaths::ordered_kills_cost_no_budget", ordered_kills_cost_no_budget),
+        over_all("deaths::chaos", chaos),
+        over_all_alone("deaths::two_hundred_kills", two_hundred_kills),
+        over_all_alone("deaths::one_percent_segfaults", one_percent_segfaults),
     ]
     .into_iter()
     .flatten()

@@ -13,24 +13,24 @@ use rustix::process::Signal as Kill;
 use crate::query::listening;
 use crate::roles::{ASYNC_TIDY, EARLY, Job, Said, TIDY};
 use crate::support::{
-    ALL, Asked, Gate, LIMIT, LONG, MARK, Pool, Scratch, alone, both, both_alone, descriptors, error, eventually,
-    gone_within, jobs, keeper, kill, lost, mark, marked, pids, poll_once, refused, run, within, zombies,
+    ALL, Asked, Gate, LIMIT, LONG, MARK, Pool, Scratch, alone, descriptors, error, eventually, gone_within, jobs,
+    keeper, kill, lost, mark, marked, over_all, over_all_alone, pids, poll_once, refused, run, within, zombies,
 };
 
 pub fn tests() -> Vec<Trial> {
     let mut tests: Vec<Trial> = [
-        both("ends::shutdown_serves_what_is_queued", shutdown_serves_what_is_queued),
-        both("ends::a_worker_that_leaves_has_last_words", a_worker_that_leaves_has_last_words),
-        both("ends::shutdown_survives_a_crash", shutdown_survives_a_crash),
-        both("ends::shutdown_within_no_time_kills", shutdown_within_no_time_kills),
-        both("ends::shutdown_of_a_pool_without_workers", shutdown_of_a_pool_without_workers),
-        both("ends::shutdown_kills_at_the_deadline", shutdown_kills_at_the_deadline),
-        both("ends::shutdown_twice_and_of_many_callers", shutdown_twice_and_of_many_callers),
-        both("ends::dropping_the_last_handle_kills", dropping_the_last_handle_kills),
-        both("ends::a_clone_or_a_query_keeps_the_workers", a_clone_or_a_query_keeps_the_workers),
-        both("ends::a_start_that_is_dropped_leaves_nothing", a_start_that_is_dropped_leaves_nothing),
-        both_alone("ends::a_hundred_pools_leave_nothing", a_hundred_pools_leave_nothing),
-        both_alone("ends::the_keeper_is_killed", the_keeper_is_killed),
+        over_all("ends::shutdown_serves_what_is_queued", shutdown_serves_what_is_queued),
+        over_all("ends::a_worker_that_leaves_has_last_words", a_worker_that_leaves_has_last_words),
+        over_all("ends::shutdown_survives_a_crash", shutdown_survives_a_crash),
+        over_all("ends::shutdown_within_no_time_kills", shutdown_within_no_time_kills),
+        over_all("ends::shutdown_of_a_pool_without_workers", shutdown_of_a_pool_without_workers),
+        over_all("ends::shutdown_kills_at_the_deadline", shutdown_kills_at_the_deadline),
+        over_all("ends::shutdown_twice_and_of_many_callers", shutdown_twice_and_of_many_callers),
+        over_all("ends::dropping_the_last_handle_kills", dropping_the_last_handle_kills),
+        over_all("ends::a_clone_or_a_query_keeps_the_workers", a_clone_or_a_query_keeps_the_workers),
+        over_all("ends::a_start_that_is_dropped_leaves_nothing", a_start_that_is_dropped_leaves_nothing),
+        over_all_alone("ends::a_hundred_pools_leave_nothing", a_hundred_pools_leave_nothing),
+        over_all_alone("ends::the_keeper_is_killed", the_keeper_is_killed),
     ]
     .into_iter()
     .flatten()

@@ -14,31 +14,34 @@ use tokio::task::JoinHandle;
 use crate::query::listening;
 use crate::roles::{EARLY, Job, Said};
 use crate::support::{
-    Gate, LIMIT, LONG, MARK, Pool, Scratch, both, contains, error, event, eventually, gone_within, jobs, kill, lost,
-    mark, marked, pids, replaced, within,
+    Gate, LIMIT, LONG, MARK, Pool, Scratch, contains, error, event, eventually, gone_within, jobs, kill, lost, mark,
+    marked, over_all, pids, replaced, within,
 };
 
 pub fn tests() -> Vec<Trial> {
     [
-        both("lifecycle::scale_up_and_down", scale_up_and_down),
-        both("lifecycle::the_idlest_are_drained", the_idlest_are_drained),
-        both("lifecycle::one_more_and_one_less", one_more_and_one_less),
-        both("lifecycle::unspawned_pools_refuse_until_they_are_scaled", unspawned_pools_refuse_until_they_are_scaled),
-        both("lifecycle::the_first_query_starts_a_worker", the_first_query_starts_a_worker),
-        both("lifecycle::a_first_worker_that_cannot_start", a_first_worker_that_cannot_start),
-        both("lifecycle::settings_that_make_no_sense", settings_that_make_no_sense),
-        both("lifecycle::respawns_lose_no_query", respawns_lose_no_query),
-        both("lifecycle::changes_of_size_lose_no_query", changes_of_size_lose_no_query),
-        both("lifecycle::a_respawn_waits_for_what_is_under_way", a_respawn_waits_for_what_is_under_way),
-        both("lifecycle::the_drain_deadline_kills", the_drain_deadline_kills),
-        both(
+        over_all("lifecycle::scale_up_and_down", scale_up_and_down),
+        over_all("lifecycle::the_idlest_are_drained", the_idlest_are_drained),
+        over_all("lifecycle::one_more_and_one_less", one_more_and_one_less),
+        over_all(
+            "lifecycle::unspawned_pools_refuse_until_they_are_scaled",
+            unspawned_pools_refuse_until_they_are_scaled,
+        ),
+        over_all("lifecycle::the_first_query_starts_a_worker", the_first_query_starts_a_worker),
+        over_all("lifecycle::a_first_worker_that_cannot_start", a_first_worker_that_cannot_start),
+        over_all("lifecycle::settings_that_make_no_sense", settings_that_make_no_sense),
+        over_all("lifecycle::respawns_lose_no_query", respawns_lose_no_query),
+        over_all("lifecycle::changes_of_size_lose_no_query", changes_of_size_lose_no_query),
+        over_all("lifecycle::a_respawn_waits_for_what_is_under_way", a_respawn_waits_for_what_is_under_way),
+        over_all("lifecycle::the_drain_deadline_kills", the_drain_deadline_kills),
+        over_all(
             "lifecycle::a_respawn_that_cannot_start_leaves_the_old_ones",
             a_respawn_that_cannot_start_leaves_the_old_ones,
         ),
-        both("lifecycle::events_come_in_order", events_come_in_order),
-        both("lifecycle::a_slow_listener_is_told_of_its_gap", a_slow_listener_is_told_of_its_gap),
-        both("lifecycle::revived", revived),
-        both("lifecycle::survivors_of_a_pool_that_gave_up", survivors_of_a_pool_that_gave_up),
+        over_all("lifecycle::events_come_in_order", events_come_in_order),
+        over_all("lifecycle::a_slow_listener_is_told_of_its_gap", a_slow_listener_is_told_of_its_gap),
+        over_all("lifecycle::revived", revived),
+        over_all("lifecycle::survivors_of_a_pool_that_gave_up", survivors_of_a_pool_that_gave_up),
     ]
     .into_iter()
     .flatten()

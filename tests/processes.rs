@@ -20,8 +20,8 @@ use pm::{
 
 use crate::roles::{JOB, Job, Said};
 use crate::support::{
-    ALL, Builder, LIMIT, LONG, MARK, Pool, Scratch, TRANSPORTS, again, alone, both, both_alone, contains, crash,
-    descriptors, error, event, eventually, jobs, lost, mark, marked, one, run, this_program,
+    ALL, Builder, LIMIT, LONG, MARK, Pool, Scratch, TRANSPORTS, again, alone, contains, crash, descriptors, error,
+    event, eventually, jobs, lost, mark, marked, one, over_all, over_all_alone, run, this_program,
 };
 
 /// What this program is started as, where a test needs another process than a worker.
@@ -32,19 +32,19 @@ pub const TRANSPORT: &str = "PM_TEST_TRANSPORT";
 
 pub fn tests() -> Vec<Trial> {
     let mut trials: Vec<Trial> = [
-        both("processes::a_program_without_roles", a_program_without_roles),
-        both_alone("processes::descriptors_are_exact", descriptors_are_exact),
+        over_all("processes::a_program_without_roles", a_program_without_roles),
+        over_all_alone("processes::descriptors_are_exact", descriptors_are_exact),
         one("processes::the_environment_is_merged_replaced_or_listed", the_environment_is_merged_replaced_or_listed),
         one("processes::the_working_directory", the_working_directory),
         one("processes::niceness", niceness),
-        both("processes::limits_hold_and_are_reported", limits_hold_and_are_reported),
-        both("processes::arguments_reach_a_program_unchanged", arguments_reach_a_program_unchanged),
-        both_alone("processes::programs_that_cannot_be_started", programs_that_cannot_be_started),
-        both_alone("processes::no_descriptors_left", no_descriptors_left),
-        both("processes::a_program_that_never_says_ready", a_program_that_never_says_ready),
-        both("processes::a_program_that_prints_and_exits", a_program_that_prints_and_exits),
-        both("processes::a_program_that_prints_and_lives", a_program_that_prints_and_lives),
-        both("processes::secrets_are_not_told", secrets_are_not_told),
+        over_all("processes::limits_hold_and_are_reported", limits_hold_and_are_reported),
+        over_all("processes::arguments_reach_a_program_unchanged", arguments_reach_a_program_unchanged),
+        over_all_alone("processes::programs_that_cannot_be_started", programs_that_cannot_be_started),
+        over_all_alone("processes::no_descriptors_left", no_descriptors_left),
+        over_all("processes::a_program_that_never_says_ready", a_program_that_never_says_ready),
+        over_all("processes::a_program_that_prints_and_exits", a_program_that_prints_and_exits),
+        over_all("processes::a_program_that_prints_and_lives", a_program_that_prints_and_lives),
+        over_all("processes::secrets_are_not_told", secrets_are_not_told),
     ]
     .into_iter()
     .flatten()

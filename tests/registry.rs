@@ -12,16 +12,16 @@ use tokio::task::JoinHandle;
 use crate::query::listening;
 use crate::roles::{Job, Said};
 use crate::support::{
-    Gate, LONG, Scratch, TRANSPORTS, again, both_alone, error, eventually, gone_within, jobs, kill, lost, pids,
+    Gate, LONG, Scratch, TRANSPORTS, again, error, eventually, gone_within, jobs, kill, lost, over_all_alone, pids,
     refused, replaced, run, within,
 };
 
 pub fn tests() -> Vec<Trial> {
     let mut tests: Vec<Trial> = [
-        both_alone("registry::the_registry_knows_every_pool", the_registry_knows_every_pool),
-        both_alone("registry::shutdown_on_the_first_signal", shutdown_on_the_first_signal),
-        both_alone("registry::the_second_signal_kills", the_second_signal_kills),
-        both_alone("registry::spawning_disabled", spawning_disabled),
+        over_all_alone("registry::the_registry_knows_every_pool", the_registry_knows_every_pool),
+        over_all_alone("registry::shutdown_on_the_first_signal", shutdown_on_the_first_signal),
+        over_all_alone("registry::the_second_signal_kills", the_second_signal_kills),
+        over_all_alone("registry::spawning_disabled", spawning_disabled),
     ]
     .into_iter()
     .flatten()

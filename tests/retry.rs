@@ -15,7 +15,7 @@ use tokio::sync::broadcast;
 use crate::query::listening;
 use crate::roles::{ASYNC_JOB, EARLY, Job, Said};
 use crate::support::{
-    Gate, LONG, Pool, Scratch, both, error, event, eventually, jobs, kill, lost, pids, pool_of, replaced, within,
+    Gate, LONG, Pool, Scratch, error, event, eventually, jobs, kill, lost, over_all, pids, pool_of, replaced, within,
 };
 
 /// Many deaths, and no long waits between them.
@@ -24,26 +24,26 @@ const PATIENT: Budget =
 
 pub fn tests() -> Vec<Trial> {
     [
-        both("retry::delays_are_kept", delays_are_kept),
-        both("retry::lost_queries_are_tried_again", lost_queries_are_tried_again),
-        both("retry::the_policy_says_which_errors", the_policy_says_which_errors),
-        both("retry::timeouts_only_by_choice", timeouts_only_by_choice),
-        both("retry::a_query_may_have_its_own_policy", a_query_may_have_its_own_policy),
-        both(
+        over_all("retry::delays_are_kept", delays_are_kept),
+        over_all("retry::lost_queries_are_tried_again", lost_queries_are_tried_again),
+        over_all("retry::the_policy_says_which_errors", the_policy_says_which_errors),
+        over_all("retry::timeouts_only_by_choice", timeouts_only_by_choice),
+        over_all("retry::a_query_may_have_its_own_policy", a_query_may_have_its_own_policy),
+        over_all(
             "retry::a_query_that_waits_for_its_next_try_can_be_dropped",
             a_query_that_waits_for_its_next_try_can_be_dropped,
         ),
-        both("retry::at_most_once", at_most_once),
-        both("retry::at_most_once_with_many_aboard", at_most_once_with_many_aboard),
-        both("retry::at_most_three_deaths_with_a_policy", at_most_three_deaths_with_a_policy),
-        both("retry::unstarted_ones_are_queued_again", unstarted_ones_are_queued_again),
-        both("retry::poisoned_after_three", poisoned_after_three),
-        both("retry::a_named_worker_is_the_only_one", a_named_worker_is_the_only_one),
-        both("retry::loops_before_ready", loops_before_ready),
-        both("retry::idle_deaths", idle_deaths),
-        both("retry::deaths_aboard_are_the_calls_own", deaths_aboard_are_the_calls_own),
-        both("retry::every_crash", every_crash),
-        both("retry::spare_calls", spare_calls),
+        over_all("retry::at_most_once", at_most_once),
+        over_all("retry::at_most_once_with_many_aboard", at_most_once_with_many_aboard),
+        over_all("retry::at_most_three_deaths_with_a_policy", at_most_three_deaths_with_a_policy),
+        over_all("retry::unstarted_ones_are_queued_again", unstarted_ones_are_queued_again),
+        over_all("retry::poisoned_after_three", poisoned_after_three),
+        over_all("retry::a_named_worker_is_the_only_one", a_named_worker_is_the_only_one),
+        over_all("retry::loops_before_ready", loops_before_ready),
+        over_all("retry::idle_deaths", idle_deaths),
+        over_all("retry::deaths_aboard_are_the_calls_own", deaths_aboard_are_the_calls_own),
+        over_all("retry::every_crash", every_crash),
+        over_all("retry::spare_calls", spare_calls),
     ]
     .into_iter()
     .flatten()

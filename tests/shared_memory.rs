@@ -70,7 +70,15 @@ async fn a_stopped_worker_keeps_no_calls() {
 }
 
 async fn who_is_told_to_sleep_burns_nothing() {
-    let pool = jobs(AnyTransport::Shm(Shm::new().wake(Wake::Park))).workers(1).start().await.unwrap();
+    let (asleep, busy) = (burnt_for_a_query(Wake::Park).await, burnt_for_a_query(Wake::Busy).await);
+    // Debug builds and wake-ups take their time, but not as much as the two milliseconds between queries.
+    assert!(asleep < Duration::from_micros(400), "{asleep:?} for each query");
+    assert!(busy > 2 * asleep, "{busy:?} for each query, and {asleep:?} asleep");
+}
+
+/// Processor time of a worker for each query, two milliseconds apart.
+async fn burnt_for_a_query(wake: Wake) -> Duration {
+    let pool = jobs(AnyTransport::Shm(Shm::new().wake(wake))).workers(1).start().await.unwrap();
     let burnt = |pid: u32| -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/schedstat")).unwrap();
         text.split_whitespace().next().unwrap().parse().unwrap()
@@ -80,13 +88,11 @@ async fn who_is_told_to_sleep_burns_nothing() {
     let before = burnt(pid);
     for _ in 0..queries {
         within(pool.query(&Job::Echo(vec![1]))).await.unwrap();
-        // Longer than a spin: whoever spins burns all of it.
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let each = Duration::from_nanos((burnt(pid) - before) / queries);
-    // Debug builds and wake-ups take their time, but not what a spin of 50 µs after each query would add to it.
-    assert!(each < Duration::from_micros(400), "{each:?} for each query");
     within(pool.shutdown()).await;
+    each
 }
 
 /// Bytes that tell each query from all others.

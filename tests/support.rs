@@ -1,4 +1,4 @@
-//! What the tests have in common: waiting with a deadline, counting processes and descriptors, and trials over both transports.
+//! What the tests have in common: waiting with a deadline, counting processes and descriptors, and trials over all transports.
 
 use std::ffi::OsStr;
 use std::fmt::Debug;
@@ -47,8 +47,8 @@ pub fn one<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send +
     })]
 }
 
-/// A test over stdio and over uds.
-pub fn both<F: Future<Output = ()>>(
+/// A test over each transport.
+pub fn over_all<F: Future<Output = ()>>(
     name: &str,
     test: impl Fn(AnyTransport) -> F + Clone + Send + 'static,
 ) -> Vec<Trial> {
@@ -85,8 +85,8 @@ pub fn alone(name: impl Into<String>, test: impl FnOnce() -> Result<(), Failed> 
     })
 }
 
-/// The same for tests over both transports.
-pub fn both_alone<F: Future<Output = ()>>(
+/// The same for tests over all transports.
+pub fn over_all_alone<F: Future<Output = ()>>(
     name: &str,
     test: impl Fn(AnyTransport) -> F + Clone + Send + 'static,
 ) -> Vec<Trial> {

@@ -11,16 +11,16 @@ use rustix::process::Signal as Kill;
 
 use crate::roles::{EARLY, Job, Said};
 use crate::support::{
-    LIMIT, LONG, MARK, Scratch, both, error, event, eventually, gone_within, jobs, kill, lost, mark, marked, pids,
+    LIMIT, LONG, MARK, Scratch, error, event, eventually, gone_within, jobs, kill, lost, mark, marked, over_all, pids,
     within,
 };
 
 pub fn tests() -> Vec<Trial> {
     [
-        both("temporary::a_temporary_worker_serves_once", a_temporary_worker_serves_once),
-        both("temporary::a_temporary_worker_has_the_same_errors", a_temporary_worker_has_the_same_errors),
-        both("temporary::a_dropped_temporary_query_leaves_nothing", a_dropped_temporary_query_leaves_nothing),
-        both("temporary::a_worker_without_a_pool", a_worker_without_a_pool),
+        over_all("temporary::a_temporary_worker_serves_once", a_temporary_worker_serves_once),
+        over_all("temporary::a_temporary_worker_has_the_same_errors", a_temporary_worker_has_the_same_errors),
+        over_all("temporary::a_dropped_temporary_query_leaves_nothing", a_dropped_temporary_query_leaves_nothing),
+        over_all("temporary::a_worker_without_a_pool", a_worker_without_a_pool),
     ]
     .into_iter()
     .flatten()

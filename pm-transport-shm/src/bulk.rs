@@ -1,7 +1,7 @@
 //! Copies of whole cache lines between private memory and the ring.
 //!
 //! The lines that a producer writes belong to the processor that read them last, and each has to be fetched from there before it can be
-//! written word by word: some 500 ns a KiB where the two share no cache. Stores that pass by the caches need not fetch anything. They cost the
+//! written word by word: some 500 ns a KiB where the two share no cache. Stores that pass by the caches (non-temporal, or streaming) need not fetch anything. They cost the
 //! consumer a look into memory, which the processor makes ahead of its need; so they pay from some KiB on. Where there are no instructions for
 //! that, it is words here too.
 

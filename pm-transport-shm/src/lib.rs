@@ -4,9 +4,10 @@
 //! |---|---|
 //! | `memory` | two sealed memory files: one that the manager writes, one that the worker writes |
 //! | `ring` | in each a byte stream: the same frames as over pipes and sockets |
+//! | `bulk` | copies of whole cache lines, by non-temporal stores |
 //! | `spin` | whoever waits does not sleep at once, where that pays |
 //! | `claims` | whose a call is, where the manager wants it back |
-//! | `bell` | whoever sleeps is rung: the worker by a futex, the manager by an eventfd |
+//! | `bell` | whoever sleeps is rung (an eventcount): the worker by a futex, the manager by an eventfd |
 //! | `manager`, `worker` | the two halves of a link |
 //!
 //! A query between two busy processes needs no system call. The worker finds the files by a socket, its descriptor 3; the end of the socket

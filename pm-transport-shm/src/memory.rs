@@ -65,7 +65,7 @@ pub(crate) mod closed {
 pub(crate) enum Owner {
     /// The manager writes, the worker reads.
     Manager,
-    /// The worker writes, the manager reads.
+    /// The worker writes, the manager reads; the claims in it are written by both.
     Worker,
 }
 

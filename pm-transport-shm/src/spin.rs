@@ -26,9 +26,9 @@ const DOUBLINGS: u32 = 6;
 /// What whoever waits for its peer does before it sleeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wake {
-    /// It spins for at most 100 µs, as long as that pays: not where both run on the same processor, and ever less often where it was in vain. At most one
-    /// waiter less than there are processors spins for longer than a microsecond or two, in all pools of the program together; the
-    /// others sleep. Costs the processor time that a busy peer takes for its answer, and nothing while nothing is to be done.
+    /// It spins for at most 100 µs, as long as that pays: not where both run on the same processor, and ever less often where it was in vain. Of the waiting
+    /// callers, and of the workers, at most one less than there are processors spin for longer than a microsecond or two, in all pools of the program together;
+    /// the others sleep. Costs the processor time that a busy peer takes for its answer, and nothing while nothing is to be done.
     #[default]
     Adaptive,
     /// It sleeps at once. Costs no processor time, and a wake-up each way: 2 to 5 µs on one processor, 25 to 50 µs across two.
@@ -58,7 +58,7 @@ impl Wake {
     }
 }
 
-/// Who may spin for long. There are fewer than processors, so that there is always one for those that have something to do.
+/// Who may spin for long: in each of the two sets fewer than there are processors.
 #[derive(Debug)]
 pub(crate) struct Tokens(AtomicUsize);
 

@@ -20,9 +20,6 @@ use crate::spin::{Spin, Spinner, Wake, cpu, is_elsewhere};
 /// Bytes of answers that gather.
 const GATHER: usize = 4 << 10;
 
-/// Whoever waits for no longer than this has something else to do.
-const ATTENDANCE: Duration = Duration::from_secs(1);
-
 /// The worker's half of a link.
 #[derive(Debug)]
 pub(crate) struct ShmWorker {
@@ -139,9 +136,8 @@ impl Reader {
             if spin.until(*peer_cpu, || consumer.has_news()) {
                 return Ok(true);
             }
-            // An attendant, which waits for little, is not the one that calls come to.
-            let is_reader = timeout.is_none_or(|timeout| timeout > ATTENDANCE);
-            let goes_on = is_reader && spin.wake() == Wake::Busy && is_elsewhere(*peer_cpu);
+            // An attendant, which waits for so long and no longer, is not the one that calls come to.
+            let goes_on = timeout.is_none() && spin.wake() == Wake::Busy && is_elsewhere(*peer_cpu);
             self.give_room(shared)?;
             if !goes_on || shared.has_closed(closed::SENDING) {
                 break;
@@ -187,8 +183,8 @@ impl WorkerLink for ShmWorker {
         }
     }
 
-    fn wait(&self, timeout: Duration) -> io::Result<bool> {
-        lock(&self.reader).wait(&self.shared, Some(timeout))
+    fn wait(&self, timeout: Option<Duration>) -> io::Result<bool> {
+        lock(&self.reader).wait(&self.shared, timeout)
     }
 
     fn gather(&self) -> usize {

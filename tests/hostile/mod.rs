@@ -16,8 +16,8 @@ use pm_core::machine::handshake::Mismatch;
 
 use crate::roles::{Job, Said};
 use crate::support::{
-    ALL, Builder, LONG, MARK, Pool, Scratch, both, both_alone, contains, crash, error, eventually, lost, mark, marked,
-    pids, replaced, resident, run, this_program,
+    ALL, Builder, LONG, MARK, Pool, Scratch, contains, crash, error, eventually, lost, mark, marked, over_all,
+    over_all_alone, pids, replaced, resident, run, this_program,
 };
 
 pub use script::helper;
@@ -191,18 +191,21 @@ pub fn tests() -> Vec<Trial> {
         }
     }
     let more = [
-        both("hostile::end_of_file_at_every_offset_of_an_answer", end_at_every_offset_of_an_answer),
-        both("hostile::end_of_file_at_every_offset_of_ready", end_at_every_offset_of_ready),
-        both("hostile::an_unknown_kind_before_ready_is_dropped", an_unknown_kind_before_ready_is_dropped),
-        both("hostile::ready_a_byte_at_a_time", ready_a_byte_at_a_time),
-        both("hostile::the_largest_numbers_of_ready", the_largest_numbers_of_ready),
-        both("hostile::prints_before_ready", prints_before_ready),
-        both("hostile::an_answer_beyond_ahead", an_answer_beyond_ahead),
-        both("hostile::an_answer_after_the_timeout", an_answer_after_the_timeout),
-        both("hostile::a_worker_that_never_reads", a_worker_that_never_reads),
-        both_alone("hostile::headers_that_claim_the_most_take_no_memory", headers_that_claim_the_most_take_no_memory),
-        both_alone("hostile::a_flood_of_pings_takes_no_memory", a_flood_of_pings_takes_no_memory),
-        both_alone("hostile::a_flood_of_notices_takes_no_memory", a_flood_of_notices_takes_no_memory),
+        over_all("hostile::end_of_file_at_every_offset_of_an_answer", end_at_every_offset_of_an_answer),
+        over_all("hostile::end_of_file_at_every_offset_of_ready", end_at_every_offset_of_ready),
+        over_all("hostile::an_unknown_kind_before_ready_is_dropped", an_unknown_kind_before_ready_is_dropped),
+        over_all("hostile::ready_a_byte_at_a_time", ready_a_byte_at_a_time),
+        over_all("hostile::the_largest_numbers_of_ready", the_largest_numbers_of_ready),
+        over_all("hostile::prints_before_ready", prints_before_ready),
+        over_all("hostile::an_answer_beyond_ahead", an_answer_beyond_ahead),
+        over_all("hostile::an_answer_after_the_timeout", an_answer_after_the_timeout),
+        over_all("hostile::a_worker_that_never_reads", a_worker_that_never_reads),
+        over_all_alone(
+            "hostile::headers_that_claim_the_most_take_no_memory",
+            headers_that_claim_the_most_take_no_memory,
+        ),
+        over_all_alone("hostile::a_flood_of_pings_takes_no_memory", a_flood_of_pings_takes_no_memory),
+        over_all_alone("hostile::a_flood_of_notices_takes_no_memory", a_flood_of_notices_takes_no_memory),
     ];
     trials.extend(more.into_iter().flatten());
     trials

@@ -1,7 +1,7 @@
 //! A multiplexer on a Unix socket, written by hand: the one that `pm bench` holds pm against. Its frames have a fixed length, so it
 //! carries 64 bytes only.
 
-use pm_cli::bench::limits::{FRAME, Mux};
+use pm_cli::bench::limits::{Echo, FRAME};
 use pm_cli::bench::measure::{Recorder, many};
 
 use crate::cli::Args;
@@ -14,13 +14,13 @@ pub(crate) fn measure(args: &Args) -> Result<Vec<Row>, PeerError> {
     let (place, time) = (args.placement, args.seconds);
     let runtime = runtime(place)?;
     let work = async move {
-        let mux = Mux::new(place);
-        let mut recorder = Recorder::new(time, None);
+        let (mux, peer) = Echo::mux(place);
+        let mut recorder = Recorder::new(time, Some(peer));
         while recorder.goes_on() {
             round_trip(&mux).await;
         }
         let alone = recorder.finish();
-        let crowd = many(CROWD, time, None, move || {
+        let crowd = many(CROWD, time, Some(peer), move || {
             let mux = mux.clone();
             async move { round_trip(&mux).await }
         });
@@ -30,6 +30,6 @@ pub(crate) fn measure(args: &Args) -> Result<Vec<Row>, PeerError> {
     Ok(vec![row])
 }
 
-async fn round_trip(mux: &Mux) {
+async fn round_trip(mux: &Echo) {
     assert_eq!(mux.round_trip(std::hint::black_box([7; FRAME])).await, [7; FRAME]);
 }

@@ -141,15 +141,34 @@ impl BarePipe {
 
 type Request = ([u8; FRAME], oneshot::Sender<[u8; FRAME]>);
 
-/// Many callers on one socket, written by hand: a task gathers what waits in a channel into one write, and hands the answers of one read
-/// back by one-shot channels.
+/// A task that many callers give frames to, and have them back from.
 #[derive(Clone, Debug)]
-pub struct Mux(mpsc::Sender<Request>);
+pub struct Echo(mpsc::Sender<Request>);
 
-impl Mux {
-    /// Starts the peer and the task.
-    pub fn new(place: Place) -> Self {
+impl Echo {
+    /// One frame there and back.
+    pub async fn round_trip(&self, frame: [u8; FRAME]) -> [u8; FRAME] {
+        let (answer, answered) = oneshot::channel();
+        self.0.send((frame, answer)).await.expect("the task lives");
+        answered.await.expect("the task lives")
+    }
+
+    /// In this process: what a query costs without any other one.
+    pub fn channel() -> Self {
+        let (sender, mut requests) = mpsc::channel::<Request>(1024);
+        tokio::spawn(async move {
+            while let Some((frame, answer)) = requests.recv().await {
+                let _ = answer.send(frame);
+            }
+        });
+        Echo(sender)
+    }
+
+    /// Over one socket, written by hand: the task gathers what waits in a channel into one write, and hands the answers of one read back by one-shot
+    /// channels. With the process of the peer.
+    pub fn mux(place: Place) -> (Self, u32) {
         let BareSocket { stream, peer } = BareSocket::new(place);
+        let pid = peer.pid();
         let (sender, mut requests) = mpsc::channel::<Request>(1024);
         tokio::spawn(async move {
             let _peer = peer;
@@ -183,44 +202,7 @@ impl Mux {
                 }
             }
         });
-        Mux(sender)
-    }
-
-    /// One frame there and back.
-    pub async fn round_trip(&self, frame: [u8; FRAME]) -> [u8; FRAME] {
-        let (answer, answered) = oneshot::channel();
-        self.0.send((frame, answer)).await.expect("the task lives");
-        answered.await.expect("the task lives")
-    }
-}
-
-/// A task in this process that echoes: what a query costs without any other process.
-#[derive(Clone, Debug)]
-pub struct Channel(mpsc::Sender<Request>);
-
-impl Channel {
-    /// Starts the task.
-    pub fn new() -> Self {
-        let (sender, mut requests) = mpsc::channel::<Request>(1024);
-        tokio::spawn(async move {
-            while let Some((frame, answer)) = requests.recv().await {
-                let _ = answer.send(frame);
-            }
-        });
-        Channel(sender)
-    }
-
-    /// One frame there and back.
-    pub async fn round_trip(&self, frame: [u8; FRAME]) -> [u8; FRAME] {
-        let (answer, answered) = oneshot::channel();
-        self.0.send((frame, answer)).await.expect("the task lives");
-        answered.await.expect("the task lives")
-    }
-}
-
-impl Default for Channel {
-    fn default() -> Self {
-        Self::new()
+        (Echo(sender), pid)
     }
 }
 

@@ -11,6 +11,23 @@ use tokio::task::JoinSet;
 /// Of many queries at the same time one in so many is timed: all would wait for each other at the histogram.
 const TIMED: u64 = 16;
 
+/// What the command line of a bench asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// Only whether all works: `--test`, which `cargo test` gives.
+    pub is_test: bool,
+    /// How long a figure is measured: so many seconds, which is the other argument.
+    pub time: Duration,
+}
+
+/// Reads it; `seconds` where it says nothing of time, and `in_test` in a test.
+pub fn asked(seconds: f64, in_test: Duration) -> Asked {
+    let is_test = std::env::args().any(|arg| arg == "--test");
+    let said =
+        std::env::args().filter_map(|arg| arg.parse().ok()).find_map(|said| Duration::try_from_secs_f64(said).ok());
+    Asked { is_test, time: if is_test { in_test } else { said.unwrap_or(Duration::from_secs_f64(seconds)) } }
+}
+
 /// What one run gave.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Measured {

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use super::limits::{BarePipe, BareSocket, Channel, FRAME, Futex, Mux, Spin, hogs};
+use super::limits::{BarePipe, BareSocket, Echo, FRAME, Futex, Spin, hogs};
 use super::measure::{Block, Measured, Recorder, many, many_threads};
 use super::place::{self, Place};
 use super::rows::{Mode, Row};
@@ -160,21 +160,13 @@ impl Settings {
                 recorder.finish()
             }),
             Mode::Mux => on(runtime, async move {
-                let mux = Mux::new(place);
-                many(CROWD, time, None, move || {
-                    let mux = mux.clone();
-                    async move { assert_eq!(mux.round_trip(black_box([7; FRAME])).await, [7; FRAME]) }
-                })
-                .await
+                let (mux, peer) = Echo::mux(place);
+                crowd(mux, time, Some(peer)).await
             }),
-            _ => on(runtime, async move {
-                let channel = Channel::new();
-                many(CROWD, time, None, move || {
-                    let channel = channel.clone();
-                    async move { assert_eq!(channel.round_trip(black_box([7; FRAME])).await, [7; FRAME]) }
-                })
-                .await
-            }),
+            // The ways to make queries are no limits.
+            Mode::Channel | Mode::Await | Mode::Blocking | Mode::Batch => {
+                on(runtime, async move { crowd(Echo::channel(), time, None).await })
+            }
         };
         let in_flight = if matches!(mode, Mode::Channel | Mode::Mux) { CROWD } else { 1 };
         Row { transport: None, place, size: 64, in_flight, mode, measured }
@@ -265,6 +257,15 @@ fn has(limit: Mode, place: Place) -> bool {
 trait Payload: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Send + Sync + 'static {}
 
 impl<P: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Send + Sync + 'static> Payload for P {}
+
+/// Many that use a task at the same time.
+async fn crowd(echo: Echo, time: Duration, peer: Option<u32>) -> Measured {
+    many(CROWD, time, peer, move || {
+        let echo = echo.clone();
+        async move { assert_eq!(echo.round_trip(black_box([7; FRAME])).await, [7; FRAME]) }
+    })
+    .await
+}
 
 fn timed(time: Duration, mut call: impl FnMut()) -> Measured {
     let mut recorder = Recorder::new(time, None);

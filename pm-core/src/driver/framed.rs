@@ -9,7 +9,7 @@ use tokio_util::io::poll_read_buf;
 
 use crate::machine::frame::{Decoder, Frame, HEADER, Header, MAX_PAYLOAD};
 use crate::machine::id::CallId;
-use crate::machine::payload::KEEP;
+use crate::machine::payload;
 use crate::transport::{Link, LinkError, LinkRx, LinkTx};
 
 /// A link that has this much to send has no room. So much is two full sockets; more would only wait in the wrong place.
@@ -105,11 +105,9 @@ impl<W: AsyncWrite + Unpin + Send + 'static> LinkTx for FramedTx<W> {
         if let Err(error) = &written {
             self.failed = Some(error.kind());
         }
-        if written.is_err() || self.buffer.capacity() > KEEP {
-            self.buffer = Vec::new();
-        }
         self.sent = 0;
         self.buffer.clear();
+        payload::trim(&mut self.buffer);
         Poll::Ready(written.map_err(LinkError::from))
     }
 }

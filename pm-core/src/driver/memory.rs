@@ -237,15 +237,15 @@ impl WorkerLink for MemoryWorker {
         Ok(count)
     }
 
-    fn wait(&self, timeout: Duration) -> io::Result<bool> {
-        let until = Instant::now() + timeout;
+    fn wait(&self, timeout: Option<Duration>) -> io::Result<bool> {
+        let until = timeout.map(|timeout| Instant::now() + timeout);
         let mut state = self.read.state();
         while state.bytes.is_empty() && !state.closed {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(false);
-            }
-            state = self.read.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = match until.map(|until| until.saturating_duration_since(Instant::now())) {
+                None => self.read.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => return Ok(false),
+                Some(left) => self.read.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
         }
         Ok(true)
     }

@@ -7,9 +7,10 @@ use super::error::QueryError;
 use super::query::{QueryManager, QueryOptions};
 use crate::codec::Codec;
 use crate::driver::clock;
+use crate::driver::link::FLUSH_AT_CHEAP;
 
 /// So many go to a worker together: it begins with them while the next ones are on their way.
-const TOGETHER: usize = 32;
+const TOGETHER: usize = FLUSH_AT_CHEAP as usize;
 
 impl<I, O, C> QueryManager<I, O, C>
 where

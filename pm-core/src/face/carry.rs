@@ -25,8 +25,8 @@ pub(super) struct Carry<H: Deref<Target = Handle>> {
 enum Stage {
     /// It was not sent, and its time has not begun.
     New(Arc<Call>),
-    /// It was not sent.
-    Begun(Arc<Call>),
+    /// Its time runs, and it was not sent: its caller has given way to the other tasks of its thread.
+    Yielded(Arc<Call>),
     /// It was not sent, for there is no room.
     Full(Arc<Call>),
     /// It waits for room.
@@ -74,7 +74,7 @@ impl<H: Deref<Target = Handle>> Carry<H> {
                 call.begin(now);
                 (call, false)
             }
-            Stage::Begun(call) => (call, true),
+            Stage::Yielded(call) => (call, true),
             other => {
                 self.stage = other;
                 return Poll::Ready(());
@@ -82,14 +82,14 @@ impl<H: Deref<Target = Handle>> Carry<H> {
         };
         match self.handle.pool.send(now, call, gave_way, cx.waker()) {
             Sent::Answered(call, output) => self.stage = Stage::Answered(call, output),
-            Sent::Aboard(call) => self.stage = Stage::Sent(call),
+            Sent::Look(call) => self.stage = Stage::Sent(call),
             Sent::Full(call) => self.stage = Stage::Full(call),
             Sent::Asleep(call) => {
                 self.stage = Stage::Sent(call);
                 return Poll::Pending;
             }
             Sent::Yield(call) => {
-                self.stage = Stage::Begun(call);
+                self.stage = Stage::Yielded(call);
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -155,7 +155,7 @@ impl<H: Deref<Target = Handle> + Unpin> Future for Carry<H> {
     type Output = Result<Answer, QueryError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if matches!(self.stage, Stage::New(_) | Stage::Begun(_)) {
+        if matches!(self.stage, Stage::New(_) | Stage::Yielded(_)) {
             ready!(self.poll_send(cx));
         }
         if matches!(self.stage, Stage::Full(_) | Stage::Line(..)) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::payload::{KEEP, Lent};
+use super::payload::{self, Lent};
 
 /// Bytes of a frame before its payload, the length field included.
 pub const HEADER: usize = 16;
@@ -252,9 +252,7 @@ impl Decoder {
         if unread == 0 {
             self.bytes.clear();
             self.start = 0;
-            if self.bytes.capacity() > KEEP {
-                self.bytes = Vec::new();
-            }
+            payload::trim(&mut self.bytes);
         } else if self.start >= unread {
             // Moving no more than was consumed keeps the cost per byte constant.
             self.bytes.copy_within(self.start.., 0);
@@ -389,7 +387,7 @@ mod tests {
         decoder.buffer().extend_from_slice(&frame(17, 1, &vec![1; 8 << 20]));
         assert!(decoder.next().unwrap().is_some());
         decoder.buffer();
-        assert!(decoder.capacity() <= KEEP);
+        assert!(decoder.capacity() <= payload::KEEP);
     }
 
     #[test]

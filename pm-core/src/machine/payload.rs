@@ -14,6 +14,13 @@ const SLACK: usize = 4;
 /// A buffer that grew beyond this is given back once it is empty, and a smaller one is used again.
 pub(crate) const KEEP: usize = 4 << 20;
 
+/// Gives the memory of a buffer back that is worth more than [`KEEP`]. For one whose bytes are needed no more.
+pub(crate) fn trim(buffer: &mut Vec<u8>) {
+    if buffer.capacity() > KEEP {
+        *buffer = Vec::new();
+    }
+}
+
 /// A payload, and the memory that it lies in, which can be used again.
 #[derive(Default)]
 pub struct Payload {
@@ -37,6 +44,12 @@ impl Payload {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.start = 0;
+    }
+
+    /// Forgets the bytes, and the memory as well where it is large.
+    pub(crate) fn trim(&mut self) {
+        self.clear();
+        trim(&mut self.bytes);
     }
 }
 
@@ -97,6 +110,7 @@ impl<'a> Lent<'a> {
     }
 }
 
+/// What lies behind the payload is copied in its place: less than is saved.
 fn is_worth_taking(buffer: &Vec<u8>, end: usize, length: usize) -> bool {
     length >= LARGE && buffer.len() - end < length && buffer.capacity() / SLACK <= length
 }

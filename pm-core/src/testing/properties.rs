@@ -135,7 +135,7 @@ impl WorkerLink for Script {
         Ok(count)
     }
 
-    fn wait(&self, _: Duration) -> io::Result<bool> {
+    fn wait(&self, _: Option<Duration>) -> io::Result<bool> {
         Ok(true)
     }
 

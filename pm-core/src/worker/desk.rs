@@ -28,9 +28,6 @@ const GATHER_NANOS: u64 = 50_000;
 /// A payload from this size on is sent from where it lies. Below it a copy costs less than a second piece.
 const APART: usize = 4 << 10;
 
-/// How long the reader waits at a time. It has nothing else to do.
-const LONG_WAIT: Duration = Duration::from_secs(3600);
-
 /// The exit code where the manager broke the protocol: `EX_SOFTWARE` of sysexits.
 const VIOLATION: i32 = 70;
 
@@ -306,7 +303,7 @@ impl Desk {
             std::thread::park_timeout(patience);
             return Ok(false);
         }
-        match self.link.wait(patience) {
+        match self.link.wait(Some(patience)) {
             Ok(false) => return Ok(false),
             Ok(true) => {}
             Err(_) => return Err(Ended),
@@ -322,7 +319,7 @@ impl Desk {
 
     /// Waits for frames, and sorts them: for a reader that does nothing else, and has nothing to do where this fails.
     pub(super) fn read(&self) -> Result<(), Ended> {
-        while !self.link.wait(LONG_WAIT).map_err(|_| Ended)? {}
+        self.link.wait(None).map_err(|_| Ended)?;
         let mut state = self.state();
         while state.waiting.len() >= MAX_WAITING {
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -13,7 +13,7 @@ const READ_CHUNK: usize = 64 << 10;
 /// A blocking byte stream to the manager.
 ///
 /// Two threads of a worker use it: the one that runs the handler, and its attendant, which looks after the link while a handler
-/// computes. They never receive at the same time.
+/// computes; or the reader and the thread on which async handlers run. They never receive at the same time.
 pub trait WorkerLink: Send + Sync {
     /// Appends bytes that came; waits for the first. 0 is the end of the stream.
     ///
@@ -21,11 +21,12 @@ pub trait WorkerLink: Send + Sync {
     /// What the operating system says.
     fn recv(&self, buffer: &mut Vec<u8>) -> io::Result<usize>;
 
-    /// Waits until [`recv`](WorkerLink::recv) would not wait, for at most this long. False where the time is over.
+    /// Waits until [`recv`](WorkerLink::recv) would not wait, for at most this long, or for as long as it takes. False where the time is over. Whoever
+    /// sets no time is the reader, which has nothing else to do.
     ///
     /// # Errors
     /// What the operating system says.
-    fn wait(&self, timeout: Duration) -> io::Result<bool>;
+    fn wait(&self, timeout: Option<Duration>) -> io::Result<bool>;
 
     /// Takes a call, by its number: REQ frames are counted from 1. False where the manager has taken it back; then it is passed over.
     fn take(&self, number: u64) -> bool {
@@ -86,12 +87,16 @@ impl WorkerLink for FdLink {
         }
     }
 
-    fn wait(&self, timeout: Duration) -> io::Result<bool> {
-        let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
-        match poll(&mut [PollFd::new(&self.read, PollFlags::IN)], Some(&timeout)) {
-            Ok(ready) => Ok(ready > 0),
-            Err(Errno::INTR) => Ok(false),
-            Err(error) => Err(error.into()),
+    fn wait(&self, timeout: Option<Duration>) -> io::Result<bool> {
+        let until = timeout.map(|timeout| Instant::now() + timeout);
+        loop {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let left = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
+            match poll(&mut [PollFd::new(&self.read, PollFlags::IN)], left.as_ref()) {
+                Ok(ready) => return Ok(ready > 0),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 

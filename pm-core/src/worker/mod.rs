@@ -24,6 +24,7 @@ use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use self::error::ServeError;
 use self::link::WorkerLink;
@@ -33,8 +34,6 @@ use crate::machine::handshake::{Hello, Ready, VERSION};
 use crate::sys::inherited;
 use crate::sys::outbox::Outbox;
 use crate::transport::{Connect, LINK_FD_VARIABLE, LINK_VARIABLE, OUTBOX_FD_VARIABLE, ROLE_VARIABLE};
-
-pub(crate) use self::serve::serve_in_thread;
 
 /// The descriptor that the environment names as this worker's link, for a [`Connect`]. It is taken out of the reach of children.
 ///
@@ -125,10 +124,26 @@ fn serve(
     let desk = desk::Desk::open(link, outbox, desk::AtEnd::Exit);
     let hello = desk.hello()?;
     let role = find(hello.role.as_deref())?;
-    match accept(&desk, role, hello)? {
-        Service::Blocking(handler) => serve::run(desk, handler),
-        Service::Async { concurrency, handler } => serve_async::run(desk, concurrency, handler),
+    context::set_process(&desk);
+    serve_until_the_end(&desk, role, hello)?;
+    std::process::exit(0)
+}
+
+/// Serves a role in this thread of the manager itself, until its link ends.
+pub(crate) fn serve_in_thread(link: Box<dyn WorkerLink>, role: &'static dyn Role) -> Result<(), ServeError> {
+    let desk = desk::Desk::open(link, None, desk::AtEnd::Return);
+    let hello = desk.hello()?;
+    serve_until_the_end(&desk, role, hello)
+}
+
+/// Answers HELLO, serves until the link ends, lets the handler go, and says BYE.
+fn serve_until_the_end(desk: &Arc<desk::Desk>, role: &'static dyn Role, hello: Hello) -> Result<(), ServeError> {
+    match accept(desk, role, hello)? {
+        Service::Blocking(handler) => serve::serve(desk, &handler)?,
+        Service::Async { concurrency, handler } => serve_async::serve(desk, concurrency, &handler)?,
     }
+    desk.bye();
+    Ok(())
 }
 
 /// Answers HELLO. A codec that the role does not speak is the manager's to report: READY names what it would speak.

@@ -6,14 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use super::context::{self, Seat};
-use super::desk::{AtEnd, Desk, Ended, Job};
+use super::context::Seat;
+use super::desk::{Desk, Ended, Job};
 use super::error::ServeError;
-use super::link::WorkerLink;
-use super::role::{BlockingHandler, Role, Service};
-use super::{accept, serve_async};
-use crate::machine::handshake::Hello;
-use crate::machine::payload::{KEEP, Payload};
+use super::role::BlockingHandler;
+use crate::machine::payload;
 
 /// A handler that runs longer than this has its link looked after by the attendant.
 const TICK: Duration = Duration::from_millis(1);
@@ -25,28 +22,8 @@ const PATIENCE: Duration = Duration::from_millis(20);
 /// should be rare under load; ticking costs the machine a timer, so it should be rare without.
 const IDLE_TICKS: u32 = 100;
 
-/// Serves until the manager lets this process go, which then ends.
-pub(super) fn run(desk: Arc<Desk>, handler: BlockingHandler) -> Result<Infallible, ServeError> {
-    context::set_process(&desk);
-    serve(&desk, &handler)?;
-    drop(handler);
-    desk.bye();
-    std::process::exit(0)
-}
-
-/// Serves a role in this thread of the manager itself, until its link ends.
-pub(crate) fn serve_in_thread(link: Box<dyn WorkerLink>, role: &'static dyn Role) -> Result<(), ServeError> {
-    let desk = Desk::open(link, None, AtEnd::Return);
-    let hello: Hello = desk.hello()?;
-    match accept(&desk, role, hello)? {
-        Service::Blocking(handler) => serve(&desk, &handler)?,
-        Service::Async { concurrency, handler } => serve_async::serve(&desk, concurrency, &handler)?,
-    }
-    desk.bye();
-    Ok(())
-}
-
-fn serve(desk: &Arc<Desk>, handler: &BlockingHandler) -> Result<(), ServeError> {
+/// Serves until the link ends.
+pub(super) fn serve(desk: &Arc<Desk>, handler: &BlockingHandler) -> Result<(), ServeError> {
     let pulse = Arc::new(Pulse::default());
     let attendant = {
         let (desk, pulse) = (desk.clone(), pulse.clone());
@@ -82,12 +59,8 @@ fn serve_calls(
             Ok(()) => desk.respond(job.id, &output)?,
             Err(error) => desk.fail(job.id, &error)?,
         }
-        if output.capacity() > KEEP {
-            output = Vec::new();
-        }
-        if job.input.capacity() > KEEP {
-            job.input = Payload::default();
-        }
+        payload::trim(&mut output);
+        job.input.trim();
     }
 }
 

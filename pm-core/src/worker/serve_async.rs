@@ -16,15 +16,6 @@ use super::error::ServeError;
 use super::role::{AsyncHandler, BoxFuture};
 use crate::face::error::HandlerError;
 
-/// Serves until the manager lets this process go, which then ends.
-pub(super) fn run(desk: Arc<Desk>, concurrency: u32, handler: AsyncHandler) -> Result<Infallible, ServeError> {
-    context::set_process(&desk);
-    serve(&desk, concurrency, &handler)?;
-    drop(handler);
-    desk.bye();
-    std::process::exit(0)
-}
-
 /// Serves until the link ends.
 pub(super) fn serve(desk: &Arc<Desk>, concurrency: u32, handler: &AsyncHandler) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -10,7 +10,7 @@ use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
 
 use super::solo::End;
 use super::task::deliver_from;
-use super::{Boarding, Claim, ENOUGH_OF_FEW, Inbox, LinkEnd, LinkShared, Yard};
+use super::{Claim, FLUSH_AT_CHEAP, Inbox, LinkEnd, LinkShared, Yard};
 use crate::driver::call::Call;
 use crate::machine::frame::BadFrame;
 use crate::machine::payload::Payload;
@@ -18,12 +18,12 @@ use crate::machine::session::Word;
 use crate::machine::time::Time;
 use crate::transport::{LinkError, LinkTx};
 
-/// After so many answers in a row a caller gives way to the other tasks of its thread before it waits again: they may have calls that could go with
+/// After so many calls a caller gives way to the other tasks of its thread before it waits again: they may have calls that could go with
 /// its own. Without it, callers that never have to wait would keep all others waiting.
-const SOLOS: u32 = 64;
+const YIELD_AFTER: u32 = 64;
 
 /// So many of those to whom a caller gave way send their calls together. Then its return is not waited for any more: it may have gone.
-const CROWD: u32 = 64;
+const GATHER_AFTER_YIELD: u32 = 64;
 
 /// How often a caller takes in more before it leaves the rest to the task.
 const FILLS: usize = 64;
@@ -34,7 +34,7 @@ pub(crate) enum Exchange {
     /// It was not sent: this is no time for it.
     No(Arc<Call>),
     /// It was not sent: it goes with others that follow, and its caller does not wait for it in the way of those.
-    Crowd(Arc<Call>),
+    Gather(Arc<Call>),
     /// It was not sent: the caller lets others run, and comes again.
     Yield(Arc<Call>),
     /// It has its output.
@@ -83,20 +83,20 @@ impl<Tx: LinkTx> LinkShared<Tx> {
     /// its caller comes again.
     pub(crate) fn exchange(&self, now: Time, call: Arc<Call>, gave_way: bool, yard: &dyn Yard) -> Exchange {
         if gave_way {
-            self.crowd.store(0, Ordering::Relaxed);
+            self.gathering.store(0, Ordering::Relaxed);
         }
         if !self.is_hot || self.load() != 0 {
             return Exchange::No(call);
         }
-        let crowd = self.crowd.load(Ordering::Relaxed);
-        if crowd > 0 {
-            self.crowd.store(crowd - 1, Ordering::Relaxed);
-            return Exchange::Crowd(call);
+        let gathering = self.gathering.load(Ordering::Relaxed);
+        if gathering > 0 {
+            self.gathering.store(gathering - 1, Ordering::Relaxed);
+            return Exchange::Gather(call);
         }
-        let solos = self.solos.load(Ordering::Relaxed);
-        if solos >= SOLOS {
-            self.solos.store(0, Ordering::Relaxed);
-            self.crowd.store(CROWD, Ordering::Relaxed);
+        let solos = self.solos_since_yield.load(Ordering::Relaxed);
+        if solos >= YIELD_AFTER {
+            self.solos_since_yield.store(0, Ordering::Relaxed);
+            self.gathering.store(GATHER_AFTER_YIELD, Ordering::Relaxed);
             return Exchange::Yield(call);
         }
         let Some(mut inbox) = self.try_inbox() else { return Exchange::No(call) };
@@ -105,12 +105,12 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             self.give_back(inbox);
             return Exchange::No(call);
         }
-        inbox.after.solo = false;
-        inbox.end = inbox.spin(self, yard, |inbox| inbox.after.solo);
+        inbox.after.solo_is_over = false;
+        inbox.end = inbox.spin(self, yard, |inbox| inbox.after.solo_is_over);
         // Before anybody else has the inbox, who could begin another one, or deliver to this.
         let end = self.core().end_of_solo();
         self.give_back(inbox);
-        self.solos.store(solos + 1, Ordering::Relaxed);
+        self.solos_since_yield.store(solos + 1, Ordering::Relaxed);
         match end {
             End::Answered(call, at, output) => {
                 if yard.is_slow(call.made(), at) {
@@ -124,17 +124,16 @@ impl<Tx: LinkTx> LinkShared<Tx> {
 
     /// Puts the call on the link, if there is no other, and gives it back otherwise.
     fn begin_solo(&self, now: Time, call: Arc<Call>) -> Result<(), Arc<Call>> {
-        let mut boarding = Boarding { link: self, core: self.core(), claim: Claim::Idle, kick: false };
-        let core = &mut *boarding.core;
-        let is_free = self.accepting.load(Ordering::Relaxed) && !core.draining && core.last_batch <= 1;
-        if !is_free || core.session.unanswered() > 0 {
+        let mut boarding = self.boarding(Claim::Idle);
+        if boarding.refusal().is_some() || boarding.core.last_batch > 1 {
             return Err(call);
         }
+        let core = &mut *boarding.core;
         let limit = call.terms.limit(now, call.terms.until(call.made()));
         // An error is met again by the way that all others take.
         let Ok(Some(id)) = core.open(now, limit, &call.input) else { return Err(call) };
         core.solo.begin(id, call);
-        boarding.leave(now, 0, ENOUGH_OF_FEW);
+        boarding.leave(now, FLUSH_AT_CHEAP);
         Ok(())
     }
 
@@ -147,7 +146,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let Some(mut inbox) = self.try_inbox() else { return false };
         inbox.end = inbox.spin(self, yard, |_| call.is_over());
         self.give_back(inbox);
-        self.solos.fetch_add(1, Ordering::Relaxed);
+        self.solos_since_yield.fetch_add(1, Ordering::Relaxed);
         true
     }
 

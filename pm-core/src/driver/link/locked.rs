@@ -60,7 +60,7 @@ pub(super) struct After {
     pub(super) notices: Vec<String>,
     pub(super) first_answer: bool,
     /// There is no solo call that waits: its caller, if there is one, sees to the rest.
-    pub(super) solo: bool,
+    pub(super) solo_is_over: bool,
 }
 
 impl<Tx: LinkTx> Core<Tx> {
@@ -135,7 +135,7 @@ impl<Tx: LinkTx> Core<Tx> {
             match self.tx.as_mut().and_then(|tx| tx.take_back(number)) {
                 Some(true) => {
                     // An open call that was asked back goes to the queue.
-                    if let Ok(Some(aboard)) = self.end(now, id, Answer::NotStarted, &mut Drained::default())
+                    if let Ok(Some(aboard)) = self.end(now, id, Answer::NotStarted, &mut Batch::default())
                         && aboard.call.leave()
                     {
                         after.requeue.push((aboard.call, Duration::ZERO));
@@ -164,7 +164,7 @@ impl<Tx: LinkTx> Core<Tx> {
         frame: Frame<'_>,
         yard: &dyn Yard,
         after: &mut After,
-        drain: &mut Drained,
+        batch: &mut Batch,
     ) -> Result<(), String> {
         let Frame { header, payload } = frame;
         let id = CallId::from_wire(header.id);
@@ -173,21 +173,21 @@ impl<Tx: LinkTx> Core<Tx> {
                 Verdict::Violation(violation) => return Err(format!("{violation} (call {})", id.to_wire())),
                 _ => {
                     yard.count();
-                    drain.note(self.solo.answer(now, payload));
-                    after.solo = true;
+                    batch.answered(self.solo.answer(now, payload));
+                    after.solo_is_over = true;
                 }
             },
             Some(Kind::Resp) => {
-                if let Some(aboard) = self.end(now, id, Answer::Outcome, drain)? {
+                if let Some(aboard) = self.end(now, id, Answer::Outcome, batch)? {
                     yard.count();
-                    drain.note(aboard.sent);
+                    batch.answered(aboard.sent);
                     after.resolve(&aboard.call, Ok(payload));
-                    after.note(now, aboard.call, yard);
+                    after.note_slow(now, aboard.call, yard);
                 }
             }
             Some(Kind::Err) if header.flags & (flag::NOT_STARTED | flag::CANCELLED) != 0 => {
                 let answer = if header.flags & flag::NOT_STARTED != 0 { Answer::NotStarted } else { Answer::Cancelled };
-                if let Some(aboard) = self.end(now, id, answer, drain)?
+                if let Some(aboard) = self.end(now, id, answer, batch)?
                     && aboard.call.leave()
                 {
                     after.requeue.push((aboard.call, Duration::ZERO));
@@ -196,13 +196,13 @@ impl<Tx: LinkTx> Core<Tx> {
             Some(Kind::Err) => {
                 let error: HandlerError =
                     serde_json::from_slice(&payload).map_err(|error| format!("an ERR that cannot be read: {error}"))?;
-                if let Some(aboard) = self.end(now, id, Answer::Outcome, drain)? {
+                if let Some(aboard) = self.end(now, id, Answer::Outcome, batch)? {
                     yard.count();
-                    drain.note(aboard.sent);
+                    batch.answered(aboard.sent);
                     after.failed(now, aboard.call.clone(), Failure::Handler, |tries, _| {
                         QueryError::Handler(Box::new(HandlerError { tries, ..error }))
                     });
-                    after.note(now, aboard.call, yard);
+                    after.note_slow(now, aboard.call, yard);
                 }
             }
             Some(Kind::Notice) => {
@@ -218,7 +218,7 @@ impl<Tx: LinkTx> Core<Tx> {
                     return Err(format!("a PING of {} bytes; at most {MAX_PING} are allowed", payload.len()));
                 }
                 let _ = self.push(Header::new(Kind::Pong), &payload);
-                drain.replied = true;
+                batch.replied = true;
             }
             // After BYE comes the end of the process, and that is what counts.
             Some(Kind::Pong | Kind::Bye) => {}
@@ -226,7 +226,7 @@ impl<Tx: LinkTx> Core<Tx> {
             None if header.flags & flag::CRITICAL != 0 => {
                 return Err(format!("a critical frame of the unknown kind {}", header.kind));
             }
-            None => drain.dropped += 1,
+            None => batch.dropped += 1,
         }
         Ok(())
     }
@@ -237,12 +237,12 @@ impl<Tx: LinkTx> Core<Tx> {
         now: Time,
         id: CallId,
         answer: Answer,
-        drain: &mut Drained,
+        batch: &mut Batch,
     ) -> Result<Option<Aboard>, String> {
         match self.session.answered(now, id, answer) {
             Verdict::Deliver | Verdict::Requeue => Ok(self.take(id)),
             Verdict::Late => {
-                drain.dropped += 1;
+                batch.dropped += 1;
                 Ok(None)
             }
             Verdict::Violation(violation) => Err(format!("{violation} (call {})", id.to_wire())),
@@ -252,8 +252,8 @@ impl<Tx: LinkTx> Core<Tx> {
 
 /// The answers of one turn, for the window.
 #[derive(Default)]
-pub(super) struct Drained {
-    pub(super) count: u32,
+pub(super) struct Batch {
+    pub(super) answers: u32,
     pub(super) oldest: Option<Time>,
     /// Something was pushed that must not wait for the next call.
     pub(super) replied: bool,
@@ -261,10 +261,10 @@ pub(super) struct Drained {
     pub(super) dropped: u64,
 }
 
-impl Drained {
+impl Batch {
     /// An answer to a call that was sent at this time.
-    pub(super) fn note(&mut self, sent: Time) {
-        self.count += 1;
+    pub(super) fn answered(&mut self, sent: Time) {
+        self.answers += 1;
         self.oldest = Time::earliest(self.oldest, Some(sent));
     }
 }
@@ -275,7 +275,7 @@ impl After {
     }
 
     /// A call was answered. Lets go of it before its caller is woken, who then uses its memory again.
-    fn note(&mut self, now: Time, call: Arc<Call>, yard: &dyn Yard) {
+    fn note_slow(&mut self, now: Time, call: Arc<Call>, yard: &dyn Yard) {
         if yard.is_slow(call.made(), now) {
             self.slow.push(call);
         }

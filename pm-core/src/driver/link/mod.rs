@@ -1,8 +1,8 @@
 //! The calls of one worker on its link: who submits, who drains, who is woken.
 //!
-//! Callers put their call on the link themselves, under the lock of its [`Core`]; the task of the worker receives, delivers and
-//! flushes. A call that finds the link empty is written to the worker at once, by its caller. Where calls are under way
-//! already, the task writes what has gathered, after all who are ready to run have had the chance to add to it.
+//! Callers put their calls on the link themselves, under the lock of its [`Core`], and write them to the worker where calls come one at a time, or
+//! where many have gathered; else the task of the worker does, after all who are ready to run have had the chance to add to them. Whoever holds
+//! the [`Inbox`] receives and delivers for all: the task, or, on a hot link, a caller that spins.
 //!
 //! Under the lock nobody calls user code, wakes a task or drops a waker: that is gathered in an [`After`] and done after it.
 //! Lock order: the inbox of a link, then the pool's backlog, then its links that leave, then the core of a link, then a call.
@@ -43,10 +43,10 @@ const COARSE: Duration = Duration::from_millis(4);
 
 /// So many calls go to the worker before all others have joined: while it computes, the next ones are encoded. Fewer would pay for more
 /// system calls and wake-ups than that gains, where each call wakes a task of its own.
-const ENOUGH: u32 = 128;
+const FLUSH_AT: u32 = 128;
 
-/// The same where a write costs no system call, or the calls are those of one task.
-const ENOUGH_OF_FEW: u32 = 32;
+/// The same where a write costs no system call, or the calls are those of one task, which boards no more at a time.
+pub(crate) const FLUSH_AT_CHEAP: u32 = 32;
 
 /// What all links of a pool have in common.
 #[derive(Clone, Copy, Debug)]
@@ -119,23 +119,32 @@ pub(crate) enum Submit {
 struct Boarding<'a, Tx> {
     link: &'a LinkShared<Tx>,
     core: MutexGuard<'a, Core<Tx>>,
+    /// Calls that were aboard before.
+    before: usize,
     claim: Claim,
     /// The task has something to see to.
     kick: bool,
 }
 
 impl<Tx: LinkTx> Boarding<'_, Tx> {
-    fn board(&mut self, now: Time, call: &Arc<Call>, sleeper: &mut Option<Waker>) -> Submit {
-        let core = &mut *self.core;
-        if !self.link.accepting.load(Ordering::Relaxed) || core.draining {
-            return Submit::Closed;
+    /// Why no further call is taken, where none is.
+    fn refusal(&self) -> Option<Submit> {
+        if !self.link.accepting.load(Ordering::Relaxed) || self.core.draining {
+            return Some(Submit::Closed);
         }
-        let unanswered = core.session.unanswered();
+        let unanswered = self.core.session.unanswered();
         match self.claim {
-            Claim::Idle if unanswered > 0 => return Submit::Busy,
-            Claim::Room if unanswered >= core.window.size() as usize => return Submit::Full,
-            _ => {}
+            Claim::Idle if unanswered > 0 => Some(Submit::Busy),
+            Claim::Room if unanswered >= self.core.window.size() as usize => Some(Submit::Full),
+            _ => None,
         }
+    }
+
+    fn board(&mut self, now: Time, call: &Arc<Call>, sleeper: &mut Option<Waker>) -> Submit {
+        if let Some(refusal) = self.refusal() {
+            return refusal;
+        }
+        let core = &mut *self.core;
         let Some(boarding) = call.board() else { return Submit::Over };
         let id = match core.open(now, boarding.limit(now), &call.input) {
             Ok(Some(id)) => id,
@@ -151,8 +160,8 @@ impl<Tx: LinkTx> Boarding<'_, Tx> {
     }
 
     /// There are calls aboard that were not there before: they go to the worker with others, or at once. True where they are on their way.
-    fn leave(self, now: Time, before: usize, enough: u32) -> bool {
-        let Boarding { link, core: mut guard, mut kick, .. } = self;
+    fn leave(self, now: Time, flush_at: u32) -> bool {
+        let Boarding { link, core: mut guard, before, mut kick, .. } = self;
         let core = &mut *guard;
         link.unanswered.store(core.load(), Ordering::Release);
         if before == 0 {
@@ -160,7 +169,7 @@ impl<Tx: LinkTx> Boarding<'_, Tx> {
         }
         // Nothing is under way, and calls come one at a time: waiting for others to join would only cost time.
         let is_alone = before == 0 && core.last_batch <= 1;
-        let flushes = is_alone || core.unsent >= enough;
+        let flushes = is_alone || core.unsent >= flush_at;
         let is_gone =
             flushes && matches!(core.poll_flush(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())));
         kick |= !(is_alone && is_gone) || core.is_due_sooner();
@@ -211,10 +220,11 @@ pub(crate) struct LinkShared<Tx> {
     inbox: Mutex<Inbox>,
     /// The task found the inbox in the hands of a caller.
     missed: AtomicBool,
-    /// Answers in a row that their callers took out themselves.
-    solos: AtomicU32,
-    /// A caller gave way to others, and is not back yet: so many of those that come meanwhile do not wait for their answers one by one.
-    crowd: AtomicU32,
+    /// Calls whose callers waited for them with the inbox, since the last of these gave way to others.
+    solos_since_yield: AtomicU32,
+    /// A caller gave way to others, and is not back yet (here, or at another worker's link): so many of those that come meanwhile do not wait for
+    /// their answers one by one.
+    gathering: AtomicU32,
 }
 
 /// What a link receives with. Who holds it delivers for all.
@@ -272,13 +282,18 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             is_hot: rx.is_hot(),
             inbox: Mutex::new(Inbox { rx, after: After::default(), end: None }),
             missed: AtomicBool::new(false),
-            solos: AtomicU32::new(0),
-            crowd: AtomicU32::new(0),
+            solos_since_yield: AtomicU32::new(0),
+            gathering: AtomicU32::new(0),
         }
     }
 
     fn core(&self) -> MutexGuard<'_, Core<Tx>> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn boarding(&self, claim: Claim) -> Boarding<'_, Tx> {
+        let core = self.core();
+        Boarding { link: self, before: core.session.unanswered(), core, claim, kick: false }
     }
 
     /// Calls that the worker has not answered.
@@ -304,11 +319,9 @@ impl<Tx: LinkTx> LinkShared<Tx> {
 
     /// Puts a call on the link. Where it is taken, so is `sleeper`: the waker of its caller, which then sleeps.
     pub(crate) fn submit(&self, now: Time, call: &Arc<Call>, claim: Claim, sleeper: &mut Option<Waker>) -> Submit {
-        let core = self.core();
-        let before = core.session.unanswered();
-        let mut boarding = Boarding { link: self, core, claim, kick: false };
+        let mut boarding = self.boarding(claim);
         match boarding.board(now, call, sleeper) {
-            Submit::Taken => match boarding.leave(now, before, if self.is_hot { ENOUGH_OF_FEW } else { ENOUGH }) {
+            Submit::Taken => match boarding.leave(now, if self.is_hot { FLUSH_AT_CHEAP } else { FLUSH_AT }) {
                 true => Submit::Sent,
                 false => Submit::Taken,
             },
@@ -321,13 +334,11 @@ impl<Tx: LinkTx> LinkShared<Tx> {
 
     /// Puts the first of these calls on the link, as many as it has room for, and says how many that were. Those that are over count too.
     pub(crate) fn submit_many(&self, now: Time, calls: &mut dyn Iterator<Item = &Arc<Call>>) -> usize {
-        let core = self.core();
-        let before = core.session.unanswered();
-        let mut boarding = Boarding { link: self, core, claim: Claim::Room, kick: false };
+        let mut boarding = self.boarding(Claim::Room);
         let is_aboard = |call| matches!(boarding.board(now, call, &mut None), Submit::Taken | Submit::Over);
         let count = calls.map(is_aboard).take_while(|is_aboard| *is_aboard).count();
         if count > 0 {
-            boarding.leave(now, before, ENOUGH_OF_FEW);
+            boarding.leave(now, FLUSH_AT_CHEAP);
         } else {
             boarding.give_up();
         }

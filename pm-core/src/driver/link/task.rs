@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::locked::{Aboard, After, Drained};
+use super::locked::{Aboard, After, Batch};
 use super::{Inbox, LinkEnd, LinkShared, Yard};
 use crate::driver::clock;
 use crate::face::error::QueryError;
@@ -27,7 +27,7 @@ pub(super) fn deliver_from<Tx: LinkTx>(
     after: &mut After,
 ) -> Result<(), String> {
     let now = clock::now();
-    let mut drained = Drained::default();
+    let mut batch = Batch::default();
     let mut guard = shared.core();
     let result = loop {
         match rx.next() {
@@ -40,7 +40,7 @@ pub(super) fn deliver_from<Tx: LinkTx>(
                     after.tell(shared, yard);
                     guard = shared.core();
                 }
-                if let Err(violation) = guard.receive(now, frame, yard, after, &mut drained) {
+                if let Err(violation) = guard.receive(now, frame, yard, after, &mut batch) {
                     break Err(violation);
                 }
             }
@@ -48,27 +48,27 @@ pub(super) fn deliver_from<Tx: LinkTx>(
         }
     };
     let core = &mut *guard;
-    if drained.count > 0 {
-        core.last_batch = drained.count;
+    if batch.answers > 0 {
+        core.last_batch = batch.answers;
         let left = core.session.unanswered() as u32;
-        core.window.answered(now, drained.count, left, drained.oldest.unwrap_or(now));
+        core.window.answered(now, batch.answers, left, batch.oldest.unwrap_or(now));
         after.first_answer = !std::mem::replace(&mut core.answered_any, true);
     }
     after.count_returning(core);
     shared.publish(core);
     let is_idle = core.session.unanswered() == 0;
     let is_drained = core.draining && is_idle;
-    after.solo |= !core.solo.is_waiting();
+    after.solo_is_over |= !core.solo.is_waiting();
     drop(guard);
     if is_drained {
         // A caller may have delivered the last answer, and the task looks for that.
         shared.task.wake();
     }
-    if drained.replied {
+    if batch.replied {
         shared.kick();
     }
-    if drained.dropped > 0 {
-        yard.dropped(drained.dropped);
+    if batch.dropped > 0 {
+        yard.dropped(batch.dropped);
     }
     after.run(shared, yard, now);
     if after.counted > 0 {

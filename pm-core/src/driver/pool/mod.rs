@@ -143,8 +143,8 @@ pub(crate) trait AnyPool: Send + Sync {
 pub(crate) enum Sent {
     /// It has its output.
     Answered(Arc<Call>, Payload),
-    /// Its outcome may be there already: its caller looks.
-    Aboard(Arc<Call>),
+    /// It may have its outcome already, whatever it is: its caller looks.
+    Look(Arc<Call>),
     /// Its caller sleeps.
     Asleep(Arc<Call>),
     /// It was not sent. Its caller lets the other tasks of this thread run, and comes again.
@@ -413,30 +413,30 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         let best = if self.is_open() { Self::best(&links, false) } else { None };
         let mut placed = Placed::Nowhere;
         let mut sleeper = None;
-        let mut is_crowd = false;
+        let mut gathers = false;
         if let Some((best, _)) = best {
             call = match best.exchange(now, call, gave_way, self) {
                 Exchange::No(call) => call,
-                Exchange::Crowd(call) => {
-                    is_crowd = true;
+                Exchange::Gather(call) => {
+                    gathers = true;
                     call
                 }
                 Exchange::Yield(call) => return Sent::Yield(call),
                 Exchange::Answered(call, output) => return Sent::Answered(call, output),
-                Exchange::Aboard(call) => return Sent::Aboard(call),
+                Exchange::Aboard(call) => return Sent::Look(call),
             };
             sleeper = Some(waker.clone());
             placed = Self::place(&links, now, &call, false, &mut sleeper);
         }
         match placed {
-            Placed::Sent(link) if !is_crowd && link.assist(&call, self) => Sent::Aboard(call),
+            Placed::Sent(link) if !gathers && link.assist(&call, self) => Sent::Look(call),
             Placed::Sent(_) | Placed::Aboard => Sent::Asleep(call),
-            Placed::Over => Sent::Aboard(call),
+            Placed::Over => Sent::Look(call),
             Placed::Nowhere => {
                 call.sleep(sleeper.unwrap_or_else(|| waker.clone()));
                 match self.wait_in_line(&call) {
                     Line::Waits => Sent::Asleep(call),
-                    Line::Over => Sent::Aboard(call),
+                    Line::Over => Sent::Look(call),
                     Line::Full => Sent::Full(call),
                 }
             }
@@ -468,11 +468,13 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         }
         let link = link.ok_or_else(gone)?;
         match link.submit(call.made(), call, Claim::Named, &mut None) {
-            Submit::Sent => link.assist(call, self),
-            Submit::Taken | Submit::Over => false,
-            Submit::Busy | Submit::Full | Submit::Closed => return Err(gone()),
-        };
-        Ok(())
+            Submit::Sent => {
+                link.assist(call, self);
+                Ok(())
+            }
+            Submit::Taken | Submit::Over => Ok(()),
+            Submit::Busy | Submit::Full | Submit::Closed => Err(gone()),
+        }
     }
 
     fn abandon(&self, call: &Call) {

@@ -117,7 +117,7 @@ impl Wire {
     }
 
     pub(super) fn wait(&self, timeout: Duration) -> Result<bool, String> {
-        self.link.wait(timeout).map_err(|error| format!("the worker cannot wait: {error}"))
+        self.link.wait(Some(timeout)).map_err(|error| format!("the worker cannot wait: {error}"))
     }
 }
 
