@@ -35,7 +35,7 @@ pub trait Codec<T>: Format {
     /// [`CodecError`] for a value that the codec cannot hold.
     fn encode(&self, value: &T, payload: &mut Vec<u8>) -> Result<(), CodecError>;
 
-    /// The value of a payload.
+    /// The value of a payload, which begins at any address: a codec that needs it aligned copies it.
     ///
     /// # Errors
     /// [`CodecError`] for a payload that is no such value.

@@ -100,7 +100,8 @@ pub trait Link: Send + 'static {
 /// The sending half of a link.
 ///
 /// # Contract
-/// - [`push`](LinkTx::push) copies the frame or takes nothing of it. It does not block and makes no progress by itself.
+/// - [`push`](LinkTx::push) takes the whole frame or nothing of it. It does not block. It may send some of what it has taken, and then forget the waker of
+///   the last [`poll_flush`](LinkTx::poll_flush): whoever waits there polls again after a push.
 /// - Frames arrive whole, once, and in the order of their pushes.
 /// - After an error both methods go on failing.
 pub trait LinkTx: Send + 'static {

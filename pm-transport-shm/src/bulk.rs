@@ -43,7 +43,7 @@ pub(crate) fn fence() {
     imp::fence();
 }
 
-#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(miri)))]
 #[expect(unsafe_code, reason = "such loads and stores exist as instructions alone")]
 mod imp {
     use std::arch::asm;
@@ -122,7 +122,7 @@ mod imp {
     }
 }
 
-#[cfg(not(all(target_arch = "x86_64", not(miri))))]
+#[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64", not(miri))))]
 mod imp {
     use super::{AtomicU64, MaybeUninit, WORD};
     use crate::sync::Ordering;

@@ -166,7 +166,7 @@ impl Spin {
 
     fn was_vain(&mut self, now: Instant) {
         if self.wake == Wake::Adaptive {
-            self.vain += 1;
+            self.vain = self.vain.saturating_add(1);
             if let Some(doublings) = self.vain.checked_sub(PATIENCE) {
                 self.pause = Some(now + PAUSE * (1 << doublings.min(DOUBLINGS)));
             }

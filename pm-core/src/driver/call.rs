@@ -1,14 +1,14 @@
 //! One query on its way: from the caller to a worker and back, however many workers that takes.
 
-use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use super::spare;
 use crate::face::error::QueryError;
 use crate::machine::id::{CallId, Incarnation, WorkerId};
-use crate::machine::payload::{KEEP, Lent, Payload};
+use crate::machine::payload::{Lent, Payload};
 use crate::machine::retry::{Failure, Retry, Tries, Verdict};
 use crate::machine::session::Limit;
 use crate::machine::time::Time;
@@ -90,40 +90,8 @@ impl State {
     }
 }
 
-/// How many calls that are over a thread keeps, so that the next ones need no new memory.
-const KEPT: usize = 256;
-
-/// How many bytes the buffers of all these have together.
-const KEPT_BYTES: usize = KEEP;
-
 /// The buffers of a new call: most payloads fit, and none has to grow byte by byte.
 const ROOM: usize = 128;
-
-thread_local! {
-    static SPARE: RefCell<Spare> = const { RefCell::new(Spare { calls: Vec::new(), bytes: 0 }) };
-}
-
-/// What a thread keeps.
-struct Spare {
-    calls: Vec<Arc<Call>>,
-    bytes: usize,
-}
-
-impl Spare {
-    fn take(&mut self) -> Option<Arc<Call>> {
-        let mut call = self.calls.pop()?;
-        self.bytes -= Arc::get_mut(&mut call).map_or(0, Call::capacity);
-        Some(call)
-    }
-
-    /// Keeps a call that nobody else has, if there is room for it.
-    fn give(&mut self, call: Arc<Call>, bytes: usize) {
-        if self.calls.len() < KEPT && self.bytes + bytes <= KEPT_BYTES {
-            self.bytes += bytes;
-            self.calls.push(call);
-        }
-    }
-}
 
 /// Where a call is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,11 +109,12 @@ pub(crate) enum Place {
 impl Call {
     /// A call that was not sent yet, whose input `encode` appends to the buffer that it is given.
     pub(crate) fn new<E>(terms: Terms, encode: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Arc<Self>, E> {
-        let spare = SPARE.try_with(|spare| spare.borrow_mut().take()).ok().flatten();
-        let mut call = spare.unwrap_or_else(|| Arc::new(Call::blank()));
+        let mut call = spare::take_call().unwrap_or_else(|| Arc::new(Call::blank()));
         let fields = Arc::get_mut(&mut call).expect("a spare call has no other owner");
         fields.terms = terms;
+        spare::lend_input(&mut fields.input);
         encode(&mut fields.input)?;
+        spare::fit_input(&mut fields.input);
         Ok(call)
     }
 
@@ -188,19 +157,21 @@ impl Call {
         // Whoever delivered it may hold it for a moment longer.
         let Some(fields) = Arc::get_mut(&mut self) else { return };
         fields.input.clear();
+        spare::strip(&mut fields.input);
         let state = fields.state_mut();
-        state.output = output;
-        state.output.clear();
+        let mut output = output.into_buffer();
+        output.clear();
+        spare::strip(&mut output);
+        state.output = Payload::from(output);
         (state.place, state.tries, state.until) = (Place::Waiting, Tries::default(), None);
         (state.waker, state.outcome) = (None, None);
         (fields.is_named, *fields.is_over.get_mut()) = (false, false);
         let bytes = fields.capacity();
-        // A thread that ends keeps nothing.
-        let _ = SPARE.try_with(|spare| spare.borrow_mut().give(self, bytes));
+        spare::give_call(self, bytes);
     }
 
     /// Bytes of its buffers.
-    fn capacity(&mut self) -> usize {
+    pub(super) fn capacity(&mut self) -> usize {
         self.input.capacity() + self.state_mut().output.capacity()
     }
 
@@ -282,7 +253,7 @@ impl Call {
         state.place = Place::Done;
         state.outcome = Some(match outcome {
             Ok(output) => {
-                output.take_into(&mut state.output);
+                spare::receive(output, &mut state.output);
                 Ok(())
             }
             Err(error) => Err(Box::new(error)),

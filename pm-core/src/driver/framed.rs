@@ -18,8 +18,11 @@ const SEND_LIMIT: usize = 128 << 10;
 /// Room beyond that for frames without payload: two for each of the calls that a link can have.
 const CONTROL_RESERVE: usize = 2 * CallId::MAX_SLOTS * HEADER;
 
-/// A payload from this size on goes to the stream from where it lies, as far as the stream takes it.
+/// A payload from this size on goes to the stream from where it lies, as far as the stream takes it in pieces of this size at least.
 const THROUGH: usize = 16 << 10;
+
+/// But no more than so much at a time: whoever pushes holds up others.
+const THROUGH_MOST: usize = 1 << 20;
 
 /// A link over the two halves of a byte stream.
 #[derive(Debug)]
@@ -37,7 +40,7 @@ pub struct FramedTx<W> {
     sent: usize,
     max_payload: usize,
     /// What ended it: a frame that can never leave must not be taken.
-    failed: Option<io::ErrorKind>,
+    failed: Option<(io::ErrorKind, String)>,
 }
 
 /// The receiving half of a [`FramedLink`].
@@ -76,9 +79,7 @@ impl<W> FramedTx<W> {
 
 impl<W: AsyncWrite + Unpin + Send + 'static> LinkTx for FramedTx<W> {
     fn push(&mut self, header: Header, payload: &[u8]) -> Result<bool, LinkError> {
-        if let Some(failed) = self.failed {
-            return Err(io::Error::from(failed).into());
-        }
+        self.has_failed()?;
         if payload.len() > self.max_payload {
             return Err(LinkError::TooLarge { size: payload.len(), limit: self.max_payload });
         }
@@ -98,13 +99,8 @@ impl<W: AsyncWrite + Unpin + Send + 'static> LinkTx for FramedTx<W> {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
-        if let Some(failed) = self.failed {
-            return Poll::Ready(Err(io::Error::from(failed).into()));
-        }
-        let written = ready!(self.poll_write_all(cx));
-        if let Err(error) = &written {
-            self.failed = Some(error.kind());
-        }
+        self.has_failed()?;
+        let written = ready!(self.poll_write_all(cx)).map_err(|error| self.fail(error));
         self.sent = 0;
         self.buffer.clear();
         payload::trim(&mut self.buffer);
@@ -113,6 +109,19 @@ impl<W: AsyncWrite + Unpin + Send + 'static> LinkTx for FramedTx<W> {
 }
 
 impl<W: AsyncWrite + Unpin> FramedTx<W> {
+    /// The error that it ended with, again.
+    fn has_failed(&self) -> io::Result<()> {
+        match &self.failed {
+            Some((kind, text)) => Err(io::Error::new(*kind, text.clone())),
+            None => Ok(()),
+        }
+    }
+
+    fn fail(&mut self, error: io::Error) -> io::Error {
+        self.failed = Some((error.kind(), error.to_string()));
+        error
+    }
+
     /// Writes what can go at once of a frame, if nothing else has to go before it, and says how many bytes of it went.
     fn write_through(&mut self, header: &[u8], payload: &[u8]) -> Result<usize, LinkError> {
         // Whoever flushes the rest waits for it.
@@ -124,22 +133,23 @@ impl<W: AsyncWrite + Unpin> FramedTx<W> {
             self.sent = 0;
         }
         while let Poll::Ready(Ok(())) = poll
-            && gone < header.len() + payload.len()
+            && gone < (header.len() + payload.len()).min(THROUGH_MOST)
         {
             let parts = [&header[gone.min(header.len())..], &payload[gone.saturating_sub(header.len())..]];
+            let wanted = if gone < header.len() { header.len() - gone } else { parts[1].len().min(THROUGH) };
             poll = match Pin::new(&mut self.io).poll_write_vectored(cx, &parts.map(IoSlice::new)) {
                 Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(count)) => {
                     gone += count;
-                    Poll::Ready(Ok(()))
+                    // It takes little at a time: whoever waits for room may as well do the rest.
+                    if count < wanted { Poll::Pending } else { Poll::Ready(Ok(())) }
                 }
                 Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
                 Poll::Pending => Poll::Pending,
             };
         }
         if let Poll::Ready(Err(error)) = poll {
-            self.failed = Some(error.kind());
-            return Err(error.into());
+            return Err(self.fail(error).into());
         }
         Ok(gone)
     }

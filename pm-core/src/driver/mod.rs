@@ -7,6 +7,7 @@
 //! | `worker` | lives through one incarnation of a worker |
 //! | `link` | the calls on one link |
 //! | `call` | one query, from its caller to a worker and back |
+//! | `spare` | what a thread keeps of calls that are over |
 //! | `pool` | the queue, the links, and the task that keeps workers alive |
 //! | [`framed`], [`memory`] | links over byte streams, and in memory |
 //! | `inprocess` | workers that are threads |
@@ -25,6 +26,7 @@ pub(crate) mod link;
 pub mod memory;
 pub(crate) mod pool;
 pub(crate) mod signal;
+mod spare;
 pub(crate) mod start;
 pub(crate) mod stderr;
 pub(crate) mod worker;

@@ -35,6 +35,11 @@ impl Payload {
         Payload { bytes: Vec::with_capacity(capacity), start: 0 }
     }
 
+    /// The memory that it lies in, with what lies before it.
+    pub(crate) fn into_buffer(self) -> Vec<u8> {
+        self.bytes
+    }
+
     /// Bytes of the memory that it lies in.
     pub fn capacity(&self) -> usize {
         self.bytes.capacity()
@@ -50,6 +55,12 @@ impl Payload {
     pub(crate) fn trim(&mut self) {
         self.clear();
         trim(&mut self.bytes);
+    }
+}
+
+impl From<Vec<u8>> for Payload {
+    fn from(bytes: Vec<u8>) -> Self {
+        Payload { bytes, start: 0 }
     }
 }
 

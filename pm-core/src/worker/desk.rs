@@ -146,7 +146,8 @@ impl Desk {
 
     /// Answers a call: into the outbox, where there is one and another call follows at once, and to the link otherwise.
     fn post(&self, state: &mut State, header: Header, payload: &[u8]) -> Result<(), Ended> {
-        if state.waiting.is_empty() && state.decoder.unread().is_empty() {
+        let nothing_follows = state.waiting.is_empty() && state.decoder.unread().is_empty();
+        if nothing_follows || payload.len() >= self.link.gather() {
             return self.send_locked(state, header, payload);
         }
         let header_bytes = header.encode(payload.len());

@@ -4,13 +4,42 @@
 
 #[path = "../../src/bell.rs"]
 mod bell;
-#[path = "../../src/bulk.rs"]
-mod bulk;
 #[path = "../../src/claims.rs"]
 mod claims;
 #[path = "../../src/ring.rs"]
 #[expect(dead_code, reason = "the transport uses all of it")]
 mod ring;
+
+/// Copies of lines, which are words here: of so few that a small ring has some.
+mod bulk {
+    use std::mem::MaybeUninit;
+
+    use crate::sync::{AtomicU64, Ordering};
+
+    pub(crate) const BULK: usize = 8;
+    pub(crate) const BLOCK: usize = 8;
+
+    pub(crate) fn whole_lines(words: &[AtomicU64]) -> (usize, usize) {
+        let before = words.len() % 8;
+        (before, words.len() - before)
+    }
+
+    pub(crate) fn store(lines: &[AtomicU64], bytes: &[[u8; 8]]) {
+        for (word, bytes) in lines.iter().zip(bytes) {
+            word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn load<'a>(lines: &[AtomicU64], bytes: &'a mut [[MaybeUninit<u8>; 8]]) -> &'a [[u8; 8]] {
+        for (word, bytes) in lines.iter().zip(&mut *bytes) {
+            *bytes = word.load(Ordering::Relaxed).to_ne_bytes().map(MaybeUninit::new);
+        }
+        // SAFETY: All of it was written.
+        unsafe { &*(std::ptr::from_mut(bytes) as *const [[u8; 8]]) }
+    }
+
+    pub(crate) fn fence() {}
+}
 
 mod sync {
     pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};

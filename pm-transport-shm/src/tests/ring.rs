@@ -107,11 +107,11 @@ fn random_writes_are_found_out(lines: usize, size: usize, step: usize) {
 fn a_producer_killed_at_any_step_leaves_whole_chunks() {
     let contents = |memory: &Memory| -> Vec<u64> { memory.iter().map(|word| word.load(Ordering::Relaxed)).collect() };
     let mut numbers = Numbers(3);
-    for size in [1, 7, 8, 56, 57, 150, 300] {
-        let (memory, read) = ring(8);
+    for (lines, size) in [(8, 1), (8, 7), (8, 8), (8, 56), (8, 57), (8, 150), (8, 300), (256, 12_000)] {
+        let (memory, read) = ring(lines);
         let (mut producer, mut consumer) = ends(&memory, &read);
         // Full of what earlier laps left, with the next chunk around the end.
-        for _ in 0..13 {
+        for _ in 0..(lines * 3 + lines / 2) / 2 {
             producer.write(&[0xEE; 90], NO_CPU).unwrap();
             consumer.read(&mut Vec::new()).unwrap();
             consumer.publish();

@@ -79,12 +79,13 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         })
     }
 
-    /// Sends a call that nobody else has yet, if it is the only one, and spins for its answer. See [`solo`](super::solo). `gave_way` says that
-    /// its caller comes again.
-    pub(crate) fn exchange(&self, now: Time, call: Arc<Call>, gave_way: bool, yard: &dyn Yard) -> Exchange {
-        if gave_way {
-            self.gathering.store(0, Ordering::Relaxed);
-        }
+    /// Whoever gave way to others is back.
+    pub(crate) fn came_back(&self) {
+        self.gathering.store(0, Ordering::Relaxed);
+    }
+
+    /// Sends a call that nobody else has yet, if it is the only one, and spins for its answer. See [`solo`](super::solo).
+    pub(crate) fn exchange(&self, now: Time, call: Arc<Call>, yard: &dyn Yard) -> Exchange {
         if !self.is_hot || self.load() != 0 {
             return Exchange::No(call);
         }
@@ -101,12 +102,16 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         }
         let Some(mut inbox) = self.try_inbox() else { return Exchange::No(call) };
         let begun = if inbox.end.is_some() { Err(call) } else { self.begin_solo(now, call) };
-        if let Err(call) = begun {
-            self.give_back(inbox);
-            return Exchange::No(call);
-        }
+        let is_gone = match begun {
+            Ok(is_gone) => is_gone,
+            Err(call) => {
+                self.give_back(inbox);
+                return Exchange::No(call);
+            }
+        };
         inbox.after.solo_is_over = false;
-        inbox.end = inbox.spin(self, yard, |inbox| inbox.after.solo_is_over);
+        // Where some of it is left, this thread may be the one that has to write it.
+        inbox.end = inbox.spin(self, yard, |inbox| !is_gone || inbox.after.solo_is_over);
         // Before anybody else has the inbox, who could begin another one, or deliver to this.
         let end = self.core().end_of_solo();
         self.give_back(inbox);
@@ -122,8 +127,8 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         }
     }
 
-    /// Puts the call on the link, if there is no other, and gives it back otherwise.
-    fn begin_solo(&self, now: Time, call: Arc<Call>) -> Result<(), Arc<Call>> {
+    /// Puts the call on the link, if there is no other, and gives it back otherwise. True where all of it is on its way.
+    fn begin_solo(&self, now: Time, call: Arc<Call>) -> Result<bool, Arc<Call>> {
         let mut boarding = self.boarding(Claim::Idle);
         if boarding.refusal().is_some() || boarding.core.last_batch > 1 {
             return Err(call);
@@ -133,8 +138,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         // An error is met again by the way that all others take.
         let Ok(Some(id)) = core.open(now, limit, &call.input) else { return Err(call) };
         core.solo.begin(id, call);
-        boarding.leave(now, FLUSH_AT_CHEAP);
-        Ok(())
+        Ok(boarding.leave(now, FLUSH_AT_CHEAP))
     }
 
     /// Spins for the answer of a call that was just sent over this link, if it is the only one and that pays. False where it does not: then

@@ -33,6 +33,8 @@ pub(super) struct Core<Tx> {
     pub(super) last_batch: u32,
     /// Frames that were pushed since the last flush.
     pub(super) unsent: u32,
+    /// The last flush left something.
+    pub(super) is_backed_up: bool,
     /// Calls that are on no link any more and not in the queue yet: they count as unanswered until they are, so that whoever looks for calls
     /// finds each in one of them.
     pub(super) returning: u32,
@@ -95,10 +97,12 @@ impl<Tx: LinkTx> Core<Tx> {
 
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
         self.unsent = 0;
-        match &mut self.tx {
+        let flushed = match &mut self.tx {
             Some(tx) => tx.poll_flush(cx),
             None => Poll::Ready(Ok(())),
-        }
+        };
+        self.is_backed_up = flushed.is_pending();
+        flushed
     }
 
     pub(super) fn next_due(&self, others: bool) -> Option<Time> {

@@ -170,6 +170,8 @@ impl<Tx: LinkTx> Boarding<'_, Tx> {
         // Nothing is under way, and calls come one at a time: waiting for others to join would only cost time.
         let is_alone = before == 0 && core.last_batch <= 1;
         let flushes = is_alone || core.unsent >= flush_at;
+        // Where this makes room for calls that wait for some, the task has to say so.
+        kick |= core.is_backed_up;
         let is_gone =
             flushes && matches!(core.poll_flush(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())));
         kick |= !(is_alone && is_gone) || core.is_due_sooner();
@@ -273,6 +275,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 word: Word::Nothing,
                 last_batch: 0,
                 unsent: 0,
+                is_backed_up: false,
                 returning: 0,
                 draining: false,
                 answered_any: false,

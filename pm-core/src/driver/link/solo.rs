@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::locked::{Aboard, Core};
 use crate::driver::call::Call;
+use crate::driver::spare;
 use crate::machine::id::{CallId, Incarnation, WorkerId};
 use crate::machine::payload::{Lent, Payload};
 use crate::machine::time::Time;
@@ -60,7 +61,7 @@ impl Solo {
     pub(super) fn answer(&mut self, now: Time, payload: Lent<'_>) -> Time {
         self.id = None;
         self.answered = Some(now);
-        payload.take_into(&mut self.output);
+        spare::receive(payload, &mut self.output);
         self.call.as_ref().map_or(now, |call| call.made())
     }
 }

@@ -183,6 +183,7 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
             Err(error) => return Some(Poll::Ready(Err(error))),
         }
         if self.shared.load() == 0 {
+            self.idle_turns = 0;
             return None;
         }
         self.idle_turns += 1;
@@ -192,7 +193,12 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
         }
         self.idle_turns = 0;
         // What callers have pushed meanwhile is what there is to wait for.
-        if self.flush(cx).is_ok() && inbox.rx.spin() { Some(inbox.rx.try_fill().map(|_| ()).into()) } else { None }
+        match self.flush(cx) {
+            // Others may add to it first.
+            Ok(()) if self.gathered => Some(Poll::Pending),
+            Ok(()) if !self.unflushed && inbox.rx.spin() => Some(inbox.rx.try_fill().map(|_| ()).into()),
+            _ => None,
+        }
     }
 
     /// Delivers the complete frames that a dead worker left in its link. Ready once there are no more.

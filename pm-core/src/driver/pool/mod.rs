@@ -410,12 +410,15 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
 
     fn send(&self, now: Time, mut call: Arc<Call>, gave_way: bool, waker: &Waker) -> Sent {
         let links = self.links.load();
+        if gave_way {
+            links.iter().for_each(|link| link.came_back());
+        }
         let best = if self.is_open() { Self::best(&links, false) } else { None };
         let mut placed = Placed::Nowhere;
         let mut sleeper = None;
         let mut gathers = false;
         if let Some((best, _)) = best {
-            call = match best.exchange(now, call, gave_way, self) {
+            call = match best.exchange(now, call, self) {
                 Exchange::No(call) => call,
                 Exchange::Gather(call) => {
                     gathers = true;
