@@ -121,9 +121,9 @@ macro_rules! any {
                 }
             }
 
-            fn take_back(&mut self, number: u64) -> Option<bool> {
+            fn reclaim(&mut self, number: u64) -> Option<bool> {
                 match self {
-                    $($(#[$gate])* AnyTx::$name(tx) => tx.take_back(number),)+
+                    $($(#[$gate])* AnyTx::$name(tx) => tx.reclaim(number),)+
                 }
             }
         }

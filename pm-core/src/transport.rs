@@ -122,7 +122,7 @@ pub trait LinkTx: Send + 'static {
 
     /// Takes a call back that was pushed, by its number: REQ frames are counted from 1. True where the worker has not begun with it, and never will;
     /// false where it has. None where only the worker can say, and has to be asked by a frame.
-    fn take_back(&mut self, number: u64) -> Option<bool> {
+    fn reclaim(&mut self, number: u64) -> Option<bool> {
         let _ = number;
         None
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `memory` | two sealed memory files: one that the manager writes, one that the worker writes |
 //! | `ring` | in each a byte stream: the same frames as over pipes and sockets |
+//! | `checksum` | what is written at random is found out |
 //! | `bulk` | copies of whole cache lines, by non-temporal stores |
 //! | `spin` | whoever waits does not sleep at once, where that pays |
 //! | `claims` | whose a call is, where the manager wants it back |
@@ -21,6 +22,7 @@ compile_error!("pm-transport-shm needs Linux: memfd_create with seals, futex and
 
 mod bell;
 mod bulk;
+mod checksum;
 mod claims;
 mod manager;
 #[expect(unsafe_code, reason = "mappings")]

@@ -95,7 +95,7 @@ impl LinkTx for ShmTx {
         self.frames.poll_flush(cx)
     }
 
-    fn take_back(&mut self, number: u64) -> Option<bool> {
+    fn reclaim(&mut self, number: u64) -> Option<bool> {
         Some(claims::recall(self.claims.words(), number))
     }
 }
@@ -249,7 +249,7 @@ impl ShmRx {
         let has_come = buffer.len() > before;
         if has_come {
             self.sleep.end(self.shared.memory.ours.field(Field::AsleepForNews));
-            if self.consumer.owes_word() {
+            if self.consumer.should_publish() {
                 self.give_room();
             }
         }
@@ -283,7 +283,7 @@ impl LinkRx for ShmRx {
             } else {
                 self.sleep.begin(self.shared.memory.ours.field(Field::AsleepForNews));
             }
-            if self.consumer.has_news() {
+            if self.consumer.has_chunk() {
                 continue;
             }
             if let Poll::Ready(mut guard) = self.shared.bell.poll_read_ready(cx).map_err(LinkError::from)? {
@@ -313,7 +313,7 @@ impl LinkRx for ShmRx {
     fn spin(&mut self) -> bool {
         self.sleep.end(self.shared.memory.ours.field(Field::AsleepForNews));
         let ShmRx { consumer, spin, peer_cpu, .. } = self;
-        spin.until(*peer_cpu, || consumer.has_news())
+        spin.until(*peer_cpu, || consumer.has_chunk())
     }
 
     fn try_fill(&mut self) -> Result<bool, LinkError> {
@@ -332,7 +332,7 @@ impl LinkRx for ShmRx {
         if self.spin.wake() != Wake::Busy {
             self.sleep.begin(self.shared.memory.ours.field(Field::AsleepForNews));
         }
-        self.consumer.has_news()
+        self.consumer.has_chunk()
     }
 }
 

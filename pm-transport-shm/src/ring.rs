@@ -22,6 +22,7 @@ use std::io;
 use std::mem::MaybeUninit;
 
 use crate::bulk;
+use crate::checksum::Sum;
 use crate::sync::{AtomicU64, Ordering, fence};
 
 /// Bytes of a cache line.
@@ -38,7 +39,7 @@ const LENGTH_BITS: u32 = 20;
 pub(crate) const NO_CPU: u32 = (1 << CPU_BITS) - 1;
 
 /// The most bytes of a chunk: while the consumer copies one, the producer writes the next.
-pub(crate) const MOST: usize = 16 << 10;
+pub(crate) const MAX_CHUNK: usize = 16 << 10;
 
 /// The largest ring, so that the length of each chunk fits its field.
 pub(crate) const MAX_RING: usize = 1 << LENGTH_BITS;
@@ -123,10 +124,10 @@ impl<W: Words> Producer<W> {
     ///
     /// The consumer can see it from here on, but may be asleep.
     pub(crate) fn write(&mut self, bytes: &[u8], cpu: u32) -> Result<usize, Corrupt> {
-        let bytes = &bytes[..bytes.len().min(MOST)];
+        let bytes = &bytes[..bytes.len().min(MAX_CHUNK)];
         let wanted = lines(bytes.len());
         if (wanted as u64) > self.room() {
-            self.look()?;
+            self.refresh_head()?;
         }
         let length = bytes.len().min((self.room() as usize * LINE).saturating_sub(WORD));
         if length == 0 {
@@ -143,7 +144,7 @@ impl<W: Words> Producer<W> {
 
     /// Whether a chunk would find room. Asks the consumer's word.
     pub(crate) fn has_room(&mut self) -> Result<bool, Corrupt> {
-        self.look()?;
+        self.refresh_head()?;
         Ok(self.room() > 0)
     }
 
@@ -152,7 +153,7 @@ impl<W: Words> Producer<W> {
         (self.ring.words().len() / LINE_WORDS) as u64 - 1 - (self.tail - self.head)
     }
 
-    fn look(&mut self) -> Result<(), Corrupt> {
+    fn refresh_head(&mut self) -> Result<(), Corrupt> {
         // Pairs with the Release of `Consumer::publish`: the consumer has read what is written over now. A fence, since memory that can only be
         // read is promised relaxed loads alone.
         let head = self.read.words()[0].load(Ordering::Relaxed);
@@ -242,7 +243,7 @@ impl<W: Words> Consumer<W> {
     }
 
     /// Whether a chunk is there.
-    pub(crate) fn has_news(&self) -> bool {
+    pub(crate) fn has_chunk(&self) -> bool {
         self.first().load(Ordering::Relaxed) != 0
     }
 
@@ -269,7 +270,7 @@ impl<W: Words> Consumer<W> {
     }
 
     /// Whether enough was read since the last time that the producer should be told.
-    pub(crate) fn owes_word(&self) -> bool {
+    pub(crate) fn should_publish(&self) -> bool {
         self.head - self.published >= (self.ring.words().len() / LINE_WORDS / 4) as u64
     }
 
@@ -278,7 +279,7 @@ impl<W: Words> Consumer<W> {
         if self.head == self.published {
             return false;
         }
-        // Pairs with the Acquire of `Producer::look`.
+        // Pairs with the Acquire of `Producer::refresh_head`.
         self.read.words()[0].store(self.head, Ordering::Release);
         self.published = self.head;
         true
@@ -356,43 +357,6 @@ fn load_words(words: &[AtomicU64], bytes: &mut [[MaybeUninit<u8>; WORD]], sum: &
         let value = word.load(Ordering::Relaxed);
         *bytes = value.to_ne_bytes().map(MaybeUninit::new);
         sum.add(value);
-    }
-}
-
-/// A checksum against accidents and random writes: a change of any one word changes it for certain before it is cut to 32 bits.
-///
-/// The words go to four lanes in turn, so that they need not wait for each other. The lane of the next word is always the first: a place that is
-/// counted would keep the lanes in memory.
-struct Sum {
-    lanes: [u64; 4],
-    added: usize,
-}
-
-impl Sum {
-    fn new(line: u64, length: usize) -> Self {
-        let seed = line.wrapping_mul(Self::FACTOR) ^ length as u64;
-        Sum { lanes: [seed, !seed, seed.rotate_left(17), seed.rotate_left(43)], added: 0 }
-    }
-
-    const FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
-
-    fn add(&mut self, word: u64) {
-        let [lane, second, third, fourth] = self.lanes;
-        self.lanes = [second, third, fourth, (lane ^ word).wrapping_mul(Self::FACTOR).rotate_left(29)];
-        self.added += 1;
-    }
-
-    fn add_all(&mut self, words: &[[u8; WORD]]) {
-        for word in words {
-            self.add(u64::from_ne_bytes(*word));
-        }
-    }
-
-    fn finish(mut self) -> u32 {
-        self.lanes.rotate_right(self.added % 4);
-        let mixed =
-            self.lanes.into_iter().fold(0_u64, |all, lane| (all.rotate_left(21) ^ lane).wrapping_mul(Self::FACTOR));
-        (mixed ^ (mixed >> 32)) as u32
     }
 }
 

@@ -133,7 +133,7 @@ impl Reader {
         let until = timeout.map(|timeout| Instant::now() + timeout);
         loop {
             let Reader { consumer, spin, peer_cpu, .. } = self;
-            if spin.until(*peer_cpu, || consumer.has_news()) {
+            if spin.until(*peer_cpu, || consumer.has_chunk()) {
                 return Ok(true);
             }
             // An attendant, which waits for so long and no longer, is not the one that calls come to.
@@ -147,7 +147,7 @@ impl Reader {
             let bell = shared.bell();
             self.sleep.renew();
             self.sleep.begin(shared.ours.field(Field::AsleepForNews));
-            if self.consumer.has_news() || shared.has_closed(closed::SENDING) {
+            if self.consumer.has_chunk() || shared.has_closed(closed::SENDING) {
                 break;
             }
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -171,7 +171,7 @@ impl WorkerLink for ShmWorker {
             let is_over = self.shared.has_closed(closed::SENDING);
             if let Some(chunk) = reader.consumer.read(buffer)? {
                 reader.peer_cpu = chunk.cpu;
-                if reader.consumer.owes_word() {
+                if reader.consumer.should_publish() {
                     reader.give_room(&self.shared)?;
                 }
                 return Ok(chunk.length);
@@ -191,7 +191,7 @@ impl WorkerLink for ShmWorker {
         GATHER
     }
 
-    fn take(&self, number: u64) -> bool {
+    fn claim(&self, number: u64) -> bool {
         claims::take(self.claims.words(), number)
     }
 

@@ -229,7 +229,7 @@ impl Call {
     }
 
     /// Notes a failed try, and gives the verdict of its policy with the number of tries so far. A further try has the whole limit.
-    pub(crate) fn failed(&self, now: Time, failure: Failure) -> (Verdict, u32) {
+    pub(crate) fn record_failure(&self, now: Time, failure: Failure) -> (Verdict, u32) {
         let mut state = self.state();
         let verdict = state.tries.record(&self.terms.retry, failure);
         if let Verdict::Again(delay) = verdict {

@@ -226,7 +226,7 @@ impl Desk {
         let mut state = self.state();
         state.decoder = decoder;
         match received {
-            Err(error) => Err(self.failed(&mut state, &error)),
+            Err(error) => Err(self.receive_failed(&mut state, &error)),
             Ok(0) => Err(self.end(&mut state, 0)),
             Ok(_) => Ok(state),
         }
@@ -246,7 +246,7 @@ impl Desk {
             match decoder.next() {
                 Ok(Some(Frame { header, payload })) if header.kind == Kind::Req as u8 => {
                     *came += 1;
-                    if !self.link.take(*came) {
+                    if !self.link.claim(*came) {
                         continue;
                     }
                     job.id = header.id;
@@ -270,7 +270,7 @@ impl Desk {
     /// Puts the first call that waits and is still to be run into `job`.
     fn take_waiting(&self, state: &mut State, job: &mut Job) -> bool {
         while let Some(next) = state.waiting.pop_front() {
-            if self.link.take(next.number) {
+            if self.link.claim(next.number) {
                 *job = next;
                 return true;
             }
@@ -284,7 +284,7 @@ impl Desk {
         self.sort(state)?;
         match received {
             Ok(0) | Err(_) if state.draining => state.heard_all = true,
-            Err(error) => return Err(self.failed(state, &error)),
+            Err(error) => return Err(self.receive_failed(state, &error)),
             Ok(0) => return Err(self.end(state, 0)),
             Ok(_) => {}
         }
@@ -411,12 +411,12 @@ impl Desk {
             let message = format!("the output has {} bytes; a frame takes at most {MAX_PAYLOAD}", output.len());
             return self.fail(id, &HandlerError { message, ..HandlerError::default() });
         }
-        let mut state = self.ended(id);
+        let mut state = self.finish_running(id);
         self.post(&mut state, Header::call(Kind::Resp, id), output)
     }
 
     /// Locks the desk, and takes a call out of those that run.
-    fn ended(&self, id: u64) -> MutexGuard<'_, State> {
+    fn finish_running(&self, id: u64) -> MutexGuard<'_, State> {
         let mut state = self.state();
         if let Some(cancel) = state.running.end(id) {
             drop(state);
@@ -429,13 +429,13 @@ impl Desk {
     /// Answers a call with its error.
     pub(super) fn fail(&self, id: u64, error: &HandlerError) -> Result<(), Ended> {
         let payload = serde_json::to_vec(error).unwrap_or_default();
-        let mut state = self.ended(id);
+        let mut state = self.finish_running(id);
         self.post(&mut state, Header::call(Kind::Err, id), &payload)
     }
 
     /// Answers a call that was cancelled, and stopped or was dropped before its end.
     pub(super) fn stopped(&self, id: u64) -> Result<(), Ended> {
-        let mut state = self.ended(id);
+        let mut state = self.finish_running(id);
         self.send_locked(&mut state, Header { flags: flag::CANCELLED, ..Header::call(Kind::Err, id) }, &[])
     }
 
@@ -452,7 +452,7 @@ impl Desk {
     }
 
     /// What came cannot be received: the manager is gone, or what it sent makes no sense.
-    fn failed(&self, state: &mut State, error: &io::Error) -> Ended {
+    fn receive_failed(&self, state: &mut State, error: &io::Error) -> Ended {
         match error.kind() {
             io::ErrorKind::InvalidData => self.violation(state, &error.to_string()),
             _ => self.end(state, 0),

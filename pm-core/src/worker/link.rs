@@ -29,7 +29,7 @@ pub trait WorkerLink: Send + Sync {
     fn wait(&self, timeout: Option<Duration>) -> io::Result<bool>;
 
     /// Takes a call, by its number: REQ frames are counted from 1. False where the manager has taken it back; then it is passed over.
-    fn take(&self, number: u64) -> bool {
+    fn claim(&self, number: u64) -> bool {
         let _ = number;
         true
     }

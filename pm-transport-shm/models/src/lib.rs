@@ -4,6 +4,8 @@
 
 #[path = "../../src/bell.rs"]
 mod bell;
+#[path = "../../src/checksum.rs"]
+mod checksum;
 #[path = "../../src/claims.rs"]
 mod claims;
 #[path = "../../src/ring.rs"]
@@ -125,9 +127,9 @@ fn no_wake_up_for_news_is_lost() {
         });
         let mut sleep = Sleep::default();
         sleep.begin(&asleep[0]);
-        let has_news = consumer.has_news();
+        let has_chunk = consumer.has_chunk();
         let rang = waker.join().unwrap();
-        assert!(has_news || rang);
+        assert!(has_chunk || rang);
     });
 }
 
@@ -179,7 +181,7 @@ fn who_sleeps_again_is_rung_again() {
             let before = bell[0].load(Ordering::Acquire);
             sleep.renew();
             sleep.begin(&asleep[0]);
-            if !consumer.has_news() {
+            if !consumer.has_chunk() {
                 while bell[0].load(Ordering::Acquire) == before {
                     let is_over = over[0].load(Ordering::Acquire) == 1;
                     assert!(!is_over || bell[0].load(Ordering::Acquire) != before, "nobody will ever ring");

@@ -4,19 +4,17 @@
 //! delivers what comes, for all, and gives the link back armed, so that the task is woken for whatever comes later. The task never waits
 //! for a caller: where it finds the lock taken it says that it missed something, and the caller wakes it.
 
-use std::io::ErrorKind;
-use std::sync::atomic::{Ordering, fence};
-use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use super::boarding::{Admission, FLUSH_AT_CHEAP};
+use super::inbox::Inbox;
 use super::solo::End;
-use super::task::deliver_from;
-use super::{Claim, FLUSH_AT_CHEAP, Inbox, LinkEnd, LinkShared, Yard};
+use super::{LinkEnd, LinkShared, Yard};
 use crate::driver::call::Call;
-use crate::machine::frame::BadFrame;
 use crate::machine::payload::Payload;
-use crate::machine::session::Word;
 use crate::machine::time::Time;
-use crate::transport::{LinkError, LinkTx};
+use crate::transport::LinkTx;
 
 /// After so many calls a caller gives way to the other tasks of its thread before it waits again: they may have calls that could go with
 /// its own. Without it, callers that never have to wait would keep all others waiting.
@@ -43,42 +41,7 @@ pub(crate) enum Exchange {
     Aboard(Arc<Call>),
 }
 
-impl Inbox {
-    /// Delivers the frames that have come.
-    pub(super) fn deliver<Tx: LinkTx>(&mut self, shared: &LinkShared<Tx>, yard: &dyn Yard) -> Result<(), LinkEnd> {
-        let Inbox { rx, after, .. } = self;
-        deliver_from(&mut **rx, shared, yard, after).map_err(LinkEnd::Violation)
-    }
-}
-
 impl<Tx: LinkTx> LinkShared<Tx> {
-    pub(super) fn inbox(&self) -> MutexGuard<'_, Inbox> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn try_inbox(&self) -> Option<MutexGuard<'_, Inbox>> {
-        match self.inbox.try_lock() {
-            Ok(inbox) => Some(inbox),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-
-    /// The inbox, for the task of the worker. None where a caller has it, which then wakes the task.
-    pub(super) fn inbox_of_the_task(&self) -> Option<MutexGuard<'_, Inbox>> {
-        if !self.is_hot {
-            return Some(self.inbox());
-        }
-        self.try_inbox().or_else(|| {
-            self.missed.store(true, Ordering::Relaxed);
-            // Pairs with the fence in `give_back`: the caller sees the store, or this sees that it has let go.
-            fence(Ordering::SeqCst);
-            let inbox = self.try_inbox()?;
-            self.missed.store(false, Ordering::Relaxed);
-            Some(inbox)
-        })
-    }
-
     /// Whoever gave way to others is back.
     pub(crate) fn came_back(&self) {
         self.gathering.store(0, Ordering::Relaxed);
@@ -129,7 +92,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
 
     /// Puts the call on the link, if there is no other, and gives it back otherwise. True where all of it is on its way.
     fn begin_solo(&self, now: Time, call: Arc<Call>) -> Result<bool, Arc<Call>> {
-        let mut boarding = self.boarding(Claim::Idle);
+        let mut boarding = self.boarding(Admission::IfIdle);
         if boarding.refusal().is_some() || boarding.core.last_batch > 1 {
             return Err(call);
         }
@@ -153,33 +116,6 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         self.solos_since_yield.fetch_add(1, Ordering::Relaxed);
         true
     }
-
-    /// Lets go of the inbox. The task is woken where it met it taken, and where there is something for it to see to.
-    fn give_back(&self, inbox: MutexGuard<'_, Inbox>) {
-        let has_ended = inbox.end.is_some();
-        drop(inbox);
-        // Pairs with the fence in `inbox_of_the_task`.
-        fence(Ordering::SeqCst);
-        let missed = self.missed.load(Ordering::Relaxed) && self.missed.swap(false, Ordering::Relaxed);
-        if missed || has_ended {
-            self.task.wake();
-        }
-    }
-
-    /// What the end of the stream of frames means.
-    pub(super) fn ended(&self, error: LinkError) -> LinkEnd {
-        // All that came before such an end was whole.
-        if matches!(error, LinkError::Closed | LinkError::BadFrame(BadFrame::Truncated { .. })) {
-            self.core().word = Word::Answers;
-        }
-        match error {
-            // A worker that dies while it writes is no liar: its exit status says more.
-            LinkError::BadFrame(BadFrame::Truncated { .. }) => LinkEnd::Lost(error.to_string()),
-            LinkError::BadFrame(_) | LinkError::Corrupt(_) => LinkEnd::Violation(error.to_string()),
-            LinkError::Io(error) if error.kind() == ErrorKind::InvalidData => LinkEnd::Violation(error.to_string()),
-            error => LinkEnd::Lost(error.to_string()),
-        }
-    }
 }
 
 impl Inbox {
@@ -202,7 +138,7 @@ impl Inbox {
                         return Some(end);
                     }
                 }
-                Err(error) => return Some(shared.ended(error)),
+                Err(error) => return Some(shared.end_of(error)),
             }
             fills += 1;
             if fills == FILLS {

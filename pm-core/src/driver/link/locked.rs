@@ -122,7 +122,7 @@ impl<Tx: LinkTx> Core<Tx> {
     }
 
     /// Asks those calls back that the worker has not started, but for those that may not go elsewhere.
-    pub(super) fn ask_back(&mut self) {
+    pub(super) fn recall_all(&mut self) {
         let mut unstarted = Vec::new();
         self.unstarted(0, &mut unstarted);
         for id in unstarted {
@@ -132,11 +132,11 @@ impl<Tx: LinkTx> Core<Tx> {
 
     /// The same for all but the `keep` oldest of them. Where the link can tell that the worker has not begun with one, that needs no answer of the
     /// worker. `room` is for the ids.
-    pub(super) fn take_back(&mut self, now: Time, keep: usize, room: &mut Vec<CallId>, after: &mut After) {
+    pub(super) fn recall_but(&mut self, now: Time, keep: usize, room: &mut Vec<CallId>, after: &mut After) {
         self.unstarted(keep, room);
         for &id in &*room {
             let number = self.session.number(id);
-            match self.tx.as_mut().and_then(|tx| tx.take_back(number)) {
+            match self.tx.as_mut().and_then(|tx| tx.reclaim(number)) {
                 Some(true) => {
                     // An open call that was asked back goes to the queue.
                     if let Ok(Some(aboard)) = self.end(now, id, Answer::NotStarted, &mut Batch::default())
@@ -293,7 +293,7 @@ impl After {
         failure: Failure,
         error: impl FnOnce(u32, bool) -> QueryError,
     ) {
-        match call.failed(now, failure) {
+        match call.record_failure(now, failure) {
             (RetryVerdict::Again(delay), _) => {
                 if call.leave() {
                     self.requeue.push((call, delay));

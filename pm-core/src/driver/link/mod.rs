@@ -7,15 +7,16 @@
 //! Under the lock nobody calls user code, wakes a task or drops a waker: that is gathered in an [`After`] and done after it.
 //! Lock order: the inbox of a link, then the pool's backlog, then its links that leave, then the core of a link, then a call.
 
+mod boarding;
 mod hot;
+mod inbox;
 mod locked;
 mod solo;
 mod task;
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use atomic_waker::AtomicWaker;
@@ -33,20 +34,15 @@ use crate::machine::session::{Cancel, Fate, Session, Word};
 use crate::machine::time::Time;
 use crate::machine::window::Window;
 use crate::transport::{LinkRx, LinkTx};
+pub(crate) use boarding::{Admission, FLUSH_AT_CHEAP, Submit};
 pub(crate) use hot::Exchange;
-use locked::{Aboard, After, Core};
+use inbox::Inbox;
+use locked::{After, Core};
 use solo::Solo;
 pub(crate) use task::LinkDriver;
 
 /// Times are looked at this coarsely: a timeout may come so much late, never early.
 const COARSE: Duration = Duration::from_millis(4);
-
-/// So many calls go to the worker before all others have joined: while it computes, the next ones are encoded. Fewer would pay for more
-/// system calls and wake-ups than that gains, where each call wakes a task of its own.
-const FLUSH_AT: u32 = 128;
-
-/// The same where a write costs no system call, or the calls are those of one task, which boards no more at a time.
-pub(crate) const FLUSH_AT_CHEAP: u32 = 32;
 
 /// What all links of a pool have in common.
 #[derive(Clone, Copy, Debug)]
@@ -87,111 +83,6 @@ pub(crate) trait Yard: Send + Sync {
     fn has_idle(&self, but: WorkerId) -> bool;
 }
 
-/// What a caller wants of a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Claim {
-    /// That its worker has nothing else to do: it was chosen for that.
-    Idle,
-    /// A place in the window.
-    Room,
-    /// This worker and no other, so that its window does not matter.
-    Named,
-}
-
-/// What [`LinkShared::submit`] did with a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Submit {
-    /// It is on its way to the worker.
-    Sent,
-    /// It is on the link, and goes to the worker with others.
-    Taken,
-    /// Another caller was faster, and the worker is not idle any more.
-    Busy,
-    /// The link has no room for it now.
-    Full,
-    /// The link takes no more calls.
-    Closed,
-    /// The call was over already.
-    Over,
-}
-
-/// Calls on their way to a link, whose core is locked.
-struct Boarding<'a, Tx> {
-    link: &'a LinkShared<Tx>,
-    core: MutexGuard<'a, Core<Tx>>,
-    /// Calls that were aboard before.
-    before: usize,
-    claim: Claim,
-    /// The task has something to see to.
-    kick: bool,
-}
-
-impl<Tx: LinkTx> Boarding<'_, Tx> {
-    /// Why no further call is taken, where none is.
-    fn refusal(&self) -> Option<Submit> {
-        if !self.link.accepting.load(Ordering::Relaxed) || self.core.draining {
-            return Some(Submit::Closed);
-        }
-        let unanswered = self.core.session.unanswered();
-        match self.claim {
-            Claim::Idle if unanswered > 0 => Some(Submit::Busy),
-            Claim::Room if unanswered >= self.core.window.size() as usize => Some(Submit::Full),
-            _ => None,
-        }
-    }
-
-    fn board(&mut self, now: Time, call: &Arc<Call>, sleeper: &mut Option<Waker>) -> Submit {
-        if let Some(refusal) = self.refusal() {
-            return refusal;
-        }
-        let core = &mut *self.core;
-        let Some(boarding) = call.board() else { return Submit::Over };
-        let id = match core.open(now, boarding.limit(now), &call.input) {
-            Ok(Some(id)) => id,
-            // What fills the link may be nothing that anybody else would flush; and the task meets the same error, and settles the others.
-            unsent => {
-                self.kick = true;
-                return if unsent.is_ok() { Submit::Full } else { Submit::Closed };
-            }
-        };
-        boarding.done(self.link.worker, self.link.incarnation, id, sleeper);
-        core.calls[id.slot()] = Some(Aboard { call: call.clone(), sent: now });
-        Submit::Taken
-    }
-
-    /// There are calls aboard that were not there before: they go to the worker with others, or at once. True where they are on their way.
-    fn leave(self, now: Time, flush_at: u32) -> bool {
-        let Boarding { link, core: mut guard, before, mut kick, .. } = self;
-        let core = &mut *guard;
-        link.unanswered.store(core.load(), Ordering::Release);
-        if before == 0 {
-            core.window.began(now);
-        }
-        // Nothing is under way, and calls come one at a time: waiting for others to join would only cost time.
-        let is_alone = before == 0 && core.last_batch <= 1;
-        let flushes = is_alone || core.unsent >= flush_at;
-        // Where this makes room for calls that wait for some, the task has to say so.
-        kick |= core.is_backed_up;
-        let is_gone =
-            flushes && matches!(core.poll_flush(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())));
-        kick |= !(is_alone && is_gone) || core.is_due_sooner();
-        drop(guard);
-        if kick {
-            link.kick();
-        }
-        is_gone
-    }
-
-    /// There are none.
-    fn give_up(self) {
-        let Boarding { link, core, kick, .. } = self;
-        drop(core);
-        if kick {
-            link.kick();
-        }
-    }
-}
-
 /// Why the task of a link came to its end.
 #[derive(Debug)]
 pub(crate) enum LinkEnd {
@@ -227,20 +118,6 @@ pub(crate) struct LinkShared<Tx> {
     /// A caller gave way to others, and is not back yet (here, or at another worker's link): so many of those that come meanwhile do not wait for
     /// their answers one by one.
     gathering: AtomicU32,
-}
-
-/// What a link receives with. Who holds it delivers for all.
-struct Inbox {
-    rx: Box<dyn LinkRx>,
-    after: After,
-    /// What a caller met that ends the link: the task looks here first.
-    end: Option<LinkEnd>,
-}
-
-impl fmt::Debug for Inbox {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inbox").field("end", &self.end).finish_non_exhaustive()
-    }
 }
 
 impl<Tx: LinkTx> LinkShared<Tx> {
@@ -294,11 +171,6 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn boarding(&self, claim: Claim) -> Boarding<'_, Tx> {
-        let core = self.core();
-        Boarding { link: self, before: core.session.unanswered(), core, claim, kick: false }
-    }
-
     /// Calls that the worker has not answered.
     pub(crate) fn load(&self) -> u32 {
         self.unanswered.load(Ordering::SeqCst)
@@ -318,34 +190,6 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let (load, window) = (self.unanswered.load(Ordering::Relaxed), self.window.load(Ordering::Relaxed));
         let cost = dispatch::cost(load, window, self.service.load(Ordering::Relaxed), waited)?;
         Some((cost, load))
-    }
-
-    /// Puts a call on the link. Where it is taken, so is `sleeper`: the waker of its caller, which then sleeps.
-    pub(crate) fn submit(&self, now: Time, call: &Arc<Call>, claim: Claim, sleeper: &mut Option<Waker>) -> Submit {
-        let mut boarding = self.boarding(claim);
-        match boarding.board(now, call, sleeper) {
-            Submit::Taken => match boarding.leave(now, if self.is_hot { FLUSH_AT_CHEAP } else { FLUSH_AT }) {
-                true => Submit::Sent,
-                false => Submit::Taken,
-            },
-            other => {
-                boarding.give_up();
-                other
-            }
-        }
-    }
-
-    /// Puts the first of these calls on the link, as many as it has room for, and says how many that were. Those that are over count too.
-    pub(crate) fn submit_many(&self, now: Time, calls: &mut dyn Iterator<Item = &Arc<Call>>) -> usize {
-        let mut boarding = self.boarding(Claim::Room);
-        let is_aboard = |call| matches!(boarding.board(now, call, &mut None), Submit::Taken | Submit::Over);
-        let count = calls.map(is_aboard).take_while(|is_aboard| *is_aboard).count();
-        if count > 0 {
-            boarding.leave(now, FLUSH_AT_CHEAP);
-        } else {
-            boarding.give_up();
-        }
-        count
     }
 
     /// The caller of this call has gone.
@@ -369,7 +213,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         self.accepting.store(false, Ordering::SeqCst);
         let mut core = self.core();
         if !std::mem::replace(&mut core.draining, true) {
-            core.ask_back();
+            core.recall_all();
             let _ = core.push(Header::new(Kind::Drain), &[]);
         }
         drop(core);

@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::locked::{Aboard, After, Batch};
-use super::{Inbox, LinkEnd, LinkShared, Yard};
+use super::inbox::{Inbox, deliver_from};
+use super::locked::{Aboard, After};
+use super::{LinkEnd, LinkShared, Yard};
 use crate::driver::clock;
 use crate::face::error::QueryError;
 use crate::machine::frame::{Decoder, Frame, Header, Kind};
@@ -18,68 +19,6 @@ use crate::transport::{LinkError, LinkRx, LinkTx};
 
 /// How often the task of a link takes in more before it lets others run.
 const FILLS_A_TURN: usize = 8;
-
-/// Delivers the frames that have come, all under one lock, and wakes their callers after it.
-pub(super) fn deliver_from<Tx: LinkTx>(
-    rx: &mut dyn LinkRx,
-    shared: &LinkShared<Tx>,
-    yard: &dyn Yard,
-    after: &mut After,
-) -> Result<(), String> {
-    let now = clock::now();
-    let mut batch = Batch::default();
-    let mut guard = shared.core();
-    let result = loop {
-        match rx.next() {
-            Ok(None) => break Ok(()),
-            Ok(Some(frame)) => {
-                // What a worker said before its answer is heard before it, also by a caller that looks without being woken.
-                if !after.notices.is_empty() && frame.header.kind != Kind::Notice as u8 {
-                    after.count_returning(&mut guard);
-                    drop(guard);
-                    after.tell(shared, yard);
-                    guard = shared.core();
-                }
-                if let Err(violation) = guard.receive(now, frame, yard, after, &mut batch) {
-                    break Err(violation);
-                }
-            }
-            Err(error) => break Err(error.to_string()),
-        }
-    };
-    let core = &mut *guard;
-    if batch.answers > 0 {
-        core.last_batch = batch.answers;
-        let left = core.session.unanswered() as u32;
-        core.window.answered(now, batch.answers, left, batch.oldest.unwrap_or(now));
-        after.first_answer = !std::mem::replace(&mut core.answered_any, true);
-    }
-    after.count_returning(core);
-    shared.publish(core);
-    let is_idle = core.session.unanswered() == 0;
-    let is_drained = core.draining && is_idle;
-    after.solo_is_over |= !core.solo.is_waiting();
-    drop(guard);
-    if is_drained {
-        // A caller may have delivered the last answer, and the task looks for that.
-        shared.task.wake();
-    }
-    if batch.replied {
-        shared.kick();
-    }
-    if batch.dropped > 0 {
-        yard.dropped(batch.dropped);
-    }
-    after.run(shared, yard, now);
-    if after.counted > 0 {
-        shared.returned(after);
-    }
-    if is_idle {
-        yard.idle();
-    }
-    yard.dispatch();
-    result
-}
 
 /// The frames of a worker that is dead.
 struct Leftovers(Decoder);
@@ -164,7 +103,7 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
                         return Poll::Ready(end);
                     }
                 }
-                Poll::Ready(Err(error)) => return Poll::Ready(self.shared.ended(error)),
+                Poll::Ready(Err(error)) => return Poll::Ready(self.shared.end_of(error)),
             }
         }
         cx.waker().wake_by_ref();
@@ -215,7 +154,7 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
                     }
                 }
                 Poll::Ready(Err(error)) => {
-                    self.shared.ended(error);
+                    self.shared.end_of(error);
                     return Poll::Ready(());
                 }
             }
@@ -261,7 +200,7 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
                 Poll::Ready(Err(error)) => {
                     // Whoever looks again meets it again.
                     self.unflushed = true;
-                    return Err(self.shared.ended(error));
+                    return Err(self.shared.end_of(error));
                 }
                 Poll::Pending => self.unflushed = true,
             }
@@ -316,7 +255,7 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
                 && core.window.stall_at(core.session.unanswered() as u32).is_some_and(|at| at <= now);
             let waiting = core.session.unanswered() - core.session.started();
             if stalled && let Some(keep) = core.window.look(now, waiting, self.yard.has_idle(self.shared.worker)) {
-                core.take_back(now, keep, &mut self.expired, &mut self.after);
+                core.recall_but(now, keep, &mut self.expired, &mut self.after);
             }
             // What did not change is for others to publish: a call may be on its way to the queue, and counts until it is there.
             self.after.count_returning(core);

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use super::call::Call;
 use super::clock;
-use super::link::{Claim, Exchange, LinkSettings, LinkShared, Submit, Yard};
+use super::link::{Admission, Exchange, LinkSettings, LinkShared, Submit, Yard};
 use super::start::Starter;
 use super::worker::{Plan, TxOf};
 use crate::face::error::{QueryError, StartError};
@@ -290,12 +290,12 @@ fn seed() -> u64 {
 
 impl<Tx: LinkTx> Pool<Tx> {
     /// The link on which a further call costs least, and what it is wanted for. `waited` says that the call has been in the queue.
-    fn best(links: &[Arc<LinkShared<Tx>>], waited: bool) -> Option<(&Arc<LinkShared<Tx>>, Claim)> {
+    fn best(links: &[Arc<LinkShared<Tx>>], waited: bool) -> Option<(&Arc<LinkShared<Tx>>, Admission)> {
         match links {
-            [only] => only.cost(waited).map(|_| (only, Claim::Room)),
+            [only] => only.cost(waited).map(|_| (only, Admission::IfRoom)),
             _ => {
                 let ((_, load), place) = dispatch::best(links.iter().map(|link| link.cost(waited)))?;
-                Some((&links[place], if load == 0 { Claim::Idle } else { Claim::Room }))
+                Some((&links[place], if load == 0 { Admission::IfIdle } else { Admission::IfRoom }))
             }
         }
     }
@@ -310,8 +310,8 @@ impl<Tx: LinkTx> Pool<Tx> {
     ) -> Placed<'a, Tx> {
         // Each caller that was faster takes one idle worker out of the choice.
         for _ in 0..links.len() {
-            let Some((best, claim)) = Self::best(links, waited) else { return Placed::Nowhere };
-            match best.submit(now, call, claim, sleeper) {
+            let Some((best, admission)) = Self::best(links, waited) else { return Placed::Nowhere };
+            match best.submit(now, call, admission, sleeper) {
                 Submit::Sent => return Placed::Sent(best),
                 Submit::Taken => return Placed::Aboard,
                 Submit::Over => return Placed::Over,
@@ -321,7 +321,7 @@ impl<Tx: LinkTx> Pool<Tx> {
         }
         // What the link said of its room was out of date, or its buffer is full. Others may have some.
         for link in links {
-            match link.submit(now, call, Claim::Room, sleeper) {
+            match link.submit(now, call, Admission::IfRoom, sleeper) {
                 Submit::Sent => return Placed::Sent(link),
                 Submit::Taken => return Placed::Aboard,
                 Submit::Over => return Placed::Over,
@@ -470,7 +470,7 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
             return Err(error);
         }
         let link = link.ok_or_else(gone)?;
-        match link.submit(call.made(), call, Claim::Named, &mut None) {
+        match link.submit(call.made(), call, Admission::Always, &mut None) {
             Submit::Sent => {
                 link.assist(call, self);
                 Ok(())

@@ -360,7 +360,7 @@ impl<S: Starter> PoolTask<S> {
         }
         for call in expired {
             self.pool.shared.room.notify_one();
-            let (verdict, tries) = call.failed(now, Failure::TimedOut);
+            let (verdict, tries) = call.record_failure(now, Failure::TimedOut);
             if let Verdict::Again(delay) = verdict {
                 self.pool.requeue(call, delay);
                 continue;

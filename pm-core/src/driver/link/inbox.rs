@@ -1,0 +1,153 @@
+//! What a link receives with. Whoever holds it delivers for all: the task of the worker, or a caller that spins.
+
+use std::fmt;
+use std::io::ErrorKind;
+use std::sync::atomic::{Ordering, fence};
+use std::sync::{MutexGuard, PoisonError, TryLockError};
+
+use super::locked::{After, Batch};
+use super::{LinkEnd, LinkShared, Yard};
+use crate::driver::clock;
+use crate::machine::frame::{BadFrame, Kind};
+use crate::machine::session::Word;
+use crate::transport::{LinkError, LinkRx, LinkTx};
+
+/// What a link receives with. Who holds it delivers for all.
+pub(super) struct Inbox {
+    pub(super) rx: Box<dyn LinkRx>,
+    pub(super) after: After,
+    /// What a caller met that ends the link: the task looks here first.
+    pub(super) end: Option<LinkEnd>,
+}
+
+impl fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbox").field("end", &self.end).finish_non_exhaustive()
+    }
+}
+
+impl Inbox {
+    /// Delivers the frames that have come.
+    pub(super) fn deliver<Tx: LinkTx>(&mut self, shared: &LinkShared<Tx>, yard: &dyn Yard) -> Result<(), LinkEnd> {
+        let Inbox { rx, after, .. } = self;
+        deliver_from(&mut **rx, shared, yard, after).map_err(LinkEnd::Violation)
+    }
+}
+
+impl<Tx: LinkTx> LinkShared<Tx> {
+    pub(super) fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn try_inbox(&self) -> Option<MutexGuard<'_, Inbox>> {
+        match self.inbox.try_lock() {
+            Ok(inbox) => Some(inbox),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// The inbox, for the task of the worker. None where a caller has it, which then wakes the task.
+    pub(super) fn inbox_of_the_task(&self) -> Option<MutexGuard<'_, Inbox>> {
+        if !self.is_hot {
+            return Some(self.inbox());
+        }
+        self.try_inbox().or_else(|| {
+            self.missed.store(true, Ordering::Relaxed);
+            // Pairs with the fence in `give_back`: the caller sees the store, or this sees that it has let go.
+            fence(Ordering::SeqCst);
+            let inbox = self.try_inbox()?;
+            self.missed.store(false, Ordering::Relaxed);
+            Some(inbox)
+        })
+    }
+
+    /// Lets go of the inbox. The task is woken where it met it taken, and where there is something for it to see to.
+    pub(super) fn give_back(&self, inbox: MutexGuard<'_, Inbox>) {
+        let has_ended = inbox.end.is_some();
+        drop(inbox);
+        // Pairs with the fence in `inbox_of_the_task`.
+        fence(Ordering::SeqCst);
+        let missed = self.missed.load(Ordering::Relaxed) && self.missed.swap(false, Ordering::Relaxed);
+        if missed || has_ended {
+            self.task.wake();
+        }
+    }
+
+    /// What the end of the stream of frames means.
+    pub(super) fn end_of(&self, error: LinkError) -> LinkEnd {
+        // All that came before such an end was whole.
+        if matches!(error, LinkError::Closed | LinkError::BadFrame(BadFrame::Truncated { .. })) {
+            self.core().word = Word::Answers;
+        }
+        match error {
+            // A worker that dies while it writes is no liar: its exit status says more.
+            LinkError::BadFrame(BadFrame::Truncated { .. }) => LinkEnd::Lost(error.to_string()),
+            LinkError::BadFrame(_) | LinkError::Corrupt(_) => LinkEnd::Violation(error.to_string()),
+            LinkError::Io(error) if error.kind() == ErrorKind::InvalidData => LinkEnd::Violation(error.to_string()),
+            error => LinkEnd::Lost(error.to_string()),
+        }
+    }
+}
+
+/// Delivers the frames that have come, all under one lock, and wakes their callers after it.
+pub(super) fn deliver_from<Tx: LinkTx>(
+    rx: &mut dyn LinkRx,
+    shared: &LinkShared<Tx>,
+    yard: &dyn Yard,
+    after: &mut After,
+) -> Result<(), String> {
+    let now = clock::now();
+    let mut batch = Batch::default();
+    let mut guard = shared.core();
+    let result = loop {
+        match rx.next() {
+            Ok(None) => break Ok(()),
+            Ok(Some(frame)) => {
+                // What a worker said before its answer is heard before it, also by a caller that looks without being woken.
+                if !after.notices.is_empty() && frame.header.kind != Kind::Notice as u8 {
+                    after.count_returning(&mut guard);
+                    drop(guard);
+                    after.tell(shared, yard);
+                    guard = shared.core();
+                }
+                if let Err(violation) = guard.receive(now, frame, yard, after, &mut batch) {
+                    break Err(violation);
+                }
+            }
+            Err(error) => break Err(error.to_string()),
+        }
+    };
+    let core = &mut *guard;
+    if batch.answers > 0 {
+        core.last_batch = batch.answers;
+        let left = core.session.unanswered() as u32;
+        core.window.answered(now, batch.answers, left, batch.oldest.unwrap_or(now));
+        after.first_answer = !std::mem::replace(&mut core.answered_any, true);
+    }
+    after.count_returning(core);
+    shared.publish(core);
+    let is_idle = core.session.unanswered() == 0;
+    let is_drained = core.draining && is_idle;
+    after.solo_is_over |= !core.solo.is_waiting();
+    drop(guard);
+    if is_drained {
+        // A caller may have delivered the last answer, and the task looks for that.
+        shared.task.wake();
+    }
+    if batch.replied {
+        shared.kick();
+    }
+    if batch.dropped > 0 {
+        yard.dropped(batch.dropped);
+    }
+    after.run(shared, yard, now);
+    if after.counted > 0 {
+        shared.returned(after);
+    }
+    if is_idle {
+        yard.idle();
+    }
+    yard.dispatch();
+    result
+}
