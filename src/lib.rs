@@ -51,7 +51,7 @@
 //! | `TimedOut` | it took too long | is told, and replaced if it does not yield within the cancel grace |
 //! | `WorkerLost` | its worker died with the query aboard | is replaced |
 //! | `Poisoned` | it was aboard three dying workers | is replaced |
-//! | `GaveUp` | workers keep dying for no query's fault | stays down until `revive` |
+//! | `GaveUp` | workers keep dying, and none finishes a query (see [`Budget`]) | stays down until `revive` |
 //! | `NoWorkers`, `ShuttingDown` | nobody is there to serve it | |
 //! | `Encode`, `TooLarge` | the input cannot be sent | never saw it |
 //! | `Decode` | the output is not what the caller expects | lives on |
@@ -119,6 +119,7 @@
 
 #![forbid(unsafe_code)]
 
+pub use bytes::Bytes;
 pub use pm_core as core;
 pub use pm_core::codec::{self, Codec, Json, Postcard, Verbatim};
 pub use pm_core::face::builder::PoolBuilder;
@@ -187,6 +188,19 @@ pub fn roles<const N: usize>(roles: [&'static dyn Role; N]) {
 }
 
 /// Serves one role in a program that is nothing but a worker, and never returns.
+///
+/// ```no_run
+/// static SHOUT: pm::Query<String, String> = pm::Query::new("shout", &|text: String| text.to_uppercase());
+///
+/// fn main() {
+///     // Started by hand it says that it is a worker, and what starts it.
+///     let Err(why) = pm::serve(&SHOUT);
+///     eprintln!("{why}");
+///     std::process::exit(64);
+/// }
+/// ```
+///
+/// `pm pool -- target/release/shout` starts it: with a line of text for each job, or with `--in json` where the input is another type.
 ///
 /// # Errors
 /// [`ServeError`]: most often that the program was started by hand.

@@ -1,4 +1,4 @@
-//! What only shared memory has: ways to wait, and a worker that writes at random into the memory of its link. Row T10; faults 20, 21.
+//! What only shared memory has: ways to wait, claims, and a worker that writes at random into the memory of its link. Row T10; faults 20, 21.
 
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ pub fn tests() -> Vec<Trial> {
         one("shared_memory::random_writes_make_no_wrong_answer", random_writes_make_no_wrong_answer),
         one("shared_memory::every_way_to_wait", every_way_to_wait),
         one("shared_memory::a_stopped_worker_keeps_no_calls", a_stopped_worker_keeps_no_calls),
+        one("shared_memory::what_waits_behind_a_stuck_call_never_ran", what_waits_behind_a_stuck_call_never_ran),
         one("shared_memory::who_is_told_to_sleep_burns_nothing", who_is_told_to_sleep_burns_nothing),
     ]
     .into_iter()
@@ -66,6 +67,26 @@ async fn a_stopped_worker_keeps_no_calls() {
     let mut after = pids(&pool);
     after.sort_unstable();
     assert!(after.contains(&stopped) && after.contains(&other), "nobody was replaced");
+    within(pool.shutdown()).await;
+}
+
+/// A call that times out on a link whose worker has not begun with it is known not to have run.
+async fn what_waits_behind_a_stuck_call_never_ran() {
+    let pool = jobs(AnyTransport::Shm(Shm::new())).workers(1).start().await.unwrap();
+    within(pool.query(&Job::Echo(vec![1]))).await.unwrap();
+    for _ in 0..5 {
+        let limit = |millis| QueryOptions::new().timeout(Some(Duration::from_millis(millis)));
+        let stuck = tokio::spawn(pool.query_with(&Job::Sleep(Duration::from_millis(300)), limit(10_000)));
+        eventually("it is aboard", || pool.workers().first().is_some_and(|worker| worker.load > 0)).await;
+        let behind: Vec<_> = (0..4).map(|n| tokio::spawn(pool.query_with(&Job::Echo(vec![n]), limit(60)))).collect();
+        for query in behind {
+            let late = within(query).await.unwrap().unwrap_err();
+            assert_eq!((late.kind(), late.maybe_executed()), (QueryErrorKind::TimedOut, false), "{late}");
+        }
+        within(stuck).await.unwrap().unwrap();
+    }
+    let quick = within(pool.query(&Job::Echo(vec![2]))).await.unwrap();
+    assert_eq!(quick, Said::Bytes(vec![2]), "the worker passes over them, and serves on");
     within(pool.shutdown()).await;
 }
 

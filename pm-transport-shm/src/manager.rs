@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 
 use pm_core::driver::framed::FramedTx;
@@ -19,7 +19,7 @@ use crate::bell::{Rung, Sleep};
 use crate::claims;
 use crate::memory::{Field, Mapping, Part, closed};
 use crate::ring::{Consumer, NO_CPU, Producer, Words};
-use crate::spin::{Spin, Spinner, Token, WORKERS, Wake, cpu};
+use crate::spin::{Spin, Spinner, Token, WORKERS, Wake, site};
 
 /// What one fill takes in, but for the rest of its last chunk.
 const FILL: usize = 64 << 10;
@@ -38,6 +38,8 @@ struct Shared {
     bell: AsyncFd<OwnedFd>,
     /// A socket whose other end the worker holds until it ends.
     life: AsyncFd<OwnedFd>,
+    /// The processor on which the worker ran when it wrote the last chunk.
+    peer_cpu: AtomicU32,
 }
 
 /// Both mappings, as the manager holds them. When they are dropped, wherever the link has come to by then, the worker sees its end.
@@ -102,7 +104,14 @@ impl LinkTx for ShmTx {
 
 impl ShmLink {
     pub(crate) fn new(memory: Memory, bell: OwnedFd, life: OwnedFd) -> io::Result<Self> {
-        Ok(ShmLink { shared: Arc::new(Shared { memory, bell: events(bell)?, life: events(life)? }) })
+        Ok(ShmLink {
+            shared: Arc::new(Shared {
+                memory,
+                bell: events(bell)?,
+                life: events(life)?,
+                peer_cpu: AtomicU32::new(NO_CPU),
+            }),
+        })
     }
 }
 
@@ -131,7 +140,6 @@ impl Link for ShmLink {
             rung: Rung::default(),
             sleep: Sleep::default(),
             spin: Spin::new(shared.memory.wake, Spinner::Manager),
-            peer_cpu: NO_CPU,
             is_over: false,
             shared,
         };
@@ -175,7 +183,7 @@ impl AsyncWrite for ShmWriter {
             if shared.memory.theirs.field(Field::Closed).load(Ordering::Relaxed) & closed::READING != 0 {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
             }
-            let written = producer.write(bytes, cpu())?;
+            let written = producer.write(bytes, site(shared.peer_cpu.load(Ordering::Relaxed)))?;
             if written > 0 {
                 sleep.end(shared.memory.ours.field(Field::AsleepForRoom));
                 if rung.is_due(shared.memory.theirs.field(Field::AsleepForNews)) {
@@ -226,7 +234,6 @@ pub struct ShmRx {
     rung: Rung,
     sleep: Sleep,
     spin: Spin,
-    peer_cpu: u32,
     /// The worker has ended: what lies in the ring is all there will be.
     is_over: bool,
     shared: Arc<Shared>,
@@ -239,7 +246,7 @@ impl ShmRx {
         let before = buffer.len();
         while buffer.len() - before < FILL {
             match self.consumer.read(buffer) {
-                Ok(Some(chunk)) => self.peer_cpu = chunk.cpu,
+                Ok(Some(chunk)) => self.shared.peer_cpu.store(chunk.cpu, Ordering::Relaxed),
                 Ok(None) => break,
                 // What came before it counts; the next one who looks meets it again.
                 Err(_) if buffer.len() > before => break,
@@ -312,8 +319,8 @@ impl LinkRx for ShmRx {
 
     fn spin(&mut self) -> bool {
         self.sleep.end(self.shared.memory.ours.field(Field::AsleepForNews));
-        let ShmRx { consumer, spin, peer_cpu, .. } = self;
-        spin.until(*peer_cpu, || consumer.has_chunk())
+        let peer = self.shared.peer_cpu.load(Ordering::Relaxed);
+        self.spin.until(peer, || self.consumer.has_chunk())
     }
 
     fn try_fill(&mut self) -> Result<bool, LinkError> {

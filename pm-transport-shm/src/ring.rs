@@ -100,6 +100,15 @@ pub(crate) const fn header(length: usize, cpu: u32, checksum: u32) -> u64 {
     COMMITTED | (cpu as u64) << (32 + LENGTH_BITS) | (length as u64) << 32 | checksum as u64
 }
 
+/// Where a producer writes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Site {
+    /// Its processor; [`NO_CPU`] where it does not say.
+    pub(crate) cpu: u32,
+    /// The consumer runs on another one, as far as anybody knows.
+    pub(crate) is_far: bool,
+}
+
 /// The writing side.
 #[derive(Debug)]
 pub(crate) struct Producer<W> {
@@ -123,7 +132,7 @@ impl<W: Words> Producer<W> {
     /// Writes a chunk of as many of these bytes as there is room for, and says how many that were: none where the ring is full.
     ///
     /// The consumer can see it from here on, but may be asleep.
-    pub(crate) fn write(&mut self, bytes: &[u8], cpu: u32) -> Result<usize, Corrupt> {
+    pub(crate) fn write(&mut self, bytes: &[u8], site: Site) -> Result<usize, Corrupt> {
         let bytes = &bytes[..bytes.len().min(MAX_CHUNK)];
         let wanted = lines(bytes.len());
         if (wanted as u64) > self.room() {
@@ -135,9 +144,9 @@ impl<W: Words> Producer<W> {
         }
         let next = self.tail + lines(length) as u64;
         self.word(next).store(0, Ordering::Relaxed);
-        let checksum = self.copy_in(&bytes[..length]);
+        let checksum = self.copy_in(&bytes[..length], site.is_far);
         // Pairs with the Acquire of `Consumer::read`: the bytes, and the zero behind them, are there before the chunk is.
-        self.word(self.tail).store(header(length, cpu, checksum), Ordering::Release);
+        self.word(self.tail).store(header(length, site.cpu, checksum), Ordering::Release);
         self.tail = next;
         Ok(length)
     }
@@ -170,13 +179,13 @@ impl<W: Words> Producer<W> {
         &words[(line as usize * LINE_WORDS) & (words.len() - 1)]
     }
 
-    fn copy_in(&self, bytes: &[u8]) -> u32 {
+    fn copy_in(&self, bytes: &[u8], is_far: bool) -> u32 {
         let mut sum = Sum::new(self.tail, bytes.len());
         let (chunks, rest) = bytes.as_chunks::<WORD>();
         let place = places(self.ring.words(), self.tail);
         let (first, second) = chunks.split_at(chunks.len().min(place.0.len()));
         for (words, chunks) in [(place.0, first), (place.1, second)] {
-            store(&words[..chunks.len()], chunks, &mut sum);
+            store(&words[..chunks.len()], chunks, is_far, &mut sum);
         }
         if let (false, Some(word)) = (rest.is_empty(), after(place, chunks.len())) {
             let value = last_word(bytes, rest);
@@ -312,9 +321,9 @@ impl<W: Words> Consumer<W> {
     }
 }
 
-/// Writes whole words.
-fn store(words: &[AtomicU64], bytes: &[[u8; WORD]], sum: &mut Sum) {
-    if bytes.len() < bulk::BULK {
+/// Writes whole words, many of them past the caches where the consumer has others.
+fn store(words: &[AtomicU64], bytes: &[[u8; WORD]], is_far: bool, sum: &mut Sum) {
+    if bytes.len() < bulk::BULK || !is_far {
         return store_words(words, bytes, sum);
     }
     let (before, lines) = bulk::whole_lines(words);

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::ring::NO_CPU;
+use crate::ring::{NO_CPU, Site};
 
 /// The longest spin: what a wake-up costs across processors, up to 50 µs, and as much for the peer's work. A shorter one would not outlast the wake-up
 /// of a peer that has just fallen asleep, and both would go on sleeping in turns.
@@ -189,9 +189,15 @@ pub(crate) fn is_elsewhere(peer: u32) -> bool {
     peer != NO_CPU && peer != cpu()
 }
 
+/// Where this thread writes, for a peer that ran last on this processor.
+pub(crate) fn site(peer: u32) -> Site {
+    let cpu = cpu();
+    Site { cpu, is_far: peer != NO_CPU && peer != cpu }
+}
+
 /// The processor that this thread runs on, as it stands in a chunk.
 #[expect(unsafe_code, reason = "a question to the kernel")]
-pub(crate) fn cpu() -> u32 {
+fn cpu() -> u32 {
     // SAFETY: It takes nothing and touches no memory of this program. It cannot fail on a Linux that has shared memory.
     let cpu = unsafe { libc::sched_getcpu() };
     (cpu.max(0) as u32).min(NO_CPU - 1)

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::bell::{Rung, Sleep};
 use crate::claims;
 use crate::memory::{Field, Mapping, Part, closed};
 use crate::ring::{Consumer, NO_CPU, Producer, Words};
-use crate::spin::{Spin, Spinner, Wake, cpu, is_elsewhere};
+use crate::spin::{Spin, Spinner, Wake, is_elsewhere, site};
 
 /// Bytes of answers that gather.
 const GATHER: usize = 4 << 10;
@@ -37,6 +37,8 @@ struct Shared {
     theirs: Arc<Mapping>,
     /// The manager's eventfd.
     bell: OwnedFd,
+    /// The processor on which the manager wrote the last chunk.
+    peer_cpu: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -45,7 +47,6 @@ struct Reader {
     rung: Rung,
     sleep: Sleep,
     spin: Spin,
-    peer_cpu: u32,
 }
 
 #[derive(Debug)]
@@ -68,7 +69,6 @@ impl ShmWorker {
             rung: Rung::default(),
             sleep: Sleep::default(),
             spin: Spin::new(wake, Spinner::Worker(may_spin)),
-            peer_cpu: NO_CPU,
         };
         let writer = Writer {
             producer: Producer::new(Part::ring(&ours), Part::field(&theirs, Field::Read)),
@@ -76,7 +76,7 @@ impl ShmWorker {
             sleep: Sleep::default(),
         };
         let claims = Part::claims(&ours);
-        let shared = Shared { ours, theirs, bell };
+        let shared = Shared { ours, theirs, bell, peer_cpu: AtomicU32::new(NO_CPU) };
         Ok(ShmWorker { reader: Mutex::new(reader), writer: Mutex::new(writer), claims, shared, _life: life })
     }
 }
@@ -132,12 +132,13 @@ impl Reader {
     fn wait(&mut self, shared: &Shared, timeout: Option<Duration>) -> io::Result<bool> {
         let until = timeout.map(|timeout| Instant::now() + timeout);
         loop {
-            let Reader { consumer, spin, peer_cpu, .. } = self;
-            if spin.until(*peer_cpu, || consumer.has_chunk()) {
+            let peer = shared.peer_cpu.load(Ordering::Relaxed);
+            let Reader { consumer, spin, .. } = self;
+            if spin.until(peer, || consumer.has_chunk()) {
                 return Ok(true);
             }
             // An attendant, which waits for so long and no longer, is not the one that calls come to.
-            let goes_on = timeout.is_none() && spin.wake() == Wake::Busy && is_elsewhere(*peer_cpu);
+            let goes_on = timeout.is_none() && spin.wake() == Wake::Busy && is_elsewhere(peer);
             self.give_room(shared)?;
             if !goes_on || shared.has_closed(closed::SENDING) {
                 break;
@@ -170,7 +171,7 @@ impl WorkerLink for ShmWorker {
             // The order matters: what was sent before the end is there once the end is seen.
             let is_over = self.shared.has_closed(closed::SENDING);
             if let Some(chunk) = reader.consumer.read(buffer)? {
-                reader.peer_cpu = chunk.cpu;
+                self.shared.peer_cpu.store(chunk.cpu, Ordering::Relaxed);
                 if reader.consumer.should_publish() {
                     reader.give_room(&self.shared)?;
                 }
@@ -203,7 +204,7 @@ impl WorkerLink for ShmWorker {
             if shared.has_closed(closed::READING) {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
-            let written = producer.write(bytes, cpu())?;
+            let written = producer.write(bytes, site(shared.peer_cpu.load(Ordering::Relaxed)))?;
             bytes = &bytes[written..];
             if written > 0 {
                 if rung.is_due(shared.theirs.field(Field::AsleepForNews)) {

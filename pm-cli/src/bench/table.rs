@@ -68,42 +68,52 @@ fn beside_limit(row: &Row, rows: &[Row]) -> String {
     }
 }
 
-/// Which transport to pick on this machine, and why.
+/// Which transport to pick on this machine, and why: for each place and size in which there was more than one.
 pub fn advice(rows: &[Row]) -> Option<String> {
-    let place = rows.iter().find(|row| row.transport.is_some())?.place;
-    let size = rows.iter().find(|row| row.transport.is_some())?.size;
-    let awaited: Vec<&Row> = rows
-        .iter()
-        .filter(|row| row.transport.is_some() && row.place == place && row.size == size && row.mode == Mode::Await)
-        .collect();
-    let (few, crowd) = (awaited.iter().map(|row| row.in_flight).min()?, awaited.iter().map(|row| row.in_flight).max()?);
-    let at = |in_flight: usize| awaited.iter().copied().filter(move |row| row.in_flight == in_flight);
-    let quickest = at(few).min_by_key(|row| row.measured.p50)?;
-    let busiest = at(crowd).max_by(|a, b| a.measured.rate.total_cmp(&b.measured.rate))?;
-    let times = |row: &Row| format!("{} {:.1} µs", row.transport(), row.measured.p50 as f64 / 1000.0);
-    let rates = |row: &Row| format!("{} {:.0}", row.transport(), row.measured.rate / 1000.0);
-    let all_times: Vec<_> = at(few).map(times).collect();
-    let all_rates: Vec<_> = at(crowd).map(rates).collect();
-    let mut text = String::new();
-    if quickest.transport == busiest.transport {
-        let _ = writeln!(text, "On this machine pick {}: it is ahead both ways.", quickest.transport());
-    } else {
-        let _ = writeln!(
-            text,
-            "On this machine pick {} for queries that are waited for one after another, and {} for many at once.",
-            quickest.transport(),
-            busiest.transport()
-        );
+    let awaited: Vec<&Row> = rows.iter().filter(|row| row.transport.is_some() && row.mode == Mode::Await).collect();
+    let mut cases: Vec<(Place, usize)> = Vec::new();
+    for row in &awaited {
+        if !cases.contains(&(row.place, row.size)) {
+            cases.push((row.place, row.size));
+        }
     }
-    let _ = writeln!(text, "  {size} bytes, {place}, {few} in flight, p50: {}", all_times.join(", "));
+    let verdicts: Vec<_> = cases.into_iter().filter_map(|case| verdict(&awaited, case)).collect();
+    if verdicts.is_empty() {
+        return None;
+    }
+    let mut text = format!("On this machine pick\n{}", verdicts.concat());
+    if awaited.iter().any(|row| row.transport == Some("shm")) {
+        text += "shm spins for some µs while a query is under way, and needs workers in Rust; those in other languages speak stdio and uds.\n";
+    }
+    Some(text)
+}
+
+/// The same for one place and size. None where nothing is compared.
+fn verdict(awaited: &[&Row], (place, size): (Place, usize)) -> Option<String> {
+    let here: Vec<&Row> = awaited.iter().copied().filter(|row| row.place == place && row.size == size).collect();
+    let (few, crowd) = (here.iter().map(|row| row.in_flight).min()?, here.iter().map(|row| row.in_flight).max()?);
+    let at = |in_flight: usize| here.iter().copied().filter(move |row| row.in_flight == in_flight);
+    if at(few).count() < 2 {
+        return None;
+    }
+    let quickest = at(few).min_by_key(|row| row.measured.p50)?.transport();
+    let busiest = at(crowd).max_by(|a, b| a.measured.rate.total_cmp(&b.measured.rate))?.transport();
+    let times: Vec<_> =
+        at(few).map(|row| format!("{} {:.1} µs", row.transport(), row.measured.p50 as f64 / 1000.0)).collect();
+    let rates: Vec<_> = at(crowd).map(|row| format!("{} {:.1}", row.transport(), row.measured.rate / 1000.0)).collect();
+    let mut text = format!("  {place}, {size} bytes: {quickest}");
     if crowd > few {
-        let _ = writeln!(text, "  {crowd} in flight, thousands a second: {}", all_rates.join(", "));
+        let pick = if quickest == busiest {
+            ", which is ahead both ways".to_string()
+        } else {
+            format!(" for queries that are waited for one after another, {busiest} for many at once")
+        };
+        text += &pick;
     }
-    if [quickest, busiest].iter().any(|row| row.transport == Some("shm")) {
-        let _ = writeln!(
-            text,
-            "  shm spins for some µs while a query is under way, and needs workers in Rust; those in other languages speak stdio and uds."
-        );
+    let _ = write!(text, "\n    {few} in flight, p50: {}", times.join(", "));
+    if crowd > few {
+        let _ = write!(text, "\n    {crowd} in flight, thousands a second: {}", rates.join(", "));
     }
+    text.push('\n');
     Some(text)
 }

@@ -119,6 +119,10 @@ impl JobError {
             (None, HandlerErrorKind::Decode) => of("decode"),
             // The roles of pm itself name no type that anybody knows.
             (None, _) if wire != Wire::Json || type_name.is_empty() => JobError { trace, ..of("error") },
+            // Of a text that is an error the type says nothing.
+            (None, _) if type_name == "alloc::string::String" || type_name == "&str" => {
+                JobError { trace, ..of("error") }
+            }
             (None, _) => JobError { message: format!("{type_name}: {message}"), trace, ..of("error") },
         }
     }

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pm::{AnyTransport, Budget, PoolBuilder, QueryError, QueryManager, StartError, Stderr, TimeoutFrom, Verbatim};
+use pm::{
+    AnyTransport, Budget, ExitCause, ExitStatus, PoolBuilder, QueryError, QueryManager, StartError, Stderr,
+    TimeoutFrom, Verbatim,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -113,6 +116,8 @@ fn explain(error: &StartError, speaks_for_itself: bool) -> String {
     let hint = if speaks_for_itself { hint } else { "" };
     match error {
         StartError::Died { cause, stderr } => {
+            // A worker that cannot serve what it was started for ends with 64, and has said why.
+            let hint = if matches!(cause, ExitCause::Exited(ExitStatus::Code(64))) { "" } else { hint };
             let last = if stderr.trim().is_empty() {
                 "it wrote nothing to its standard error".to_string()
             } else {

@@ -17,7 +17,8 @@ where
     C: Codec<I> + Codec<O>,
 {
     /// Sends a query for each of these inputs, and waits for all answers, which come in the order of the inputs. Each is a query of its own, with
-    /// its own deadline, retries and error; what it saves is that they travel together, and that this task is woken once for many.
+    /// its own deadline, retries and error; what it saves is that they travel together, and that this task is woken once for many. For large payloads as many
+    /// tasks are quicker, since here all of them are encoded before the first goes out.
     ///
     /// All inputs are encoded at once, and the queries go out when the future is first polled, as many as there is room for.
     ///

@@ -28,7 +28,7 @@ pub enum QueryError {
     TimedOut {
         /// The time that it had.
         limit: Duration,
-        /// The worker that had it; none where it never left the queue.
+        /// The worker that may have begun with it; none where it waited in the queue, or came back from a worker that had not.
         worker: Option<WorkerId>,
         /// How often it was tried.
         tries: u32,
@@ -39,8 +39,10 @@ pub enum QueryError {
     /// The query was aboard so many dying workers that it is not tried again.
     #[error("poisoned: {POISON} workers died with this query aboard; the last: {}", .0)]
     Poisoned(Box<WorkerLost>),
-    /// Workers kept dying, and the pool gave up. `revive()` begins anew.
-    #[error("the pool {pool:?} gave up; its last worker: {cause}{}", tail(.stderr))]
+    /// Workers kept dying, more often than the pool's budget allows, and it gave up. `revive()` begins anew. Where queries may kill their workers, that
+    /// is no reason to give up: see `Budget::spare_calls`.
+    #[error("the pool {pool:?} gave up, for its workers kept dying (`revive` begins anew; `Budget::spare_calls` counts no death with a query aboard); \
+        the last worker: {cause}{}", tail(.stderr))]
     GaveUp {
         /// The name of the pool.
         pool: Arc<str>,

@@ -48,7 +48,9 @@ pub enum ServeError {
     #[error(transparent)]
     BadHello(#[from] BadHello),
     /// The manager names no role.
-    #[error("the manager names no role; this program has {known:?}")]
+    #[error(
+        "the manager names no role, and this program has {known:?}: it would serve the only one, or what `pm::serve` is given"
+    )]
     NoRoleNamed {
         /// The roles that it could have named.
         known: Vec<&'static str>,

@@ -52,7 +52,8 @@ fn inherited_descriptor(variable: &str) -> io::Result<OwnedFd> {
 /// The exit code of a worker that cannot serve what it was started for: `EX_USAGE` of sysexits.
 pub(crate) const CANNOT_SERVE: i32 = 64;
 
-/// Becomes a worker, or the keeper, where the environment says so, and never returns then. Returns otherwise.
+/// Becomes a worker, or the keeper, where the environment says so, and never returns then. Returns otherwise. A manager that names no role, as
+/// `pm pool` does, gets the only one; where there are several the worker ends with an error that says so.
 ///
 /// Call it first in `main`, before any thread, runtime or logger: a worker needs none of them, and the environment can be
 /// changed safely only while there is one thread.
@@ -62,7 +63,14 @@ pub(crate) const CANNOT_SERVE: i32 = 64;
 pub fn roles_over(roles: &[&'static dyn Role], transports: &[&dyn Connect]) {
     launch::run_if_keeper();
     let Some(scheme) = std::env::var_os(LINK_VARIABLE) else { return };
-    let Some(name) = std::env::var_os(ROLE_VARIABLE) else { return };
+    let name = match (std::env::var_os(ROLE_VARIABLE), roles) {
+        (Some(name), _) => name,
+        // Whoever starts a worker that is a program of its own names no role: where there is one, that is it.
+        (None, [only]) => only.name().into(),
+        // Such a program may go on to `serve`.
+        (None, []) => return,
+        (None, _) => OsString::new(),
+    };
     let result = become_worker(roles, transports, scheme, &name);
     match result {
         Ok(never) => match never {},

@@ -52,7 +52,7 @@ use std::sync::Arc;
 use loom::thread;
 
 use crate::bell::{Rung, Sleep};
-use crate::ring::{Consumer, Producer};
+use crate::ring::{Consumer, Producer, Site};
 use crate::sync::{AtomicU64, Ordering};
 
 type Memory = Arc<Vec<AtomicU64>>;
@@ -65,6 +65,10 @@ fn words(count: usize) -> Memory {
 fn ring() -> (Producer<Memory>, Consumer<Memory>) {
     let (ring, read) = (words(4 * 8), words(1));
     (Producer::new(ring.clone(), read.clone()), Consumer::new(ring, read))
+}
+
+fn far(cpu: u32) -> Site {
+    Site { cpu, is_far: true }
 }
 
 fn model(check: impl Fn() + Send + Sync + 'static) {
@@ -81,7 +85,7 @@ fn chunks_arrive_whole_and_in_order() {
         let (mut producer, mut consumer) = ring();
         let writer = thread::spawn(move || {
             for n in 1..=4_u8 {
-                while producer.write(&[n; 8], 1).unwrap() == 0 {
+                while producer.write(&[n; 8], far(1)).unwrap() == 0 {
                     thread::yield_now();
                 }
             }
@@ -122,7 +126,7 @@ fn no_wake_up_for_news_is_lost() {
         let asleep = words(1);
         let theirs = asleep.clone();
         let waker = thread::spawn(move || {
-            producer.write(&[1], 1).unwrap();
+            producer.write(&[1], far(1)).unwrap();
             Rung::default().is_due(&theirs[0])
         });
         let mut sleep = Sleep::default();
@@ -138,7 +142,7 @@ fn no_wake_up_for_news_is_lost() {
 fn no_wake_up_for_room_is_lost() {
     model(|| {
         let (mut producer, mut consumer) = ring();
-        assert!(producer.write(&[1; 184], 1).unwrap() == 184 && producer.write(&[2], 1).unwrap() == 0);
+        assert!(producer.write(&[1; 184], far(1)).unwrap() == 184 && producer.write(&[2], far(1)).unwrap() == 0);
         let asleep = words(1);
         let theirs = asleep.clone();
         let waker = thread::spawn(move || {
@@ -165,7 +169,7 @@ fn who_sleeps_again_is_rung_again() {
         let waker = thread::spawn(move || {
             let mut rung = Rung::default();
             for n in 0..2 {
-                producer.write(&[n], 1).unwrap();
+                producer.write(&[n], far(1)).unwrap();
                 if rung.is_due(&theirs[0]) {
                     rope[0].fetch_add(1, Ordering::SeqCst);
                 }

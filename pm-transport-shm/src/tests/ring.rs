@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::ring::{COMMITTED, Consumer, Corrupt, LINE, LINE_WORDS, NO_CPU, Producer, WORD, header};
+use crate::ring::{COMMITTED, Consumer, Corrupt, LINE, LINE_WORDS, NO_CPU, Producer, Site, WORD, header};
 use crate::sync::{AtomicU64, Ordering};
 
 type Memory = Arc<Vec<AtomicU64>>;
@@ -18,6 +18,10 @@ fn ring(lines: usize) -> (Memory, Memory) {
 
 fn ends(ring: &Memory, read: &Memory) -> (Producer<Memory>, Consumer<Memory>) {
     (Producer::new(ring.clone(), read.clone()), Consumer::new(ring.clone(), read.clone()))
+}
+
+fn far(cpu: u32) -> Site {
+    Site { cpu, is_far: true }
 }
 
 /// Numbers that look random, the same in each run.
@@ -39,7 +43,7 @@ fn what_is_written_is_read_in_order_around_the_end() {
         let (mut sent, mut came) = (Vec::new(), Vec::new());
         while sent.len() < 200_000 {
             let bytes: Vec<u8> = (0..1 + numbers.below(largest)).map(|_| numbers.below(256) as u8).collect();
-            let count = producer.write(&bytes, 3).unwrap();
+            let count = producer.write(&bytes, far(3)).unwrap();
             sent.extend_from_slice(&bytes[..count]);
             let full = count < bytes.len();
             // Until it is full, and sometimes before.
@@ -62,14 +66,14 @@ fn what_is_written_is_read_in_order_around_the_end() {
 fn a_full_ring_takes_nothing_until_its_reader_has_said_so() {
     let (memory, read) = ring(4);
     let (mut producer, mut consumer) = ends(&memory, &read);
-    assert_eq!(producer.write(&[1; 1000], NO_CPU).unwrap(), 3 * LINE - WORD);
-    assert_eq!(producer.write(&[1], NO_CPU).unwrap(), 0);
+    assert_eq!(producer.write(&[1; 1000], far(NO_CPU)).unwrap(), 3 * LINE - WORD);
+    assert_eq!(producer.write(&[1], far(NO_CPU)).unwrap(), 0);
     let mut came = Vec::new();
     consumer.read(&mut came).unwrap().unwrap();
     assert!(!producer.has_room().unwrap());
     assert!(consumer.should_publish() && consumer.publish() && !consumer.publish());
     assert!(producer.has_room().unwrap());
-    assert_eq!(producer.write(&[1], NO_CPU).unwrap(), 1);
+    assert_eq!(producer.write(&[1], far(NO_CPU)).unwrap(), 1);
 }
 
 /// No change of any word of the ring makes the consumer take wrong bytes for right ones.
@@ -91,7 +95,7 @@ fn random_writes_are_found_out(lines: usize, size: usize, step: usize) {
             read[0].store(0, Ordering::Relaxed);
             let (mut producer, mut consumer) = ends(&memory, &read);
             let sent: Vec<u8> = (0..size).map(|at| at as u8).collect();
-            assert_eq!(producer.write(&sent, 1).unwrap(), size);
+            assert_eq!(producer.write(&sent, far(1)).unwrap(), size);
             let before = memory[at].swap(value, Ordering::Relaxed);
             let mut came = Vec::new();
             // Whatever comes of it: no bytes that were not sent.
@@ -112,15 +116,15 @@ fn a_producer_killed_at_any_step_leaves_whole_chunks() {
         let (mut producer, mut consumer) = ends(&memory, &read);
         // Full of what earlier laps left, with the next chunk around the end.
         for _ in 0..(lines * 3 + lines / 2) / 2 {
-            producer.write(&[0xEE; 90], NO_CPU).unwrap();
+            producer.write(&[0xEE; 90], far(NO_CPU)).unwrap();
             consumer.read(&mut Vec::new()).unwrap();
             consumer.publish();
         }
         let first: Vec<u8> = (0..20).collect();
-        producer.write(&first, NO_CPU).unwrap();
+        producer.write(&first, far(NO_CPU)).unwrap();
         let before = contents(&memory);
         let bytes: Vec<u8> = (0..size).map(|at| at as u8 ^ 0x55).collect();
-        assert_eq!(producer.write(&bytes, NO_CPU).unwrap(), bytes.len());
+        assert_eq!(producer.write(&bytes, far(NO_CPU)).unwrap(), bytes.len());
         let after = contents(&memory);
         // The word that says that the chunk is there is the one that was zero and is so no more, and stands at a line.
         let last = (0..after.len())
@@ -153,7 +157,7 @@ fn a_producer_killed_at_any_step_leaves_whole_chunks() {
 fn a_reader_that_lies_about_its_position_is_found_out() {
     let (memory, read) = ring(4);
     let (mut producer, mut consumer) = ends(&memory, &read);
-    producer.write(&[1; 100], NO_CPU).unwrap();
+    producer.write(&[1; 100], far(NO_CPU)).unwrap();
     read[0].store(3, Ordering::Relaxed);
     assert_eq!(producer.has_room(), Err(Corrupt::Position), "ahead of what was written");
     consumer.read(&mut Vec::new()).unwrap();
@@ -170,7 +174,7 @@ fn a_chunk_of_an_earlier_lap_is_no_chunk() {
     let mut came = Vec::new();
     for lap in 0..50_u8 {
         // Bytes that look like the beginning of a chunk, where the next one could begin.
-        producer.write(&header(1, 0, 0).to_ne_bytes().repeat(1 + usize::from(lap % 15)), NO_CPU).unwrap();
+        producer.write(&header(1, 0, 0).to_ne_bytes().repeat(1 + usize::from(lap % 15)), far(NO_CPU)).unwrap();
         assert!(consumer.read(&mut came).unwrap().is_some());
         assert_eq!(consumer.read(&mut came), Ok(None));
         consumer.publish();

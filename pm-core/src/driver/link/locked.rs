@@ -153,6 +153,19 @@ impl<Tx: LinkTx> Core<Tx> {
         }
     }
 
+    /// Tells the worker that nobody waits for a call any more, which the session has given up. True where it has not begun with it and never
+    /// will: then nobody has to be told.
+    pub(super) fn withdraw(&mut self, now: Time, id: CallId) -> bool {
+        let number = self.session.number(id);
+        if self.tx.as_mut().and_then(|tx| tx.reclaim(number)) == Some(true) {
+            self.session.answered(now, id, Answer::NotStarted);
+            return true;
+        }
+        // A link without room for this has a worker that reads nothing: its deadline or the grace ends it.
+        let _ = self.push(Header::call(Kind::Cancel, id.to_wire()), &[]);
+        false
+    }
+
     /// Picks the calls that the worker has not started, but for the `keep` oldest and those that may not go elsewhere.
     fn unstarted(&mut self, keep: usize, room: &mut Vec<CallId>) {
         room.clear();

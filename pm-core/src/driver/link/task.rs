@@ -11,7 +11,7 @@ use super::locked::{Aboard, After};
 use super::{LinkEnd, LinkShared, Yard};
 use crate::driver::clock;
 use crate::face::error::QueryError;
-use crate::machine::frame::{Decoder, Frame, Header, Kind};
+use crate::machine::frame::{Decoder, Frame};
 use crate::machine::id::CallId;
 use crate::machine::retry::Failure;
 use crate::machine::session::Word;
@@ -241,9 +241,8 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
             let stuck = core.session.expire(now, &mut self.expired);
             for &id in &self.expired {
                 let Some(Aboard { call, .. }) = core.take(id) else { continue };
-                let _ = core.push(Header::call(Kind::Cancel, id.to_wire()), &[]);
                 let limit = call.terms.timeout.unwrap_or_default();
-                let worker = Some(self.shared.worker);
+                let worker = (!core.withdraw(now, id)).then_some(self.shared.worker);
                 self.after.failed(now, call, Failure::TimedOut, |tries, _| QueryError::TimedOut {
                     limit,
                     worker,
@@ -260,12 +259,16 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
             // What did not change is for others to publish: a call may be on its way to the queue, and counts until it is there.
             self.after.count_returning(core);
             self.shared.publish(core);
+            let is_idle = core.session.unanswered() == 0;
             let flushed = core.poll_flush(cx);
             drop(guard);
             self.unflushed |= !matches!(flushed, Poll::Ready(Ok(())));
             self.after.run(&self.shared, &*self.yard, now);
-            if self.after.counted > 0 {
+            let has_returned = self.after.counted > 0;
+            if has_returned {
                 self.shared.returned(&mut self.after);
+            }
+            if is_idle || has_returned {
                 self.yard.idle();
             }
             self.yard.dispatch();
