@@ -133,7 +133,13 @@ impl Link for ShmLink {
         let producer = Producer::new(Part::ring(&shared.memory.ours), Part::field(&shared.memory.theirs, Field::Read));
         let consumer = Consumer::new(Part::ring(&shared.memory.theirs), Part::field(&shared.memory.ours, Field::Read));
         let claims = Part::claims(&shared.memory.theirs);
-        let writer = ShmWriter { producer, rung: Rung::default(), sleep: Sleep::default(), shared: shared.clone() };
+        let writer = ShmWriter {
+            producer,
+            rung: Rung::default(),
+            is_silent: false,
+            sleep: Sleep::default(),
+            shared: shared.clone(),
+        };
         let rx = ShmRx {
             consumer,
             decoder: Decoder::new(MAX_PAYLOAD),
@@ -172,25 +178,42 @@ impl Shared {
 struct ShmWriter {
     producer: Producer<Part>,
     rung: Rung,
+    /// Something was written for which the worker may have to be woken: on the same processor it would only get in the way of the rest.
+    is_silent: bool,
     sleep: Sleep,
     shared: Arc<Shared>,
 }
 
+impl ShmWriter {
+    /// Wakes the worker, if it sleeps and something was written since it was woken.
+    fn ring(&mut self) {
+        let memory = &self.shared.memory;
+        if std::mem::take(&mut self.is_silent) && self.rung.is_due(memory.theirs.field(Field::AsleepForNews)) {
+            memory.ring_worker();
+        }
+    }
+}
+
 impl AsyncWrite for ShmWriter {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let ShmWriter { producer, rung, sleep, shared } = self.get_mut();
+        let writer = self.get_mut();
         loop {
+            let ShmWriter { producer, sleep, shared, .. } = &mut *writer;
             if shared.memory.theirs.field(Field::Closed).load(Ordering::Relaxed) & closed::READING != 0 {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
             }
-            let written = producer.write(bytes, site(shared.peer_cpu.load(Ordering::Relaxed)))?;
+            let site = site(shared.peer_cpu.load(Ordering::Relaxed));
+            let written = producer.write(bytes, site)?;
             if written > 0 {
                 sleep.end(shared.memory.ours.field(Field::AsleepForRoom));
-                if rung.is_due(shared.memory.theirs.field(Field::AsleepForNews)) {
-                    shared.memory.ring_worker();
+                writer.is_silent = true;
+                if site.is_far {
+                    writer.ring();
                 }
                 return Poll::Ready(Ok(written));
             }
+            writer.ring();
+            let ShmWriter { producer, sleep, shared, .. } = &mut *writer;
             sleep.begin(shared.memory.ours.field(Field::AsleepForRoom));
             if producer.has_room()? {
                 continue;
@@ -211,6 +234,7 @@ impl AsyncWrite for ShmWriter {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().ring();
         Poll::Ready(Ok(()))
     }
 

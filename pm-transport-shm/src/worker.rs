@@ -53,6 +53,8 @@ struct Reader {
 struct Writer {
     producer: Producer<Part>,
     rung: Rung,
+    /// Something was written for which the manager may have to be woken.
+    is_silent: bool,
     sleep: Sleep,
 }
 
@@ -73,6 +75,7 @@ impl ShmWorker {
         let writer = Writer {
             producer: Producer::new(Part::ring(&ours), Part::field(&theirs, Field::Read)),
             rung: Rung::default(),
+            is_silent: false,
             sleep: Sleep::default(),
         };
         let claims = Part::claims(&ours);
@@ -196,29 +199,52 @@ impl WorkerLink for ShmWorker {
         claims::take(self.claims.words(), number)
     }
 
-    fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        self.send_frame(&[], bytes)
+    }
+
+    fn send_frame(&self, header: &[u8], payload: &[u8]) -> io::Result<()> {
         let mut guard = lock(&self.writer);
-        let Writer { producer, rung, sleep } = &mut *guard;
-        let shared = &self.shared;
+        for part in [header, payload] {
+            guard.write(&self.shared, part)?;
+        }
+        guard.ring(&self.shared)
+    }
+}
+
+impl Writer {
+    /// Writes all of these bytes; waits for room. On the processor of the manager that is not woken before there is none: it would only get in the
+    /// way of the rest.
+    fn write(&mut self, shared: &Shared, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             if shared.has_closed(closed::READING) {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
-            let written = producer.write(bytes, site(shared.peer_cpu.load(Ordering::Relaxed)))?;
+            let site = site(shared.peer_cpu.load(Ordering::Relaxed));
+            let written = self.producer.write(bytes, site)?;
             bytes = &bytes[written..];
+            self.is_silent |= written > 0;
+            if written == 0 || site.is_far {
+                self.ring(shared)?;
+            }
             if written > 0 {
-                if rung.is_due(shared.theirs.field(Field::AsleepForNews)) {
-                    shared.ring_manager()?;
-                }
                 continue;
             }
             let bell = shared.bell();
-            sleep.renew();
-            sleep.begin(shared.ours.field(Field::AsleepForRoom));
-            if !producer.has_room()? && !shared.has_closed(closed::READING) {
+            self.sleep.renew();
+            self.sleep.begin(shared.ours.field(Field::AsleepForRoom));
+            if !self.producer.has_room()? && !shared.has_closed(closed::READING) {
                 shared.sleep(bell, None)?;
             }
-            sleep.end(shared.ours.field(Field::AsleepForRoom));
+            self.sleep.end(shared.ours.field(Field::AsleepForRoom));
+        }
+        Ok(())
+    }
+
+    /// Wakes the manager, if it sleeps and something was written since it was woken.
+    fn ring(&mut self, shared: &Shared) -> io::Result<()> {
+        if std::mem::take(&mut self.is_silent) && self.rung.is_due(shared.theirs.field(Field::AsleepForNews)) {
+            shared.ring_manager()?;
         }
         Ok(())
     }
