@@ -330,7 +330,7 @@ impl From<TransportError> for StartError {
 }
 
 fn on(worker: Option<WorkerId>) -> String {
-    worker.map_or_else(|| " (it was never sent to a worker)".to_string(), |worker| format!(" (worker {worker})"))
+    worker.map_or_else(|| " (no worker had begun with it)".to_string(), |worker| format!(" (worker {worker})"))
 }
 
 fn attempts(tries: u32) -> String {

@@ -302,6 +302,11 @@ impl Session {
         stuck
     }
 
+    /// Whether the worker can have started a call, as far as the order of its answers tells.
+    pub fn is_started(&self, id: CallId) -> bool {
+        self.slots.get(id.slot()).is_none_or(|slot| slot.uses != id.uses() || slot.started)
+    }
+
     /// The place of an open call in the order of opening, counted from 1: what the worker counts as well.
     pub fn number(&self, id: CallId) -> u64 {
         self.slots.get(id.slot()).map_or(0, |slot| slot.order + 1)

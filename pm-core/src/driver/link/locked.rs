@@ -153,11 +153,13 @@ impl<Tx: LinkTx> Core<Tx> {
         }
     }
 
-    /// Tells the worker that nobody waits for a call any more, which the session has given up. True where it has not begun with it and never
-    /// will: then nobody has to be told.
+    /// Tells the worker that nobody waits for a call any more, which the session has given up. True where it waited behind others, and the worker has not begun
+    /// with it and never will: then nobody has to be told. One that the worker should have begun with is not taken back: a worker that does nothing is
+    /// known by that.
     pub(super) fn withdraw(&mut self, now: Time, id: CallId) -> bool {
         let number = self.session.number(id);
-        if self.tx.as_mut().and_then(|tx| tx.reclaim(number)) == Some(true) {
+        let waited = !self.session.is_started(id);
+        if waited && self.tx.as_mut().and_then(|tx| tx.reclaim(number)) == Some(true) {
             self.session.answered(now, id, Answer::NotStarted);
             return true;
         }
