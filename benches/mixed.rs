@@ -91,7 +91,7 @@ async fn calls(scheme: &str, time: Duration) -> Vec<Ran> {
 
 /// How long workers were idle at a stretch while a call waited, in nanoseconds. What each worker does before its first call and after its last one does not count.
 fn idle_while_waiting(calls: &[Ran]) -> Vec<u64> {
-    // By time: a call begins to wait, or no call waits for the worker with this place any more that is idle since.
+    // What happens to a call: somebody waits for it, and the worker with this process runs it.
     enum Event {
         Sent,
         Began(u32),

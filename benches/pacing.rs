@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use pm::{AnyTransport, QueryManager};
-use pm_cli::bench::measure::{Block, asked, many};
+use pm_cli::bench::measure::{Block, asked, histogram, many};
 use pm_cli::bench::place::{self, Place};
 use pm_cli::bench::table::machine;
 use pm_cli::bench::work::BLOCK;
@@ -123,10 +123,6 @@ async fn with_gaps(pool: &Pool, gap: Duration, time: Duration) -> (Histogram<u64
     }
     let rate = times.len() as f64 / began.elapsed().as_secs_f64();
     (times, rate)
-}
-
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("bounds are right")
 }
 
 fn print(scheme: &str, what: &str, times: &Histogram<u64>, rate: f64) {

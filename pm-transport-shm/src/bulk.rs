@@ -50,23 +50,19 @@ mod imp {
 
     use super::{AtomicU64, LINE_WORDS, MaybeUninit, WORD};
 
-    pub(super) fn store(lines: &[AtomicU64], bytes: &[[u8; WORD]]) {
-        if lines.is_empty() {
-            return;
-        }
-        // SAFETY: Both slices have as many bytes, a multiple of 64 above zero, and `lines` begins at a multiple of 64: so says the caller. Atomics may
-        // be written through a shared reference. Another process that reads them meanwhile sees some of it, as it would of stores of words.
-        unsafe {
+    /// Copies so many lines, more than none, by this instruction to store.
+    macro_rules! copy_lines {
+        ($store:literal, $from:expr, $to:expr, $lines:expr) => {
             asm!(
                 "2:",
                 "movups {a}, [{from}]",
                 "movups {b}, [{from} + 16]",
                 "movups {c}, [{from} + 32]",
                 "movups {d}, [{from} + 48]",
-                "movntps [{to}], {a}",
-                "movntps [{to} + 16], {b}",
-                "movntps [{to} + 32], {c}",
-                "movntps [{to} + 48], {d}",
+                concat!($store, " [{to}], {a}"),
+                concat!($store, " [{to} + 16], {b}"),
+                concat!($store, " [{to} + 32], {c}"),
+                concat!($store, " [{to} + 48], {d}"),
                 "add {from}, 64",
                 "add {to}, 64",
                 "dec {left}",
@@ -75,11 +71,22 @@ mod imp {
                 b = out(xmm_reg) _,
                 c = out(xmm_reg) _,
                 d = out(xmm_reg) _,
-                from = inout(reg) bytes.as_ptr() => _,
-                to = inout(reg) lines.as_ptr() => _,
-                left = inout(reg) lines.len() / LINE_WORDS => _,
+                from = inout(reg) $from => _,
+                to = inout(reg) $to => _,
+                left = inout(reg) $lines => _,
                 options(nostack),
-            );
+            )
+        };
+    }
+
+    pub(super) fn store(lines: &[AtomicU64], bytes: &[[u8; WORD]]) {
+        if lines.is_empty() {
+            return;
+        }
+        // SAFETY: Both slices have as many bytes, a multiple of 64 above zero, and `lines` begins at a multiple of 64: so says the caller. Atomics may
+        // be written through a shared reference. Another process that reads them meanwhile sees some of it, as it would of stores of words.
+        unsafe {
+            copy_lines!("movntps", bytes.as_ptr(), lines.as_ptr(), lines.len() / LINE_WORDS);
         }
     }
 
@@ -90,29 +97,7 @@ mod imp {
         // SAFETY: Both slices have as many bytes, a multiple of 64 above zero: so says the caller. What another process writes to `lines` meanwhile can
         // mix old and new bytes in what is read, as with loads of words.
         unsafe {
-            asm!(
-                "2:",
-                "movups {a}, [{from}]",
-                "movups {b}, [{from} + 16]",
-                "movups {c}, [{from} + 32]",
-                "movups {d}, [{from} + 48]",
-                "movups [{to}], {a}",
-                "movups [{to} + 16], {b}",
-                "movups [{to} + 32], {c}",
-                "movups [{to} + 48], {d}",
-                "add {from}, 64",
-                "add {to}, 64",
-                "dec {left}",
-                "jnz 2b",
-                a = out(xmm_reg) _,
-                b = out(xmm_reg) _,
-                c = out(xmm_reg) _,
-                d = out(xmm_reg) _,
-                from = inout(reg) lines.as_ptr() => _,
-                to = inout(reg) bytes.as_mut_ptr() => _,
-                left = inout(reg) lines.len() / LINE_WORDS => _,
-                options(nostack),
-            );
+            copy_lines!("movups", lines.as_ptr(), bytes.as_mut_ptr(), lines.len() / LINE_WORDS);
         }
     }
 

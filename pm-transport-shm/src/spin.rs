@@ -186,7 +186,7 @@ impl Spin {
 
 /// Whether a peer that ran there can go on while this thread spins.
 pub(crate) fn is_elsewhere(peer: u32) -> bool {
-    peer != NO_CPU && peer != cpu()
+    site(peer).is_far
 }
 
 /// Where this thread writes, for a peer that ran last on this processor.

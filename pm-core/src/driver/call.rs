@@ -112,7 +112,6 @@ impl Call {
         let mut call = spare::take_call().unwrap_or_else(|| Arc::new(Call::blank()));
         let fields = Arc::get_mut(&mut call).expect("a spare call has no other owner");
         fields.terms = terms;
-        spare::lend_input(&mut fields.input);
         encode(&mut fields.input)?;
         spare::fit_input(&mut fields.input);
         Ok(call)
@@ -156,11 +155,9 @@ impl Call {
     pub(crate) fn reuse(mut self: Arc<Self>, output: Payload) {
         // Whoever delivered it may hold it for a moment longer.
         let Some(fields) = Arc::get_mut(&mut self) else { return };
-        fields.input.clear();
         spare::strip(&mut fields.input);
         let state = fields.state_mut();
         let mut output = output.into_buffer();
-        output.clear();
         spare::strip(&mut output);
         state.output = Payload::from(output);
         (state.place, state.tries, state.until) = (Place::Waiting, Tries::default(), None);

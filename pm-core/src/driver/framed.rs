@@ -108,7 +108,7 @@ impl<W: AsyncWrite + Unpin + Send + 'static> LinkTx for FramedTx<W> {
     }
 }
 
-impl<W: AsyncWrite + Unpin> FramedTx<W> {
+impl<W: AsyncWrite + Unpin + Send + 'static> FramedTx<W> {
     /// The error that it ended with, again.
     fn has_failed(&self) -> io::Result<()> {
         match &self.failed {
@@ -126,30 +126,25 @@ impl<W: AsyncWrite + Unpin> FramedTx<W> {
     fn write_through(&mut self, header: &[u8], payload: &[u8]) -> Result<usize, LinkError> {
         // Whoever flushes the rest waits for it.
         let cx = &mut Context::from_waker(Waker::noop());
-        let mut gone = 0;
-        let mut poll = self.poll_write_all(cx);
-        if poll.is_ready() {
-            self.buffer.clear();
-            self.sent = 0;
+        if self.poll_flush(cx)?.is_pending() {
+            return Ok(0);
         }
-        while let Poll::Ready(Ok(())) = poll
-            && gone < (header.len() + payload.len()).min(THROUGH_MOST)
-        {
+        let mut gone = 0;
+        while gone < (header.len() + payload.len()).min(THROUGH_MOST) {
             let parts = [&header[gone.min(header.len())..], &payload[gone.saturating_sub(header.len())..]];
             let wanted = if gone < header.len() { header.len() - gone } else { parts[1].len().min(THROUGH) };
-            poll = match Pin::new(&mut self.io).poll_write_vectored(cx, &parts.map(IoSlice::new)) {
-                Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            match Pin::new(&mut self.io).poll_write_vectored(cx, &parts.map(IoSlice::new)) {
+                Poll::Ready(Ok(0)) => return Err(self.fail(io::ErrorKind::WriteZero.into()).into()),
                 Poll::Ready(Ok(count)) => {
                     gone += count;
                     // It takes little at a time: whoever waits for room may as well do the rest.
-                    if count < wanted { Poll::Pending } else { Poll::Ready(Ok(())) }
+                    if count < wanted {
+                        break;
+                    }
                 }
-                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                Poll::Pending => Poll::Pending,
-            };
-        }
-        if let Poll::Ready(Err(error)) = poll {
-            return Err(self.fail(error).into());
+                Poll::Ready(Err(error)) => return Err(self.fail(error).into()),
+                Poll::Pending => break,
+            }
         }
         Ok(gone)
     }

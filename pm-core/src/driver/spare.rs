@@ -47,11 +47,18 @@ impl Spare {
     }
 }
 
-/// A call that nobody else has.
+/// A call that nobody else has, for another input: with a large buffer for it where the last input of this thread was large.
 pub(super) fn take_call() -> Option<Arc<Call>> {
     with(|spare| {
         let mut call = spare.calls.pop()?;
-        spare.calls_bytes -= Arc::get_mut(&mut call).map_or(0, Call::capacity);
+        if let Some(fields) = Arc::get_mut(&mut call) {
+            spare.calls_bytes -= fields.capacity();
+            if spare.expects_large
+                && let Some(buffer) = spare.take_large()
+            {
+                fields.input = buffer;
+            }
+        }
         Some(call)
     })
 }
@@ -67,17 +74,13 @@ pub(super) fn give_call(call: Arc<Call>, bytes: usize) {
     });
 }
 
-/// The buffer of an input that is about to be encoded: a large one where the last of this thread was large.
-pub(super) fn lend_input(input: &mut Vec<u8>) {
-    if let Some(buffer) = with(|spare| spare.expects_large.then(|| spare.take_large()).flatten()) {
-        *input = buffer;
-    }
-}
-
-/// The same input in a buffer that fits it.
+/// Gives an input that was encoded a buffer that fits it, and notes for the next one whether it was large.
 pub(super) fn fit_input(input: &mut Vec<u8>) {
+    if input.capacity() <= SMALL {
+        return;
+    }
     let is_large = input.len() > SMALL;
-    if input.capacity() > SMALL && !is_large {
+    if !is_large {
         let fitting = input.clone();
         strip(&mut mem::replace(input, fitting));
     }
@@ -87,13 +90,13 @@ pub(super) fn fit_input(input: &mut Vec<u8>) {
     });
 }
 
-/// Takes a buffer away where it is large, and keeps it if there is room for it.
+/// Empties a buffer. Takes it away where it is large, and keeps it if there is room for it.
 pub(super) fn strip(buffer: &mut Vec<u8>) {
+    buffer.clear();
     if buffer.capacity() <= SMALL {
         return;
     }
-    let mut buffer = mem::take(buffer);
-    buffer.clear();
+    let buffer = mem::take(buffer);
     with(|spare| {
         (spare.large_bytes + buffer.capacity() <= LARGE_BYTES).then(|| {
             spare.large_bytes += buffer.capacity();

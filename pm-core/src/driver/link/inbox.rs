@@ -141,13 +141,6 @@ pub(super) fn deliver_from<Tx: LinkTx>(
     if batch.dropped > 0 {
         yard.dropped(batch.dropped);
     }
-    after.run(shared, yard, now);
-    if after.counted > 0 {
-        shared.returned(after);
-    }
-    if is_idle {
-        yard.idle();
-    }
-    yard.dispatch();
+    shared.carry_out(after, yard, now, is_idle);
     result
 }

@@ -135,8 +135,7 @@ impl<Tx: LinkTx> Core<Tx> {
     pub(super) fn recall_but(&mut self, now: Time, keep: usize, room: &mut Vec<CallId>, after: &mut After) {
         self.unstarted(keep, room);
         for &id in &*room {
-            let number = self.session.number(id);
-            match self.tx.as_mut().and_then(|tx| tx.reclaim(number)) {
+            match self.reclaim(id) {
                 Some(true) => {
                     // An open call that was asked back goes to the queue.
                     if let Ok(Some(aboard)) = self.end(now, id, Answer::NotStarted, &mut Batch::default())
@@ -157,15 +156,24 @@ impl<Tx: LinkTx> Core<Tx> {
     /// with it and never will: then nobody has to be told. One that the worker should have begun with is not taken back: a worker that does nothing is
     /// known by that.
     pub(super) fn withdraw(&mut self, now: Time, id: CallId) -> bool {
-        let number = self.session.number(id);
-        let waited = !self.session.is_started(id);
-        if waited && self.tx.as_mut().and_then(|tx| tx.reclaim(number)) == Some(true) {
+        if !self.session.is_started(id) && self.reclaim(id) == Some(true) {
             self.session.answered(now, id, Answer::NotStarted);
             return true;
         }
+        self.tell_cancelled(id);
+        false
+    }
+
+    /// Takes a call back, where the link can tell whether the worker has begun with it.
+    fn reclaim(&mut self, id: CallId) -> Option<bool> {
+        let number = self.session.number(id);
+        self.tx.as_mut()?.reclaim(number)
+    }
+
+    /// Tells the worker that nobody waits for a call any more.
+    pub(super) fn tell_cancelled(&mut self, id: CallId) {
         // A link without room for this has a worker that reads nothing: its deadline or the grace ends it.
         let _ = self.push(Header::call(Kind::Cancel, id.to_wire()), &[]);
-        false
     }
 
     /// Picks the calls that the worker has not started, but for the `keep` oldest and those that may not go elsewhere.

@@ -200,8 +200,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let mut dropped = None;
         if core.session.cancel(now, id) == Cancel::Tell {
             dropped = core.take(id);
-            // A link without room for this has a worker that reads nothing: its deadline or the grace ends it.
-            let _ = core.push(Header::call(Kind::Cancel, id.to_wire()), &[]);
+            core.tell_cancelled(id);
         }
         drop(guard);
         drop(dropped);
@@ -293,21 +292,26 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         }
     }
 
-    fn publish_window(&self, core: &Core<Tx>) {
+    fn publish(&self, core: &Core<Tx>) {
         self.window.store(core.window.size(), Ordering::Relaxed);
         self.service.store(core.window.service().as_nanos() as u64, Ordering::Relaxed);
-    }
-
-    fn publish(&self, core: &Core<Tx>) {
-        self.publish_window(core);
         // What comes of it for the queue is ordered by the fence in `Yard::dispatch`.
         self.unanswered.store(core.load(), Ordering::Release);
     }
 
-    /// What was going back to the queue is there.
-    fn returned(&self, after: &mut After) {
-        let mut core = self.core();
-        core.returning -= std::mem::take(&mut after.counted);
-        self.publish(&core);
+    /// Does what was gathered under the lock, and dispatches. `is_idle` says that the worker had no call left by then.
+    fn carry_out(&self, after: &mut After, yard: &dyn Yard, now: Time, is_idle: bool) {
+        after.run(self, yard, now);
+        let has_returned = after.counted > 0;
+        if has_returned {
+            // What was going back to the queue is there.
+            let mut core = self.core();
+            core.returning -= std::mem::take(&mut after.counted);
+            self.publish(&core);
+        }
+        if is_idle || has_returned {
+            yard.idle();
+        }
+        yard.dispatch();
     }
 }

@@ -263,15 +263,7 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
             let flushed = core.poll_flush(cx);
             drop(guard);
             self.unflushed |= !matches!(flushed, Poll::Ready(Ok(())));
-            self.after.run(&self.shared, &*self.yard, now);
-            let has_returned = self.after.counted > 0;
-            if has_returned {
-                self.shared.returned(&mut self.after);
-            }
-            if is_idle || has_returned {
-                self.yard.idle();
-            }
-            self.yard.dispatch();
+            self.shared.carry_out(&mut self.after, &*self.yard, now, is_idle);
             if stuck {
                 return Some(LinkEnd::Stuck(core_grace(&self.shared)));
             }
