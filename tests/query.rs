@@ -32,6 +32,7 @@ pub fn tests() -> Vec<Trial> {
         over_all("query::a_named_worker_answers", a_named_worker_answers),
         over_all("query::try_query_gives_the_input_back", try_query_gives_the_input_back),
         over_all("query::a_query_waits_for_room", a_query_waits_for_room),
+        over_all("query::room_is_given_in_turn", room_is_given_in_turn),
         over_all("query::dropped_queries_give_their_place_back", dropped_queries_give_their_place_back),
         over_all("query::notices_come_in_order", notices_come_in_order),
         over_all("query::slow_queries_are_reported", slow_queries_are_reported),
@@ -244,6 +245,33 @@ async fn a_query_waits_for_room(transport: AnyTransport) {
     for (n, answer) in all.into_iter().enumerate() {
         assert_eq!(answer.await.unwrap().unwrap(), Said::Bytes((n as u32).to_be_bytes().into()));
     }
+}
+
+/// Whoever waits for room is served in the order in which they came, and those who go meanwhile hold nobody up.
+async fn room_is_given_in_turn(transport: AnyTransport) {
+    let (said, heard) = mpsc::channel();
+    // The test may be over.
+    let hook = move |_, text: &str| drop(said.send(text.to_string()));
+    let pool = jobs(transport).workers(1).queue(1).on_notice(hook).start().await.unwrap();
+    let slow = tokio::spawn(pool.query(&Job::Nap(LONG)));
+    assert_eq!(heard.recv_timeout(LIMIT).unwrap(), BEGUN);
+    let begin = |n: u32| {
+        let mut query = Box::pin(pool.query(&Job::Notice(n.to_string())));
+        assert!(query.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_pending());
+        query
+    };
+    let mut waiting: Vec<_> = (0..30).map(begin).collect();
+    assert_eq!(pool.info().queued, 1, "the others wait for room");
+    drop(waiting.drain(10..20));
+    let waiting: Vec<_> = waiting.into_iter().map(tokio::spawn).collect();
+    slow.abort();
+    // Newcomers do not overtake them.
+    let newcomers: Vec<_> = (30..40).map(|n| tokio::spawn(begin(n))).collect();
+    for query in waiting.into_iter().chain(newcomers) {
+        assert_eq!(query.await.unwrap().unwrap(), Said::Done);
+    }
+    let order: Vec<u32> = heard.try_iter().map(|said| said.parse().unwrap()).collect();
+    assert_eq!(order, (0..10).chain(20..40).collect::<Vec<_>>());
 }
 
 /// A queue full of calls that nobody waits for any more is an empty queue.

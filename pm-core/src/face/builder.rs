@@ -113,7 +113,7 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
         self
     }
 
-    /// How many queries may wait for a worker; 4,096 by default.
+    /// How many queries may wait for a worker; 4,096 by default. Further ones wait for room in the queue, and get it in the order in which they came.
     pub fn queue(mut self, queries: usize) -> Self {
         self.queue = queries;
         self

@@ -121,7 +121,7 @@ impl<H: Deref<Target = Handle>> Carry<H> {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::New(call) => {
                 call.begin(now);
-                if self.handle.pool.submit(now, &call) { Stage::Sent(call) } else { Stage::Full(call) }
+                if self.handle.pool.submit(now, &call, None) { Stage::Sent(call) } else { Stage::Full(call) }
             }
             other => other,
         };
@@ -210,23 +210,17 @@ impl<O, C: Codec<O>> Future for Decoded<O, C> {
 }
 
 async fn wait_for_room(pool: &dyn AnyPool, call: &Arc<Call>) -> Result<(), QueryError> {
-    loop {
-        let mut room = std::pin::pin!(pool.room().notified());
-        // From here on no room is missed.
-        room.as_mut().enable();
-        if pool.submit(clock::now(), call) {
-            // The call may have gone to a worker, and the room in the queue is there for the next who waits.
-            pool.room().notify_one();
-            return Ok(());
-        }
-        match call.until() {
-            None => room.await,
-            Some(until) => {
-                if tokio::time::timeout_at(clock::instant(until), room).await.is_err() {
-                    let limit = call.terms.timeout.unwrap_or_default();
-                    return Err(QueryError::TimedOut { limit, worker: None, tries: call.tries() });
-                }
+    let room = match call.until() {
+        None => pool.room().acquire().await,
+        Some(until) => match tokio::time::timeout_at(clock::instant(until), pool.room().acquire()).await {
+            Ok(room) => room,
+            Err(_) => {
+                let limit = call.terms.timeout.unwrap_or_default();
+                return Err(QueryError::TimedOut { limit, worker: None, tries: call.tries() });
             }
-        }
-    }
+        },
+    };
+    // Where a worker takes it after all, the room is for the next who waits.
+    pool.submit(clock::now(), call, Some(room.expect("nobody closes this semaphore")));
+    Ok(())
 }

@@ -98,8 +98,8 @@ impl<I, O, C> QueryManager<I, O, C>
 where
     C: Codec<I> + Codec<O>,
 {
-    /// Sends a query to the worker that is best placed for it, and waits for its answer. Waits for room first, where every worker has
-    /// what it should have and the queue is full.
+    /// Sends a query to the worker that is best placed for it, and waits for its answer. Waits for room first, in turn, where every worker has
+    /// what it should have and the queue is full: whoever is given room and does not poll on keeps it from the others.
     ///
     /// The input is encoded at once, and the query goes out when the future is first polled.
     ///

@@ -11,6 +11,8 @@ use crate::machine::time::Time;
 
 pub(super) struct Backlog {
     pub(super) queue: VecDeque<Arc<Call>>,
+    /// So many calls of the queue came back to it when it was full.
+    pub(super) beyond: usize,
     /// Calls that wait for their next try.
     pub(super) delayed: BinaryHeap<Reverse<Delayed>>,
     pub(super) next: u64,
@@ -54,6 +56,7 @@ impl Backlog {
     pub(super) fn new() -> Self {
         Backlog {
             queue: VecDeque::new(),
+            beyond: 0,
             delayed: BinaryHeap::new(),
             next: 0,
             phase: Phase::Idle,

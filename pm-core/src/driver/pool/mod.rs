@@ -14,7 +14,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, broadcast, mpsc, oneshot};
 
 use super::call::Call;
 use super::clock;
@@ -117,16 +117,16 @@ pub(crate) trait AnyPool: Send + Sync {
     /// Takes a call that nobody else has yet to a worker or into the queue; its caller sleeps then, until this waker is called. Or takes its
     /// answer out of a link at once and in this thread, where that pays. `gave_way` says that it comes again after [`Sent::Yield`].
     fn send(&self, now: Time, call: Arc<Call>, gave_way: bool, waker: &Waker) -> Sent;
-    /// Takes a call to a worker or into the queue; false where neither has room, see [`AnyPool::room`].
-    fn submit(&self, now: Time, call: &Arc<Call>) -> bool;
+    /// Takes a call to a worker or into the queue, with the room that its caller waited for; false where neither has room.
+    fn submit(&self, now: Time, call: &Arc<Call>, room: Option<SemaphorePermit<'_>>) -> bool;
     /// Takes the first of these calls to a worker, as many as it has room for now, and says how many that were.
     fn submit_many(&self, now: Time, calls: &mut dyn Iterator<Item = &Arc<Call>>) -> usize;
     /// Takes a call to this worker.
     fn submit_to(&self, worker: WorkerId, call: &Arc<Call>) -> Result<(), QueryError>;
     /// The caller of this call has gone.
     fn abandon(&self, call: &Call);
-    /// Told when the queue gets room.
-    fn room(&self) -> &Notify;
+    /// The room that the queue has. Who waits for some gets it in turn.
+    fn room(&self) -> &Semaphore;
     /// The runtime of its tasks.
     fn runtime(&self) -> &tokio::runtime::Handle;
     fn workers(&self) -> Vec<WorkerInfo>;
@@ -175,8 +175,7 @@ struct Shared {
     hooks: Hooks,
     backlog: Mutex<Backlog>,
     queued: AtomicUsize,
-    room: Notify,
-    queue_limit: usize,
+    room: Semaphore,
     commands: mpsc::Sender<Command>,
     /// New queries are refused, for the reason that the backlog knows.
     refusing: AtomicBool,
@@ -219,6 +218,14 @@ enum Placed<'a, Tx> {
     Nowhere,
 }
 
+/// How a call comes into the queue.
+enum Entry<'a> {
+    /// For the first time, with the room that its caller waited for, or with what is there now.
+    New(Option<SemaphorePermit<'a>>),
+    /// It was there before, and is taken back whether or not there is room.
+    Again,
+}
+
 /// What the queue did with a call.
 enum Line {
     /// It waits there.
@@ -240,8 +247,7 @@ pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf
             hooks: settings.hooks,
             backlog: Mutex::new(Backlog::new()),
             queued: AtomicUsize::new(0),
-            room: Notify::new(),
-            queue_limit: settings.queue,
+            room: Semaphore::new(settings.queue.min(Semaphore::MAX_PERMITS)),
             commands,
             refusing: AtomicBool::new(false),
             killed: AtomicBool::new(false),
@@ -340,16 +346,23 @@ impl<Tx: LinkTx> Pool<Tx> {
         lock(&self.shared.backlog)
     }
 
-    /// Puts a call into the queue, or resolves it where nobody will ever serve it. A call that was in the queue before is always taken back.
-    fn enqueue(&self, call: &Arc<Call>, again: bool) -> Line {
+    /// Puts a call into the queue, or resolves it where nobody will ever serve it.
+    fn enqueue(&self, call: &Arc<Call>, entry: Entry<'_>) -> Line {
+        let again = matches!(entry, Entry::Again);
         let mut backlog = self.backlog();
         if let Some(error) = backlog.refusal(&self.shared.name, again) {
             drop(backlog);
             call.fail(error);
             return Line::Over;
         }
-        if !again && backlog.queue.len() >= self.shared.queue_limit {
-            return Line::Full;
+        let room = match entry {
+            Entry::New(Some(room)) => Some(room),
+            Entry::New(None) | Entry::Again => self.shared.room.try_acquire().ok(),
+        };
+        match room {
+            Some(room) => room.forget(),
+            None if again => backlog.beyond += 1,
+            None => return Line::Full,
         }
         let until = call.until();
         if again {
@@ -368,9 +381,9 @@ impl<Tx: LinkTx> Pool<Tx> {
         Line::Waits
     }
 
-    /// Puts a new call into the queue.
-    fn wait_in_line(&self, call: &Arc<Call>) -> Line {
-        let line = self.enqueue(call, false);
+    /// Puts a new call into the queue, with the room that its caller waited for.
+    fn wait_in_line(&self, call: &Arc<Call>, room: Option<SemaphorePermit<'_>>) -> Line {
+        let line = self.enqueue(call, Entry::New(room));
         if let Line::Waits = line {
             // A link may have got room, or come, between the look at it and the entry into the queue. Pairs with the fence in `dispatch`.
             fence(Ordering::SeqCst);
@@ -387,11 +400,7 @@ impl<Tx: LinkTx> Pool<Tx> {
         let place = backlog.queue.iter().position(|waiting| std::ptr::eq(&**waiting, call));
         let taken = place.and_then(|place| backlog.queue.remove(place));
         backlog.delayed.retain(|Reverse(delayed)| !std::ptr::eq(&*delayed.call, call));
-        self.shared.queued.store(backlog.queue.len(), Ordering::SeqCst);
-        drop(backlog);
-        if taken.is_some() {
-            self.shared.room.notify_one();
-        }
+        self.shared.left(backlog, usize::from(taken.is_some()));
         self.idle();
     }
 
@@ -437,7 +446,7 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
             Placed::Over => Sent::Look(call),
             Placed::Nowhere => {
                 call.sleep(sleeper.unwrap_or_else(|| waker.clone()));
-                match self.wait_in_line(&call) {
+                match self.wait_in_line(&call, None) {
                     Line::Waits => Sent::Asleep(call),
                     Line::Over => Sent::Look(call),
                     Line::Full => Sent::Full(call),
@@ -446,10 +455,10 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         }
     }
 
-    fn submit(&self, now: Time, call: &Arc<Call>) -> bool {
+    fn submit(&self, now: Time, call: &Arc<Call>, room: Option<SemaphorePermit<'_>>) -> bool {
         let links = self.links.load();
         let is_placed = self.is_open() && !matches!(Self::place(&links, now, call, false, &mut None), Placed::Nowhere);
-        is_placed || !matches!(self.wait_in_line(call), Line::Full)
+        is_placed || !matches!(self.wait_in_line(call, room), Line::Full)
     }
 
     fn submit_many(&self, now: Time, calls: &mut dyn Iterator<Item = &Arc<Call>>) -> usize {
@@ -490,7 +499,7 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         }
     }
 
-    fn room(&self) -> &Notify {
+    fn room(&self) -> &Semaphore {
         &self.shared.room
     }
 
@@ -573,7 +582,7 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
             return;
         }
         if delay.is_zero() {
-            self.enqueue(&call, true);
+            self.enqueue(&call, Entry::Again);
             return;
         }
         let mut backlog = self.backlog();
@@ -621,12 +630,8 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
                 }
                 moved += 1;
             }
-            self.shared.queued.store(backlog.queue.len(), Ordering::SeqCst);
-            drop(backlog);
+            self.shared.left(backlog, moved);
             drop(over);
-            for _ in 0..moved {
-                self.shared.room.notify_one();
-            }
             if moved > 0 {
                 // Those that were over may have been the last that a shutdown waited for.
                 self.idle();
@@ -662,6 +667,15 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
 }
 
 impl Shared {
+    /// So many calls have left the queue, and others have their room.
+    fn left(&self, mut backlog: MutexGuard<'_, Backlog>, calls: usize) {
+        let beyond = calls.min(backlog.beyond);
+        backlog.beyond -= beyond;
+        self.queued.store(backlog.queue.len(), Ordering::SeqCst);
+        drop(backlog);
+        self.room.add_permits(calls - beyond);
+    }
+
     pub(crate) fn report(&self, event: Event) {
         let pool = &*self.name;
         match &event {

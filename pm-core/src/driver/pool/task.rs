@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::{AnyPool, Command, LAST_WRITE, Pool, lock};
+use super::{AnyPool, Command, Entry, LAST_WRITE, Pool, lock};
 use crate::driver::call::{Call, TimeoutFrom};
 use crate::driver::clock;
 use crate::driver::forward;
@@ -291,12 +291,12 @@ impl<S: Starter> PoolTask<S> {
         let refuses = backlog.refusal(&self.pool.shared.name, false).is_some();
         self.pool.shared.refusing.store(refuses, Ordering::SeqCst);
         let mut refused = Vec::new();
+        let mut left = 0;
         if let Some(error) = backlog.refusal(&self.pool.shared.name, true) {
+            left = backlog.queue.len();
             refused.extend(backlog.take_all().into_iter().map(|call| (call, error.clone())));
-            self.pool.shared.queued.store(0, Ordering::SeqCst);
         }
-        drop(backlog);
-        self.pool.shared.room.notify_waiters();
+        self.pool.shared.left(backlog, left);
         for (call, error) in refused {
             call.fail(error);
         }
@@ -342,13 +342,12 @@ impl<S: Starter> PoolTask<S> {
             let (due, rest) = backlog.queue.drain(..).partition::<VecDeque<_>, _>(is_due);
             backlog.earliest = rest.iter().filter_map(|call| call.until()).min();
             backlog.queue = rest;
-            expired = due.into();
-            self.pool.shared.queued.store(backlog.queue.len(), Ordering::SeqCst);
+            expired = Vec::from(due);
         }
         let is_served = backlog.queue.is_empty() && backlog.delayed.is_empty() && again.is_empty();
         // With the queue locked, no call is on its way between it and a link: a link counts a call until the queue has it.
         let is_served = is_served && self.shutdown.is_some() && self.pool.load() == 0;
-        drop(backlog);
+        self.pool.shared.left(backlog, expired.len());
         if demanded {
             self.input(Input::Demand);
         }
@@ -359,7 +358,6 @@ impl<S: Starter> PoolTask<S> {
             self.input(Input::Shutdown { deadline });
         }
         for call in expired {
-            self.pool.shared.room.notify_one();
             let (verdict, tries) = call.record_failure(now, Failure::TimedOut);
             if let Verdict::Again(delay) = verdict {
                 self.pool.requeue(call, delay);
@@ -370,7 +368,7 @@ impl<S: Starter> PoolTask<S> {
             call.fail(QueryError::TimedOut { limit, worker: None, tries });
         }
         for call in again {
-            self.pool.enqueue(&call, true);
+            self.pool.enqueue(&call, Entry::Again);
         }
         self.pool.dispatch();
     }
@@ -396,10 +394,9 @@ impl<Tx: LinkTx> Drop for Leftovers<Tx> {
         let Some(pool) = self.0.upgrade() else { return };
         let mut backlog = pool.backlog();
         backlog.phase = Phase::Closed;
+        let left = backlog.queue.len();
         let waiting = backlog.take_all();
-        drop(backlog);
-        pool.shared.queued.store(0, Ordering::SeqCst);
-        pool.shared.room.notify_waiters();
+        pool.shared.left(backlog, left);
         for call in waiting {
             let error = QueryError::ShuttingDown { pool: pool.shared.name.clone() };
             call.fail(error);
