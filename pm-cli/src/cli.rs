@@ -197,7 +197,7 @@ Measure the transports side by side, and say which one to pick on this machine.
 Each query is typed, goes through the whole manager to a worker that echoes it, and is checked. The ways to make them: await (each by a task \
 of its own), blocking (each by a thread of its own) and batch (all that are under way sent together; the times are those of a whole batch). Beside \
 them stand the limits: two threads that spin or wake each other, a bare tokio socket and pipe, and a channel between two tasks. Close what else \
-uses the processor: a shared machine gives other figures every minute, and only the ratios within one run count. The limits are those of 64 bytes, one at a time, and of the channel with 256 at once: other rows have no ratio.
+uses the processor: a shared machine gives other figures every minute, and only the ratios within one run count. The limits are those of 64 bytes, one at a time, and of the channel with 256 at once; and for shm with other sizes the bare transfer through shared memory: there and back, and from 4 KiB on one way with 256 at once. Other rows have no ratio.
 
 A line of --json has transport (or \"limit\"), placement, size, in_flight, mode, p50_ns, p99_ns, p999_ns, rate (queries a second), \
 cpu_ns_per_query_manager and cpu_ns_per_query_worker.";

@@ -11,7 +11,7 @@ use crate::ring::{LINE, LINE_WORDS, WORD};
 use crate::sync::AtomicU64;
 
 /// From so many words on a copy goes by lines: 4 KiB. Measured: there it costs the same where the processors share a cache, and half where they do not.
-pub(crate) const BULK: usize = (4 << 10) / WORD;
+pub const BULK: usize = (4 << 10) / WORD;
 
 /// So many words are copied at a time. What is computed of them then overlaps with the copy of the next ones.
 pub(crate) const BLOCK: usize = 64;
@@ -23,7 +23,7 @@ pub(crate) fn whole_lines(words: &[AtomicU64]) -> (usize, usize) {
 }
 
 /// Writes whole lines. Before any other side may look at them comes a [`fence`].
-pub(crate) fn store(lines: &[AtomicU64], bytes: &[[u8; WORD]]) {
+pub fn store(lines: &[AtomicU64], bytes: &[[u8; WORD]]) {
     assert!(lines.len() == bytes.len() && lines.len().is_multiple_of(LINE_WORDS), "whole lines");
     assert!(lines.as_ptr().align_offset(LINE) == 0, "lines begin at lines");
     imp::store(lines, bytes);
@@ -31,7 +31,7 @@ pub(crate) fn store(lines: &[AtomicU64], bytes: &[[u8; WORD]]) {
 
 /// Reads whole lines.
 #[expect(unsafe_code, reason = "what was written is initialized")]
-pub(crate) fn load<'a>(lines: &[AtomicU64], bytes: &'a mut [[MaybeUninit<u8>; WORD]]) -> &'a [[u8; WORD]] {
+pub fn load<'a>(lines: &[AtomicU64], bytes: &'a mut [[MaybeUninit<u8>; WORD]]) -> &'a [[u8; WORD]] {
     assert!(lines.len() == bytes.len() && lines.len().is_multiple_of(LINE_WORDS), "whole lines");
     imp::load(lines, bytes);
     // SAFETY: All of it was written, and bytes may have any value.
@@ -39,7 +39,7 @@ pub(crate) fn load<'a>(lines: &[AtomicU64], bytes: &'a mut [[MaybeUninit<u8>; WO
 }
 
 /// What [`store`] wrote is there before any store that follows.
-pub(crate) fn fence() {
+pub fn fence() {
     imp::fence();
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`work`] | what is measured, and how it is carried out |
 //! | [`limits`] | the same work with nothing but the socket, the pipe, the cache or the channel |
+//! | [`transfer`] | the same for large payloads: nothing but the memory |
 //! | [`measure`] | times, rates and processor time |
 //! | [`place`] | where the processes run |
 //! | [`rows`] | what comes of it |
@@ -30,6 +31,7 @@ pub mod place;
 pub mod plot;
 pub mod rows;
 pub mod table;
+pub mod transfer;
 pub mod work;
 
 /// What all rows take together, unless somebody says how long one takes.

@@ -7,6 +7,17 @@ use serde::Serialize;
 use super::measure::Measured;
 use super::place::Place;
 
+/// Bytes of the payload that most limits carry.
+pub const SMALL: usize = 64;
+
+/// From so many bytes on the rate of many at once is that of the memory.
+const LARGE: usize = 4 << 10;
+
+/// Whether memory is the limit of payloads of this size, so many at once.
+pub fn is_transfer(size: usize, in_flight: usize) -> bool {
+    size >= LARGE || (size != SMALL && in_flight == 1)
+}
+
 /// One line of the table.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -45,6 +56,8 @@ pub enum Mode {
     Channel,
     /// Many callers on one socket, written by hand.
     Mux,
+    /// Shared memory: there and back, and with many in flight one way.
+    Transfer,
 }
 
 impl Mode {
@@ -60,6 +73,7 @@ impl Mode {
             Mode::Pipe => "pipe",
             Mode::Channel => "channel",
             Mode::Mux => "mux",
+            Mode::Transfer => "transfer",
         }
     }
 }
@@ -79,6 +93,7 @@ impl Row {
     /// The limit that this row is held against.
     pub fn limit(&self) -> Option<Mode> {
         Some(match (self.transport?, self.in_flight) {
+            ("shm", in_flight) if is_transfer(self.size, in_flight) => Mode::Transfer,
             ("shm", 1) if matches!(self.place, Place::OneCore | Place::Hogs) => Mode::Futex,
             ("shm", 1) => Mode::Spin,
             ("shm", _) => Mode::Channel,

@@ -14,7 +14,8 @@ use thiserror::Error;
 use super::limits::{BarePipe, BareSocket, Echo, FRAME, Futex, Spin, hogs};
 use super::measure::{Block, Measured, Recorder, many, many_threads};
 use super::place::{self, Place};
-use super::rows::{Mode, Row};
+use super::rows::{Mode, Row, SMALL, is_transfer};
+use super::transfer;
 
 /// Echoes 64 bytes, without any allocation.
 pub static BLOCK: Query<Block, Block> = Query::new("bench-block", &|block: Block| black_box(block));
@@ -65,19 +66,38 @@ enum Stop {
 pub const MODES: [Mode; 3] = [Mode::Await, Mode::Blocking, Mode::Batch];
 
 /// The limits.
-pub const LIMITS: [Mode; 5] = [Mode::Spin, Mode::Futex, Mode::Socket, Mode::Pipe, Mode::Channel];
+pub const LIMITS: [Mode; 6] = [Mode::Spin, Mode::Futex, Mode::Socket, Mode::Pipe, Mode::Channel, Mode::Transfer];
 
-/// How many queries the channel and the multiplexer have under way.
+/// How many queries a limit has under way that is not one after the other.
 const CROWD: usize = 256;
 
 impl Settings {
     /// How many rows they give.
     pub fn rows(&self) -> usize {
         let transports = self.transports.len() * self.sizes.len() * self.in_flight.len() * self.modes.len();
-        self.places
-            .iter()
-            .map(|place| transports + self.limits.iter().filter(|limit| has(**limit, *place)).count())
-            .sum()
+        self.places.iter().map(|place| transports + self.limits_in(*place).len()).sum()
+    }
+
+    /// The limits that there are in a place, each with its size, and with how many at once.
+    fn limits_in(&self, place: Place) -> Vec<(Mode, usize, usize)> {
+        let is_shared = self.transports.iter().any(|transport| transport.scheme() == "shm");
+        let mut limits = Vec::new();
+        for &limit in &self.limits {
+            match limit {
+                // Nobody spins for a thread that shares its processor.
+                Mode::Spin | Mode::Transfer if place == Place::OneCore => {}
+                Mode::Transfer => {
+                    for &size in self.sizes.iter().filter(|_| is_shared) {
+                        let counts = self.in_flight.iter().copied().filter(|count| [1, CROWD].contains(count));
+                        limits
+                            .extend(counts.filter(|count| is_transfer(size, *count)).map(|count| (limit, size, count)));
+                    }
+                }
+                Mode::Channel | Mode::Mux => limits.push((limit, SMALL, CROWD)),
+                _ => limits.push((limit, SMALL, 1)),
+            }
+        }
+        limits
     }
 
     /// Measures everything, place by place, and hands each row out once it is there, for as long as somebody wants one.
@@ -110,15 +130,16 @@ impl Settings {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Stop::Enough),
         };
-        for &limit in self.limits.iter().filter(|limit| has(**limit, place)) {
-            each(self.limit(&runtime, place, limit))?;
+        for (mode, size, in_flight) in self.limits_in(place) {
+            let measured = self.limit(&runtime, place, mode, size, in_flight);
+            each(Row { transport: None, place, size, in_flight, mode, measured })?;
         }
         for transport in &self.transports {
             for &size in &self.sizes {
                 let mut row = |in_flight, mode, measured| {
                     each(Row { transport: Some(transport.scheme()), place, size, in_flight, mode, measured })
                 };
-                if size == 64 {
+                if size == SMALL {
                     self.pool(&runtime, place, *transport, &BLOCK, Block([7; 64]), &mut row)?;
                 } else {
                     self.pool(&runtime, place, *transport, &BYTES, Bytes::from(vec![7; size]), &mut row)?;
@@ -128,10 +149,17 @@ impl Settings {
         Ok(())
     }
 
-    fn limit(&self, runtime: &tokio::runtime::Runtime, place: Place, mode: Mode) -> Row {
+    fn limit(
+        &self,
+        runtime: &tokio::runtime::Runtime,
+        place: Place,
+        mode: Mode,
+        size: usize,
+        in_flight: usize,
+    ) -> Measured {
         let time = self.time;
         let mut frame = [7u8; FRAME];
-        let measured = match mode {
+        match mode {
             Mode::Spin => {
                 let mut spin = Spin::new(place);
                 timed(time, || {
@@ -163,13 +191,13 @@ impl Settings {
                 let (mux, peer) = Echo::mux(place);
                 crowd(mux, time, Some(peer)).await
             }),
+            Mode::Transfer if in_flight == 1 => transfer::round_trips(place, size, time),
+            Mode::Transfer => transfer::one_way(place, size, time),
             // The ways to make queries are no limits.
             Mode::Channel | Mode::Await | Mode::Blocking | Mode::Batch => {
                 on(runtime, async move { crowd(Echo::channel(), time, None).await })
             }
-        };
-        let in_flight = if matches!(mode, Mode::Channel | Mode::Mux) { CROWD } else { 1 };
-        Row { transport: None, place, size: 64, in_flight, mode, measured }
+        }
     }
 
     fn pool<P: Payload>(
@@ -245,12 +273,6 @@ impl Settings {
             }),
         }
     }
-}
-
-/// Whether there is such a limit in a place.
-fn has(limit: Mode, place: Place) -> bool {
-    // Nobody spins for a thread that shares its processor.
-    !(limit == Mode::Spin && place == Place::OneCore)
 }
 
 /// What is echoed.
