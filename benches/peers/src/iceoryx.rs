@@ -48,7 +48,7 @@ pub(crate) fn measure(args: &Args) -> Result<Vec<Row>, PeerError> {
         drop(manager);
         let manager = Manager::start(args, bytes, CROWD)?;
         let rate = rate(args.seconds, |time| manager.crowd(time))?;
-        Ok(Row { bytes, p50, p99, rate })
+        Ok(Row { bytes, p50, p99, rate, cpu: None })
     });
     rows.into_iter().collect()
 }

@@ -32,7 +32,7 @@ pub(crate) fn measure(args: &Args) -> Result<Vec<Row>, PeerError> {
         };
         let (p50, p99) = alone(args.seconds, call)?;
         let rate = rate(args.seconds, |time| crowd(time, requests.clone(), &answers, &payload))?;
-        Ok(Row { bytes, p50, p99, rate })
+        Ok(Row { bytes, p50, p99, rate, cpu: None })
     });
     rows.into_iter().collect()
 }

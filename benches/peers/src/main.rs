@@ -12,7 +12,7 @@
 //! | [`role`] | how this program starts itself |
 //! | [`measure`] | what is shared by the managers in Rust |
 //! | [`scripts`] | the rivals in Node.js and Python |
-//! | [`ours`], [`mux`], [`iceoryx`], [`ipc_channel`], [`tarpc`] | one rival each |
+//! | [`ours`], [`node`], [`mux`], [`iceoryx`], [`ipc_channel`], [`tarpc`] | one rival each |
 //! | [`row`], [`table`] | what comes of it |
 
 #![forbid(unsafe_code)]
@@ -35,6 +35,7 @@ mod iceoryx;
 mod ipc_channel;
 mod measure;
 mod mux;
+mod node;
 mod ours;
 mod rival;
 mod role;

@@ -6,7 +6,7 @@ use pm_cli::bench::measure::{Recorder, many};
 
 use crate::cli::Args;
 use crate::error::{PeerError, Step};
-use crate::measure::{micros, runtime};
+use crate::measure::runtime;
 use crate::row::{CROWD, Row};
 
 /// 64 bytes, with a header as long as pm's.
@@ -24,7 +24,7 @@ pub(crate) fn measure(args: &Args) -> Result<Vec<Row>, PeerError> {
             let mux = mux.clone();
             async move { round_trip(&mux).await }
         });
-        Row { bytes: 64, p50: micros(alone.p50), p99: micros(alone.p99), rate: crowd.await.rate }
+        Row::with_cpu(64, alone, crowd.await)
     };
     let row = runtime.block_on(async { tokio::spawn(work).await }).step("measure the mux")?;
     Ok(vec![row])

@@ -8,7 +8,6 @@ use pm_cli::bench::work::Settings;
 
 use crate::cli::Args;
 use crate::error::PeerError;
-use crate::measure::micros;
 use crate::row::{CROWD, Row, SIZES};
 
 /// Each query awaited, one at a time and many at once.
@@ -28,9 +27,6 @@ pub(crate) fn measure(transport: AnyTransport, args: &Args) -> Result<Vec<Row>, 
         ControlFlow::Continue(())
     })?;
     // For each size the engine gives a row for one query at a time, and then one for many.
-    let rows = measured.chunks_exact(2).map(|pair| {
-        let (alone, crowd) = (pair[0].measured, pair[1].measured);
-        Row { bytes: pair[0].size, p50: micros(alone.p50), p99: micros(alone.p99), rate: crowd.rate }
-    });
-    Ok(rows.collect())
+    let pairs = measured.chunks_exact(2);
+    Ok(pairs.map(|pair| Row::with_cpu(pair[0].size, pair[0].measured, pair[1].measured)).collect())
 }

@@ -7,7 +7,7 @@ use crate::cli::Args;
 use crate::error::PeerError;
 use crate::row::Row;
 use crate::scripts::{Language, Script};
-use crate::{iceoryx, ipc_channel, mux, ours, tarpc};
+use crate::{iceoryx, ipc_channel, mux, node, ours, tarpc};
 
 /// pm over its transports, and its rivals, in the order of a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -16,6 +16,8 @@ pub(crate) enum Rival {
     Shm,
     /// pm over a Unix socket
     Uds,
+    /// pm over a Unix socket, with a worker in Node.js
+    Node,
     /// A batching multiplexer on a Unix socket, written by hand
     Mux,
     /// iceoryx2, request-response; both processes poll
@@ -57,6 +59,7 @@ impl Rival {
         match self {
             Rival::Shm => "pm, shm",
             Rival::Uds => "pm, uds",
+            Rival::Node => "pm, uds, Node worker",
             Rival::Mux => "hand-batched socket mux",
             Rival::Iceoryx2 => "iceoryx2, both poll",
             Rival::IpcChannel => "ipc-channel",
@@ -90,6 +93,7 @@ impl Rival {
         match self {
             Rival::Shm => ours::measure(AnyTransport::Shm(Shm::default()), args),
             Rival::Uds => ours::measure(AnyTransport::Uds(Uds), args),
+            Rival::Node => node::measure(args),
             Rival::Mux => mux::measure(args),
             Rival::Iceoryx2 => iceoryx::measure(args),
             Rival::IpcChannel => ipc_channel::measure(args),

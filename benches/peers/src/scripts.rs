@@ -40,6 +40,11 @@ pub(crate) enum Language {
 pub(crate) fn missing(rivals: &[Rival]) -> Vec<(Rival, String)> {
     let scripts: Vec<_> = rivals.iter().filter_map(|rival| Some((*rival, rival.script()?))).collect();
     let mut missing = Vec::new();
+    if rivals.contains(&Rival::Node)
+        && let Err(error) = group::run(Language::Node.interpreter().arg("--version"), PROBE)
+    {
+        missing.push((Rival::Node, error.to_string()));
+    }
     for language in [Language::Node, Language::Python] {
         let mine = || scripts.iter().filter(|(_, script)| script.language == language);
         if mine().all(|(_, script)| script.probe().is_ok()) {

@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 
 use crate::cli::Args;
 use crate::error::{PeerError, Step};
-use crate::measure::{micros, payload, runtime};
+use crate::measure::{payload, runtime};
 use crate::rival::Rival;
 use crate::role::Worker;
 use crate::row::{CROWD, Row, SIZES};
@@ -47,7 +47,7 @@ pub(crate) fn measure(args: &Args) -> Result<Vec<Row>, PeerError> {
                 let (client, payload) = (client.clone(), payload.clone());
                 async move { round_trip(&client, &payload).await }
             });
-            rows.push(Row { bytes, p50: micros(alone.p50), p99: micros(alone.p99), rate: crowd.await.rate });
+            rows.push(Row::new(bytes, alone, crowd.await));
         }
         Ok(rows)
     };

@@ -17,8 +17,16 @@ function pin(threads) {
   for (const thread of threads) execFileSync('taskset', ['-pc', cpu, thread]);
 }
 
+// Microseconds of processor time of this process.
+function burnt() {
+  const { user, system } = process.cpuUsage();
+  return user + system;
+}
+
+// The times of calls, in order, and the processor time that each took here.
 async function alone(call, seconds) {
   const times = [];
+  const before = burnt();
   const end = performance.now() + seconds * 1000;
   for (let now = 0; now < end; ) {
     const began = performance.now();
@@ -26,10 +34,12 @@ async function alone(call, seconds) {
     now = performance.now();
     times.push((now - began) * 1000);
   }
-  return Float64Array.from(times).sort();
+  return { times: Float64Array.from(times).sort(), cpu: (burnt() - before) / times.length };
 }
 
+// Calls a second, and the processor time that each took here.
 async function crowd(call, seconds) {
+  const before = burnt();
   const began = performance.now();
   const end = began + seconds * 1000;
   let count = 0;
@@ -40,7 +50,7 @@ async function crowd(call, seconds) {
     }
   };
   await Promise.all(Array.from({ length: CROWD }, caller));
-  return count / ((performance.now() - began) / 1000);
+  return { rate: count / ((performance.now() - began) / 1000), cpu: (burnt() - before) / count };
 }
 
 // `echo` takes a text and gives a promise of the same.
@@ -51,11 +61,11 @@ async function measure(echo) {
       if ((await echo(text)) !== text) throw new Error('a wrong answer');
     };
     await alone(call, seconds / 10);
-    const times = await alone(call, seconds);
+    const { times, cpu } = await alone(call, seconds);
     await crowd(call, seconds / 10);
-    const rate = await crowd(call, seconds);
+    const { rate, cpu: cpuOfCrowd } = await crowd(call, seconds);
     const at = (share) => times[Math.floor(times.length * share)];
-    console.log(JSON.stringify({ bytes, p50: at(0.5), p99: at(0.99), rate }));
+    console.log(JSON.stringify({ bytes, p50: at(0.5), p99: at(0.99), rate, cpu_alone: cpu, cpu_crowd: cpuOfCrowd }));
   }
   process.exit();
 }
