@@ -93,7 +93,7 @@ impl<Tx: LinkTx> Boarding<'_, Tx> {
     pub(super) fn leave(self, now: Time, flush_at: u32) -> bool {
         let Boarding { link, core: mut guard, before, mut kick, .. } = self;
         let core = &mut *guard;
-        link.unanswered.store(core.load(), Ordering::Release);
+        link.publish_load(core);
         if before == 0 {
             core.window.began(now);
         }

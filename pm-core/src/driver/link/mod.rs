@@ -102,6 +102,8 @@ pub(crate) struct LinkShared<Tx> {
     pub(crate) pid: u32,
     unanswered: AtomicU32,
     window: AtomicU32,
+    /// Whether calls of the queue come here: from when there is room for several until there is none.
+    refills: AtomicBool,
     /// Nanoseconds per answer.
     service: AtomicU64,
     accepting: AtomicBool,
@@ -139,6 +141,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             pid,
             unanswered: AtomicU32::new(0),
             window: AtomicU32::new(window.size()),
+            refills: AtomicBool::new(true),
             service: AtomicU64::new(window.service().as_nanos() as u64),
             accepting: AtomicBool::new(true),
             kicked: AtomicBool::new(false),
@@ -184,7 +187,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
     /// What a further call would cost here, in nanoseconds, and the load; none where there is no room. A hint:
     /// [`LinkShared::submit`] decides. `waited` says that the call has been in the queue.
     pub(crate) fn cost(&self, waited: bool) -> Option<(u64, u32)> {
-        if !self.accepting.load(Ordering::Relaxed) {
+        if !self.accepting.load(Ordering::Relaxed) || waited && !self.refills.load(Ordering::Relaxed) {
             return None;
         }
         let (load, window) = (self.unanswered.load(Ordering::Relaxed), self.window.load(Ordering::Relaxed));
@@ -295,8 +298,18 @@ impl<Tx: LinkTx> LinkShared<Tx> {
     fn publish(&self, core: &Core<Tx>) {
         self.window.store(core.window.size(), Ordering::Relaxed);
         self.service.store(core.window.service().as_nanos() as u64, Ordering::Relaxed);
+        self.publish_load(core);
+    }
+
+    fn publish_load(&self, core: &Core<Tx>) {
+        let (load, window) = (core.load(), core.window.size());
+        if load >= window {
+            self.refills.store(false, Ordering::Relaxed);
+        } else if load + dispatch::refill(window) <= window {
+            self.refills.store(true, Ordering::Relaxed);
+        }
         // What comes of it for the queue is ordered by the fence in `Yard::dispatch`.
-        self.unanswered.store(core.load(), Ordering::Release);
+        self.unanswered.store(load, Ordering::Release);
     }
 
     /// Does what was gathered under the lock, and dispatches. `is_idle` says that the worker had no call left by then.
