@@ -1,4 +1,4 @@
-//! Every transport through the whole `QueryManager`, by size and by how many queries are under way at once.
+//! Every transport through the whole `QueryManager`, by size and by how many queries are under way at once; and what the type of 64 KiB costs.
 
 #![forbid(unsafe_code)]
 
@@ -8,13 +8,19 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use pm::codec::Verbatim;
 use pm::core::worker::role::ByteQuery;
-use pm::{AnyTransport, PoolBuilder, QueryManager};
+use pm::{AnyTransport, Bytes, PoolBuilder, Query, QueryManager};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
 
 static ECHO: ByteQuery = ByteQuery::new("echo", "bytes", &|input: &[u8], output: &mut Vec<u8>| {
     output.extend_from_slice(black_box(input));
     Ok(())
 });
+
+static BYTES: Query<Bytes, Bytes> = Query::new("bytes", &|value: Bytes| black_box(value));
+static OCTETS: Query<Vec<u8>, Vec<u8>> = Query::new("octets", &|value: Vec<u8>| black_box(value));
+static NUMBERS: Query<Vec<f64>, Vec<f64>> = Query::new("numbers", &|value: Vec<f64>| black_box(value));
 
 type Pool = QueryManager<Vec<u8>, Vec<u8>, Verbatim>;
 
@@ -52,6 +58,32 @@ fn bench(c: &mut Criterion, runtime: &Runtime, scheme: &str, pool: &Pool) {
     group.finish();
 }
 
+/// Round trips of 64 KiB over the quickest transport, by postcard.
+fn types(c: &mut Criterion) {
+    const SIZE: usize = 64 << 10;
+    let runtime = Runtime::new().expect("a runtime");
+    typed(c, &runtime, "pm::Bytes", &BYTES, Bytes::from(vec![7; SIZE]));
+    typed(c, &runtime, "Vec<u8>", &OCTETS, vec![7; SIZE]);
+    typed(c, &runtime, "Vec<f64>", &NUMBERS, vec![7.5; SIZE / size_of::<f64>()]);
+}
+
+fn typed<T>(c: &mut Criterion, runtime: &Runtime, name: &str, echo: &'static Query<T, T>, value: T)
+where
+    T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug + Send + 'static,
+{
+    let transport: AnyTransport = "shm".parse().expect("a transport of this build");
+    let pool = runtime.block_on(echo.pool().transport(transport).start()).expect("a pool");
+    assert_eq!(runtime.block_on(pool.query(&value)).expect("an answer"), value, "right before fast");
+    let mut group = c.benchmark_group("shm, 64 KiB");
+    group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+    group.throughput(Throughput::Bytes(64 << 10));
+    group.bench_function(name, |b| {
+        b.to_async(runtime).iter(|| async { black_box(pool.query(&value).await.expect("an answer")) });
+    });
+    group.finish();
+    runtime.block_on(pool.shutdown());
+}
+
 /// `count` queries of 64 bytes, `at_once` of them under way at a time, each of these in a task of its own.
 async fn many(pool: Pool, at_once: usize, count: u64) -> Duration {
     let began = Instant::now();
@@ -72,11 +104,11 @@ async fn many(pool: Pool, at_once: usize, count: u64) -> Duration {
     began.elapsed()
 }
 
-criterion_group!(benches, transports);
+criterion_group!(benches, transports, types);
 
 fn main() {
     // The workers are this very program.
-    pm::roles([&ECHO]);
+    pm::roles([&ECHO, &BYTES, &OCTETS, &NUMBERS]);
     benches();
     Criterion::default().configure_from_args().final_summary();
 }
