@@ -1,6 +1,6 @@
 //! One query on its way: from the caller to a worker and back, however many workers that takes.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::spare;
 use crate::face::error::QueryError;
 use crate::machine::id::{CallId, Incarnation, WorkerId};
+use crate::machine::line::Waits;
 use crate::machine::payload::{Lent, Payload};
 use crate::machine::retry::{Failure, Retry, Tries, Verdict};
 use crate::machine::session::Limit;
@@ -66,6 +67,8 @@ pub(crate) struct Call {
     pub(crate) is_named: bool,
     /// When it was sent first, in nanoseconds.
     made: AtomicU64,
+    /// Where it stands in the line of the pool, whose lock guards this; [`NO_SEAT`] elsewhere.
+    seat: AtomicI64,
     /// Whether it has its outcome, or its caller has gone: then no worker needs to see it. It never changes back.
     is_over: AtomicBool,
     state: Mutex<State>,
@@ -89,6 +92,8 @@ impl State {
         self.until.or_else(|| call.terms.until(call.made()))
     }
 }
+
+const NO_SEAT: i64 = i64::MIN;
 
 /// The buffers of a new call: most payloads fit, and none has to grow byte by byte.
 const ROOM: usize = 128;
@@ -140,6 +145,7 @@ impl Call {
             terms: Terms::default(),
             is_named: false,
             made: AtomicU64::new(0),
+            seat: AtomicI64::new(NO_SEAT),
             is_over: AtomicBool::new(false),
             state: Mutex::new(state),
         }
@@ -235,11 +241,6 @@ impl Call {
         (verdict, state.tries.failed())
     }
 
-    /// How many tries failed, the one included that is going on.
-    pub(crate) fn tries(&self) -> u32 {
-        self.state().tries.failed() + 1
-    }
-
     /// Gives it its outcome, and the waker of the caller to be called after all locks are gone. The first outcome stands.
     #[must_use = "the caller sleeps until its waker is called"]
     pub(crate) fn resolve(&self, outcome: Result<Lent<'_>, QueryError>) -> Option<Waker> {
@@ -294,6 +295,21 @@ impl Call {
         drop(state);
         drop(waker);
         place.aboard()
+    }
+}
+
+impl Waits for Arc<Call> {
+    fn seat(&self) -> Option<i64> {
+        let seat = self.seat.load(Ordering::Relaxed);
+        (seat != NO_SEAT).then_some(seat)
+    }
+
+    fn sit(&self, seat: Option<i64>) {
+        self.seat.store(seat.unwrap_or(NO_SEAT), Ordering::Relaxed);
+    }
+
+    fn until(&self) -> Option<Time> {
+        Call::until(self)
     }
 }
 

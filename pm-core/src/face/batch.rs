@@ -1,6 +1,6 @@
 //! Many queries at the same time, from one caller.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 
 use super::carry::Carry;
 use super::error::QueryError;
@@ -53,8 +53,8 @@ where
                 part[..sent].iter_mut().for_each(Carry::was_sent);
                 at += sent;
                 if sent < part.len() {
-                    // No call at all, or one for which there is no room.
-                    poll_fn(|cx| part[sent].poll_submit(made, cx)).await;
+                    // No call at all, or one for which its worker has no room.
+                    part[sent].submit(made);
                     at += 1;
                 }
             }

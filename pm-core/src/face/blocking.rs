@@ -32,8 +32,6 @@ where
         if tokio::runtime::Handle::try_current().is_ok() {
             return Err(QueryError::OnRuntime { pool: pool.name().clone() });
         }
-        // A query that waits for room in the queue has a timer.
-        let _entered = pool.runtime().enter();
         block_on(self.query_with(input, options))
     }
 }

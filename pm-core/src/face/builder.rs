@@ -113,7 +113,8 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
         self
     }
 
-    /// How many queries may wait for a worker; 4,096 by default. Further ones wait for room in the queue, and get it in the order in which they came.
+    /// So many queries that wait for a worker are a full queue, into which [`try_query`](QueryManager::try_query) adds none; 4,096 by default. Whoever
+    /// awaits a [`query`](QueryManager::query) waits in turn however many there are: it is the program that bounds how many it makes.
     pub fn queue(mut self, queries: usize) -> Self {
         self.queue = queries;
         self

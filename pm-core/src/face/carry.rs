@@ -12,7 +12,7 @@ use super::query::Handle;
 use crate::codec::Codec;
 use crate::driver::call::Call;
 use crate::driver::clock;
-use crate::driver::pool::{AnyPool, Sent};
+use crate::driver::pool::{Sending, Sent};
 use crate::machine::payload::Payload;
 use crate::machine::time::Time;
 
@@ -28,9 +28,7 @@ enum Stage {
     /// Its time runs, and it was not sent: its caller has given way to the other tasks of its thread.
     Yielded(Arc<Call>),
     /// It was not sent, for there is no room.
-    Full(Arc<Call>),
-    /// It waits for room.
-    Line(Arc<Call>, Pin<Box<dyn Future<Output = Result<(), QueryError>> + Send>>),
+    Full,
     /// It was sent.
     Sent(Arc<Call>),
     /// It has its output.
@@ -66,8 +64,9 @@ impl<H: Deref<Target = Handle>> Carry<H> {
         Carry { handle, stage: Stage::Sent(call) }
     }
 
-    /// Sends the call, if it was not. Ready once that is over, whatever came of it: see [`is_full`](Self::is_full).
-    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Sends the call, if it was not. Ready once that is over, whatever came of it: see [`is_full`](Self::is_full). `if_room` says that it is sent only
+    /// where a worker or the queue has room for it.
+    pub(super) fn poll_send(&mut self, if_room: bool, cx: &mut Context<'_>) -> Poll<()> {
         let now = clock::now();
         let (call, gave_way) = match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::New(call) => {
@@ -80,10 +79,10 @@ impl<H: Deref<Target = Handle>> Carry<H> {
                 return Poll::Ready(());
             }
         };
-        match self.handle.pool.send(now, call, gave_way, cx.waker()) {
+        match self.handle.pool.send(now, call, Sending { if_room, gave_way }, cx.waker()) {
             Sent::Answered(call, output) => self.stage = Stage::Answered(call, output),
             Sent::Look(call) => self.stage = Stage::Sent(call),
-            Sent::Full(call) => self.stage = Stage::Full(call),
+            Sent::Full => self.stage = Stage::Full,
             Sent::Asleep(call) => {
                 self.stage = Stage::Sent(call);
                 return Poll::Pending;
@@ -116,38 +115,17 @@ impl<H: Deref<Target = Handle>> Carry<H> {
         };
     }
 
-    /// Sends the call, if it was not, without a look at its answer. Ready once there was room for it.
-    pub(super) fn poll_submit(&mut self, now: Time, cx: &mut Context<'_>) -> Poll<()> {
-        self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::New(call) => {
-                call.begin(now);
-                if self.handle.pool.submit(now, &call, None) { Stage::Sent(call) } else { Stage::Full(call) }
-            }
-            other => other,
-        };
-        self.poll_room(cx)
+    /// Sends the call, if it was not, without a look at its answer.
+    pub(super) fn submit(&mut self, now: Time) {
+        if let Some(call) = self.unsent(now) {
+            self.handle.pool.submit(now, call);
+            self.was_sent();
+        }
     }
 
     /// Whether the call could not be sent, for there was no room.
     pub(super) fn is_full(&self) -> bool {
-        matches!(self.stage, Stage::Full(_))
-    }
-
-    /// Waits for room, where there was none.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Stage::Full(call) = &self.stage {
-            let (pool, call) = (self.handle.pool.clone(), call.clone());
-            let waiting = call.clone();
-            let room = Box::pin(async move { wait_for_room(&*pool, &waiting).await });
-            self.stage = Stage::Line(call, room);
-        }
-        if let Stage::Line(call, room) = &mut self.stage {
-            self.stage = match ready!(room.as_mut().poll(cx)) {
-                Ok(()) => Stage::Sent(call.clone()),
-                Err(error) => Stage::Failed(Box::new(error)),
-            };
-        }
-        Poll::Ready(())
+        matches!(self.stage, Stage::Full)
     }
 }
 
@@ -156,10 +134,7 @@ impl<H: Deref<Target = Handle> + Unpin> Future for Carry<H> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if matches!(self.stage, Stage::New(_) | Stage::Yielded(_)) {
-            ready!(self.poll_send(cx));
-        }
-        if matches!(self.stage, Stage::Full(_) | Stage::Line(..)) {
-            ready!(self.poll_room(cx));
+            ready!(self.poll_send(false, cx));
         }
         let outcome = match &self.stage {
             Stage::Sent(call) => Some(ready!(call.poll(cx))),
@@ -176,7 +151,7 @@ impl<H: Deref<Target = Handle> + Unpin> Future for Carry<H> {
 
 impl<H: Deref<Target = Handle>> Drop for Carry<H> {
     fn drop(&mut self) {
-        if let Stage::Sent(call) | Stage::Line(call, _) = &self.stage
+        if let Stage::Sent(call) = &self.stage
             && !call.is_over()
         {
             self.handle.pool.abandon(call);
@@ -207,20 +182,4 @@ impl<O, C: Codec<O>> Future for Decoded<O, C> {
         let answer = ready!(Pin::new(&mut self.carry).poll(cx))?;
         Poll::Ready(answer.decode(&self.codec))
     }
-}
-
-async fn wait_for_room(pool: &dyn AnyPool, call: &Arc<Call>) -> Result<(), QueryError> {
-    let room = match call.until() {
-        None => pool.room().acquire().await,
-        Some(until) => match tokio::time::timeout_at(clock::instant(until), pool.room().acquire()).await {
-            Ok(room) => room,
-            Err(_) => {
-                let limit = call.terms.timeout.unwrap_or_default();
-                return Err(QueryError::TimedOut { limit, worker: None, tries: call.tries() });
-            }
-        },
-    };
-    // Where a worker takes it after all, the room is for the next who waits.
-    pool.submit(clock::now(), call, Some(room.expect("nobody closes this semaphore")));
-    Ok(())
 }

@@ -98,8 +98,8 @@ impl<I, O, C> QueryManager<I, O, C>
 where
     C: Codec<I> + Codec<O>,
 {
-    /// Sends a query to the worker that is best placed for it, and waits for its answer. Waits for room first, in turn, where every worker has
-    /// what it should have and the queue is full: whoever is given room and does not poll on keeps it from the others.
+    /// Sends a query to the worker that is best placed for it, and waits for its answer. Where every worker has
+    /// what it should have, it waits in the queue, in turn.
     ///
     /// The input is encoded at once, and the query goes out when the future is first polled.
     ///
@@ -135,7 +135,7 @@ where
     /// [`TryQueryError::Full`] gives the input back; otherwise as [`query`](Self::query).
     pub async fn try_query(&self, input: I) -> Result<O, TryQueryError<I>> {
         let mut carry = Carry::new(&*self.handle, self.call(&input, self.terms));
-        poll_fn(|cx| carry.poll_send(cx)).await;
+        poll_fn(|cx| carry.poll_send(true, cx)).await;
         if carry.is_full() {
             return Err(TryQueryError::Full(input));
         }

@@ -9,6 +9,7 @@
 //! | [`session`] | which calls are on one link, which have started, which are late |
 //! | [`window`] | how many calls one worker should have at once |
 //! | [`dispatch`] | which worker a call goes to |
+//! | [`line`](mod@line) | which call is next where all workers are busy, and which has waited too long |
 //! | [`retry`] | whether a failed call is tried again |
 //! | [`mod@unit`] | the life of one process: start, ready, drain, stop |
 //! | [`pool`] | the life of a set of equal units: scaling, replacement, giving up |
@@ -31,6 +32,7 @@ pub mod frame;
 pub mod graph;
 pub mod handshake;
 pub mod id;
+pub mod line;
 pub mod payload;
 pub mod pool;
 pub mod retry;

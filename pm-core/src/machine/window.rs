@@ -89,7 +89,8 @@ impl Window {
     ///
     /// Where calls are left, the worker was busy all the time, and the time per answer is what a call costs: a peak is
     /// remembered. Where none is left, the worker has run dry, the time holds an unknown part of waiting, and a call costs at
-    /// most that: so a window that is too small shows itself and grows, however noisy the machine is.
+    /// most that: so a window that is too small shows itself and grows, however noisy the machine is. The same holds where most of the window was answered
+    /// by the time the manager looked: it is the manager that is late, under whatever load, and fewer calls at a time would make it later.
     pub fn answered(&mut self, now: Time, count: u32, left: u32, oldest: Time) {
         if count == 0 {
             return;
@@ -99,9 +100,11 @@ impl Window {
         // Most answers come after a fraction of the half-life, for which the tangent will do.
         let decay = if halvings < 0.01 { 1.0 - halvings * std::f64::consts::LN_2 } else { (-halvings).exp2() };
         let remembered = self.service * decay;
+        // More than can run at once came between two looks of the manager.
+        let is_late = count > self.concurrency && 2 * count > self.size;
         self.service = match left {
             _ if !self.seen => per_answer,
-            0 => remembered.min(per_answer),
+            _ if left == 0 || is_late => remembered.min(per_answer),
             _ => remembered.max(per_answer),
         };
         self.seen = true;
@@ -120,7 +123,10 @@ impl Window {
             0 => (LONGEST_HORIZON, per_answer),
             _ => ((2.0 * self.round_trip).clamp(SHORTEST_HORIZON, LONGEST_HORIZON), self.service),
         };
-        let ideal = f64::from(self.concurrency) + horizon / service.max(1.0);
+        let ideal = match is_late {
+            true => f64::from(2 * count),
+            false => f64::from(self.concurrency) + horizon / service.max(1.0),
+        };
         let most = Self::most(self.concurrency);
         let least = (self.concurrency + 1).min(most);
         // Doubling at most: one lucky drain must not pile calls behind the next slow one.
@@ -176,6 +182,39 @@ mod tests {
         assert_eq!(steady(1, Duration::from_micros(1)), MAX_WINDOW);
         assert!((10..=12).contains(&steady(1, Duration::from_micros(100))));
         assert_eq!(steady(1000, Duration::from_millis(1)), 1000);
+    }
+
+    #[test]
+    fn a_late_manager_is_not_taken_for_a_slow_worker() {
+        let mut window = Window::new(1);
+        let mut now = Time::from_nanos(1);
+        window.began(now);
+        let look = |window: &mut Window, now: &mut Time, late: Duration, left: u32| {
+            let sent = *now;
+            *now = *now + late;
+            window.answered(*now, window.size() - left, left, sent);
+        };
+        for _ in 0..1000 {
+            look(&mut window, &mut now, Duration::from_micros(2), 1);
+        }
+        assert_eq!(window.size(), MAX_WINDOW);
+        for n in 0..100 {
+            look(&mut window, &mut now, Duration::from_millis(50), n % 100);
+            assert_eq!(window.size(), MAX_WINDOW, "after {n}");
+        }
+        let mut cold = Window::new(1);
+        for _ in 0..10 {
+            look(&mut cold, &mut now, Duration::from_millis(50), 0);
+        }
+        assert_eq!(cold.size(), MAX_WINDOW);
+        let mut slow = Window::new(4);
+        slow.began(now);
+        for _ in 0..100 {
+            let sent = now;
+            now = now + Duration::from_millis(50);
+            slow.answered(now, 4, 1, sent);
+            assert_eq!(slow.size(), 5, "four that ran at the same time");
+        }
     }
 
     #[test]

@@ -1,18 +1,17 @@
-//! The queue of a pool: calls that wait for a worker, or for their next try.
+//! The queue of a pool: calls that wait in line for a worker, or for their next try.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use crate::driver::call::Call;
 use crate::face::error::QueryError;
+use crate::machine::line::Line;
 use crate::machine::pool::Phase;
 use crate::machine::time::Time;
 
 pub(super) struct Backlog {
-    pub(super) queue: VecDeque<Arc<Call>>,
-    /// So many calls of the queue came back to it when it was full.
-    pub(super) beyond: usize,
+    pub(super) line: Line<Arc<Call>>,
     /// Calls that wait for their next try.
     pub(super) delayed: BinaryHeap<Reverse<Delayed>>,
     pub(super) next: u64,
@@ -22,8 +21,6 @@ pub(super) struct Backlog {
     /// No further query is taken.
     pub(super) closing: bool,
     pub(super) last_stderr: String,
-    /// When the first of the queue times out, at the earliest.
-    pub(super) earliest: Option<Time>,
 }
 
 pub(super) struct Delayed {
@@ -55,22 +52,20 @@ impl Ord for Delayed {
 impl Backlog {
     pub(super) fn new() -> Self {
         Backlog {
-            queue: VecDeque::new(),
-            beyond: 0,
+            line: Line::default(),
             delayed: BinaryHeap::new(),
             next: 0,
             phase: Phase::Idle,
             demanded: false,
             closing: false,
             last_stderr: String::new(),
-            earliest: None,
         }
     }
 
-    /// Empties it: all calls that wait, those of the queue first.
+    /// Empties it: all calls that wait, those in line first.
     pub(super) fn take_all(&mut self) -> Vec<Arc<Call>> {
         let delayed = self.delayed.drain().map(|Reverse(delayed)| delayed.call);
-        self.queue.drain(..).chain(delayed).collect()
+        self.line.take_all().into_iter().chain(delayed).collect()
     }
 
     /// The error of a query that no worker will ever serve. While a pool closes, queries that it has taken go on.

@@ -14,7 +14,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use super::call::Call;
 use super::clock;
@@ -115,20 +115,16 @@ pub(crate) struct Settings {
 pub(crate) trait AnyPool: Send + Sync {
     fn name(&self) -> &Arc<str>;
     /// Takes a call that nobody else has yet to a worker or into the queue; its caller sleeps then, until this waker is called. Or takes its
-    /// answer out of a link at once and in this thread, where that pays. `gave_way` says that it comes again after [`Sent::Yield`].
-    fn send(&self, now: Time, call: Arc<Call>, gave_way: bool, waker: &Waker) -> Sent;
-    /// Takes a call to a worker or into the queue, with the room that its caller waited for; false where neither has room.
-    fn submit(&self, now: Time, call: &Arc<Call>, room: Option<SemaphorePermit<'_>>) -> bool;
+    /// answer out of a link at once and in this thread, where that pays.
+    fn send(&self, now: Time, call: Arc<Call>, how: Sending, waker: &Waker) -> Sent;
+    /// Takes a call to a worker or into the queue.
+    fn submit(&self, now: Time, call: &Arc<Call>);
     /// Takes the first of these calls to a worker, as many as it has room for now, and says how many that were.
     fn submit_many(&self, now: Time, calls: &mut dyn Iterator<Item = &Arc<Call>>) -> usize;
     /// Takes a call to this worker.
     fn submit_to(&self, worker: WorkerId, call: &Arc<Call>) -> Result<(), QueryError>;
     /// The caller of this call has gone.
-    fn abandon(&self, call: &Call);
-    /// The room that the queue has. Who waits for some gets it in turn.
-    fn room(&self) -> &Semaphore;
-    /// The runtime of its tasks.
-    fn runtime(&self) -> &tokio::runtime::Handle;
+    fn abandon(&self, call: &Arc<Call>);
     fn workers(&self) -> Vec<WorkerInfo>;
     fn info(&self) -> PoolInfo;
     fn events(&self) -> broadcast::Receiver<Event>;
@@ -136,6 +132,15 @@ pub(crate) trait AnyPool: Send + Sync {
     fn commands(&self) -> &mpsc::Sender<Command>;
     /// Kills all workers, for good. Never waits.
     fn kill(&self);
+}
+
+/// How a call is sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sending {
+    /// Only if the queue has room for it, where no worker has.
+    pub(crate) if_room: bool,
+    /// It comes again after [`Sent::Yield`].
+    pub(crate) gave_way: bool,
 }
 
 /// What became of a call that was sent.
@@ -149,8 +154,8 @@ pub(crate) enum Sent {
     Asleep(Arc<Call>),
     /// It was not sent. Its caller lets the other tasks of this thread run, and comes again.
     Yield(Arc<Call>),
-    /// It was not sent: neither a worker nor the queue has room. Its caller waits for [`AnyPool::room`].
-    Full(Arc<Call>),
+    /// It was not sent: neither a worker nor the queue has room.
+    Full,
 }
 
 /// What a handle asks of the task.
@@ -175,7 +180,7 @@ struct Shared {
     hooks: Hooks,
     backlog: Mutex<Backlog>,
     queued: AtomicUsize,
-    room: Semaphore,
+    queue_limit: usize,
     commands: mpsc::Sender<Command>,
     /// New queries are refused, for the reason that the backlog knows.
     refusing: AtomicBool,
@@ -187,7 +192,6 @@ struct Shared {
     state: Mutex<State>,
     answered: AtomicU64,
     dropped_frames: AtomicU64,
-    runtime: tokio::runtime::Handle,
 }
 
 #[derive(Default)]
@@ -219,15 +223,18 @@ enum Placed<'a, Tx> {
 }
 
 /// How a call comes into the queue.
-enum Entry<'a> {
-    /// For the first time, with the room that its caller waited for, or with what is there now.
-    New(Option<SemaphorePermit<'a>>),
-    /// It was there before, and is taken back whether or not there is room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entry {
+    /// Behind all others.
+    Last,
+    /// The same, if there is room.
+    IfRoom,
+    /// In front of all others: it was there before.
     Again,
 }
 
 /// What the queue did with a call.
-enum Line {
+enum Queued {
     /// It waits there.
     Waits,
     /// It is over: nobody will ever serve it.
@@ -247,7 +254,7 @@ pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf
             hooks: settings.hooks,
             backlog: Mutex::new(Backlog::new()),
             queued: AtomicUsize::new(0),
-            room: Semaphore::new(settings.queue.min(Semaphore::MAX_PERMITS)),
+            queue_limit: settings.queue,
             commands,
             refusing: AtomicBool::new(false),
             killed: AtomicBool::new(false),
@@ -256,7 +263,6 @@ pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf
             state: Mutex::new(State::default()),
             answered: AtomicU64::new(0),
             dropped_frames: AtomicU64::new(0),
-            runtime: tokio::runtime::Handle::current(),
         },
         links: ArcSwap::default(),
         leaving: Mutex::default(),
@@ -347,60 +353,52 @@ impl<Tx: LinkTx> Pool<Tx> {
     }
 
     /// Puts a call into the queue, or resolves it where nobody will ever serve it.
-    fn enqueue(&self, call: &Arc<Call>, entry: Entry<'_>) -> Line {
-        let again = matches!(entry, Entry::Again);
+    fn enqueue(&self, call: &Arc<Call>, entry: Entry) -> Queued {
+        let again = entry == Entry::Again;
         let mut backlog = self.backlog();
         if let Some(error) = backlog.refusal(&self.shared.name, again) {
             drop(backlog);
             call.fail(error);
-            return Line::Over;
+            return Queued::Over;
         }
-        let room = match entry {
-            Entry::New(Some(room)) => Some(room),
-            Entry::New(None) | Entry::Again => self.shared.room.try_acquire().ok(),
-        };
-        match room {
-            Some(room) => room.forget(),
-            None if again => backlog.beyond += 1,
-            None => return Line::Full,
+        if entry == Entry::IfRoom && backlog.line.len() >= self.shared.queue_limit {
+            return Queued::Full;
         }
-        let until = call.until();
+        let due = backlog.line.next_due();
         if again {
-            backlog.queue.push_front(call.clone());
+            backlog.line.push_front(call.clone());
         } else {
-            backlog.queue.push_back(call.clone());
+            backlog.line.push_back(call.clone());
         }
-        let sooner = until.is_some_and(|until| backlog.earliest.is_none_or(|earliest| until < earliest));
-        backlog.earliest = Time::earliest(backlog.earliest, until);
+        let sooner = backlog.line.next_due() != due;
         let demand = backlog.phase == Phase::Idle && !std::mem::replace(&mut backlog.demanded, true);
-        self.shared.queued.store(backlog.queue.len(), Ordering::SeqCst);
-        drop(backlog);
+        self.shared.leave(backlog);
         if demand || sooner {
             self.shared.wake.notify_one();
         }
-        Line::Waits
+        Queued::Waits
     }
 
-    /// Puts a new call into the queue, with the room that its caller waited for.
-    fn wait_in_line(&self, call: &Arc<Call>, room: Option<SemaphorePermit<'_>>) -> Line {
-        let line = self.enqueue(call, Entry::New(room));
-        if let Line::Waits = line {
+    /// Puts a new call into the queue.
+    fn wait_in_line(&self, call: &Arc<Call>, entry: Entry) -> Queued {
+        let queued = self.enqueue(call, entry);
+        if let Queued::Waits = queued {
             // A link may have got room, or come, between the look at it and the entry into the queue. Pairs with the fence in `dispatch`.
             fence(Ordering::SeqCst);
             if Self::best(&self.links.load(), true).is_some() {
                 self.dispatch();
             }
         }
-        line
+        queued
     }
 
     /// Takes a call that nobody waits for any more out of the queue: the next one has its place.
-    fn take_out(&self, call: &Call) {
+    fn take_out(&self, call: &Arc<Call>) {
         let mut backlog = self.backlog();
-        let place = backlog.queue.iter().position(|waiting| std::ptr::eq(&**waiting, call));
-        let taken = place.and_then(|place| backlog.queue.remove(place));
-        backlog.delayed.retain(|Reverse(delayed)| !std::ptr::eq(&*delayed.call, call));
-        self.shared.left(backlog, usize::from(taken.is_some()));
+        if backlog.line.leave(call).is_none() {
+            backlog.delayed.retain(|Reverse(delayed)| !Arc::ptr_eq(&delayed.call, call));
+        }
+        self.shared.leave(backlog);
         self.idle();
     }
 
@@ -417,9 +415,9 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         &self.shared.name
     }
 
-    fn send(&self, now: Time, mut call: Arc<Call>, gave_way: bool, waker: &Waker) -> Sent {
+    fn send(&self, now: Time, mut call: Arc<Call>, how: Sending, waker: &Waker) -> Sent {
         let links = self.links.load();
-        if gave_way {
+        if how.gave_way {
             links.iter().for_each(|link| link.came_back());
         }
         let best = if self.is_open() { Self::best(&links, false) } else { None };
@@ -446,19 +444,20 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
             Placed::Over => Sent::Look(call),
             Placed::Nowhere => {
                 call.sleep(sleeper.unwrap_or_else(|| waker.clone()));
-                match self.wait_in_line(&call, None) {
-                    Line::Waits => Sent::Asleep(call),
-                    Line::Over => Sent::Look(call),
-                    Line::Full => Sent::Full(call),
+                match self.wait_in_line(&call, if how.if_room { Entry::IfRoom } else { Entry::Last }) {
+                    Queued::Waits => Sent::Asleep(call),
+                    Queued::Over => Sent::Look(call),
+                    Queued::Full => Sent::Full,
                 }
             }
         }
     }
 
-    fn submit(&self, now: Time, call: &Arc<Call>, room: Option<SemaphorePermit<'_>>) -> bool {
+    fn submit(&self, now: Time, call: &Arc<Call>) {
         let links = self.links.load();
-        let is_placed = self.is_open() && !matches!(Self::place(&links, now, call, false, &mut None), Placed::Nowhere);
-        is_placed || !matches!(self.wait_in_line(call, room), Line::Full)
+        if !self.is_open() || matches!(Self::place(&links, now, call, false, &mut None), Placed::Nowhere) {
+            self.wait_in_line(call, Entry::Last);
+        }
     }
 
     fn submit_many(&self, now: Time, calls: &mut dyn Iterator<Item = &Arc<Call>>) -> usize {
@@ -489,7 +488,7 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         }
     }
 
-    fn abandon(&self, call: &Call) {
+    fn abandon(&self, call: &Arc<Call>) {
         let Some((worker, incarnation, id)) = call.abandon() else { return self.take_out(call) };
         let links = self.links.load();
         let is_it = |link: &&Arc<LinkShared<Tx>>| link.worker == worker && link.incarnation == incarnation;
@@ -497,14 +496,6 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         if let Some(link) = link {
             link.cancel(id);
         }
-    }
-
-    fn room(&self) -> &Semaphore {
-        &self.shared.room
-    }
-
-    fn runtime(&self) -> &tokio::runtime::Handle {
-        &self.shared.runtime
     }
 
     fn workers(&self) -> Vec<WorkerInfo> {
@@ -615,29 +606,29 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
         while self.shared.queued.load(Ordering::SeqCst) > 0 {
             let now = clock::now();
             let mut over = Vec::new();
-            let mut moved = 0;
+            let mut moved = false;
             let mut backlog = self.backlog();
             let links = self.links.load();
-            while let Some(call) = backlog.queue.front() {
+            while let Some(call) = backlog.line.front() {
                 let placed =
                     if call.is_over() { Placed::Over } else { Self::place(&links, now, call, true, &mut None) };
                 let call = match placed {
                     Placed::Nowhere => break,
-                    Placed::Sent(_) | Placed::Aboard | Placed::Over => backlog.queue.pop_front(),
+                    Placed::Sent(_) | Placed::Aboard | Placed::Over => backlog.line.pop_front(),
                 };
                 if let Placed::Over = placed {
                     over.extend(call);
                 }
-                moved += 1;
+                moved = true;
             }
-            self.shared.left(backlog, moved);
+            self.shared.leave(backlog);
             drop(over);
-            if moved > 0 {
+            if moved {
                 // Those that were over may have been the last that a shutdown waited for.
                 self.idle();
             }
             // Room that appears after this look brings its own: whoever makes room dispatches.
-            if moved == 0 || Self::best(&links, true).is_none() {
+            if !moved || Self::best(&links, true).is_none() {
                 break;
             }
         }
@@ -667,13 +658,9 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
 }
 
 impl Shared {
-    /// So many calls have left the queue, and others have their room.
-    fn left(&self, mut backlog: MutexGuard<'_, Backlog>, calls: usize) {
-        let beyond = calls.min(backlog.beyond);
-        backlog.beyond -= beyond;
-        self.queued.store(backlog.queue.len(), Ordering::SeqCst);
-        drop(backlog);
-        self.room.add_permits(calls - beyond);
+    /// Lets go of the backlog, whose line may have changed.
+    fn leave(&self, backlog: MutexGuard<'_, Backlog>) {
+        self.queued.store(backlog.line.len(), Ordering::SeqCst);
     }
 
     pub(crate) fn report(&self, event: Event) {

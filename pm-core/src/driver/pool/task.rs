@@ -1,7 +1,7 @@
 //! The task of a pool: feeds the [machine](crate::machine::pool), and carries out what it decides.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use super::{AnyPool, Command, Entry, LAST_WRITE, Pool, lock};
-use crate::driver::call::{Call, TimeoutFrom};
+use crate::driver::call::TimeoutFrom;
 use crate::driver::clock;
 use crate::driver::forward;
 use crate::driver::link::{LinkShared, Yard};
@@ -291,12 +291,10 @@ impl<S: Starter> PoolTask<S> {
         let refuses = backlog.refusal(&self.pool.shared.name, false).is_some();
         self.pool.shared.refusing.store(refuses, Ordering::SeqCst);
         let mut refused = Vec::new();
-        let mut left = 0;
         if let Some(error) = backlog.refusal(&self.pool.shared.name, true) {
-            left = backlog.queue.len();
             refused.extend(backlog.take_all().into_iter().map(|call| (call, error.clone())));
         }
-        self.pool.shared.left(backlog, left);
+        self.pool.shared.leave(backlog);
         for (call, error) in refused {
             call.fail(error);
         }
@@ -320,7 +318,7 @@ impl<S: Starter> PoolTask<S> {
 
     fn next_due(&self) -> Option<Time> {
         let backlog = lock(&self.pool.shared.backlog);
-        let waiting = Time::earliest(self.shutdown.flatten(), backlog.earliest);
+        let waiting = Time::earliest(self.shutdown.flatten(), backlog.line.next_due());
         Time::earliest(backlog.delayed.peek().map(|Reverse(delayed)| delayed.due), waiting)
     }
 
@@ -328,7 +326,6 @@ impl<S: Starter> PoolTask<S> {
     fn tend_backlog(&mut self) {
         let now = clock::now();
         let mut again = Vec::new();
-        let mut expired = Vec::new();
         if self.pool.shared.killed.load(Ordering::SeqCst) {
             self.input(Input::Kill);
         }
@@ -337,17 +334,11 @@ impl<S: Starter> PoolTask<S> {
         while backlog.delayed.peek().is_some_and(|Reverse(delayed)| delayed.due <= now) {
             again.extend(backlog.delayed.pop().map(|Reverse(delayed)| delayed.call));
         }
-        if backlog.earliest.is_some_and(|earliest| earliest <= now) {
-            let is_due = |call: &Arc<Call>| call.until().is_some_and(|until| until <= now);
-            let (due, rest) = backlog.queue.drain(..).partition::<VecDeque<_>, _>(is_due);
-            backlog.earliest = rest.iter().filter_map(|call| call.until()).min();
-            backlog.queue = rest;
-            expired = Vec::from(due);
-        }
-        let is_served = backlog.queue.is_empty() && backlog.delayed.is_empty() && again.is_empty();
+        let expired: Vec<_> = std::iter::from_fn(|| backlog.line.pop_due(now)).collect();
+        let is_served = backlog.line.is_empty() && backlog.delayed.is_empty() && again.is_empty();
         // With the queue locked, no call is on its way between it and a link: a link counts a call until the queue has it.
         let is_served = is_served && self.shutdown.is_some() && self.pool.load() == 0;
-        self.pool.shared.left(backlog, expired.len());
+        self.pool.shared.leave(backlog);
         if demanded {
             self.input(Input::Demand);
         }
@@ -394,9 +385,8 @@ impl<Tx: LinkTx> Drop for Leftovers<Tx> {
         let Some(pool) = self.0.upgrade() else { return };
         let mut backlog = pool.backlog();
         backlog.phase = Phase::Closed;
-        let left = backlog.queue.len();
         let waiting = backlog.take_all();
-        pool.shared.left(backlog, left);
+        pool.shared.leave(backlog);
         for call in waiting {
             let error = QueryError::ShuttingDown { pool: pool.shared.name.clone() };
             call.fail(error);
