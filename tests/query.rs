@@ -255,18 +255,19 @@ async fn room_is_given_in_turn(transport: AnyTransport) {
     let pool = jobs(transport).workers(1).queue(1).on_notice(hook).start().await.unwrap();
     let slow = tokio::spawn(pool.query(&Job::Nap(LONG)));
     assert_eq!(heard.recv_timeout(LIMIT).unwrap(), BEGUN);
-    let begin = |n: u32| {
-        let mut query = Box::pin(pool.query(&Job::Notice(n.to_string())));
+    let query = |n: u32| Box::pin(pool.query(&Job::Notice(n.to_string())));
+    let begun = |n: u32| {
+        let mut query = query(n);
         assert!(query.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_pending());
         query
     };
-    let mut waiting: Vec<_> = (0..30).map(begin).collect();
+    let mut waiting: Vec<_> = (0..30).map(begun).collect();
     assert_eq!(pool.info().queued, 29, "one is behind the slow one");
     drop(waiting.drain(10..20));
     let waiting: Vec<_> = waiting.into_iter().map(tokio::spawn).collect();
     slow.abort();
     // Newcomers do not overtake them.
-    let newcomers: Vec<_> = (30..40).map(|n| tokio::spawn(begin(n))).collect();
+    let newcomers: Vec<_> = (30..40).map(|n| tokio::spawn(query(n))).collect();
     for query in waiting.into_iter().chain(newcomers) {
         assert_eq!(query.await.unwrap().unwrap(), Said::Done);
     }

@@ -32,6 +32,8 @@ where
         if tokio::runtime::Handle::try_current().is_ok() {
             return Err(QueryError::OnRuntime { pool: pool.name().clone() });
         }
+        // Hooks of the program may run in this thread, and expect a runtime.
+        let _entered = pool.runtime().enter();
         block_on(self.query_with(input, options))
     }
 }

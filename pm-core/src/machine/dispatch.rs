@@ -27,18 +27,6 @@ pub const fn cost(load: u32, window: u32, service: u64, waited: bool) -> Option<
     }
 }
 
-/// How many calls of the queue a worker of this window gets at a time, at least: one write, one wake-up and one read serve them all, while it is busy
-/// with the others.
-///
-/// ```
-/// use pm_core::machine::dispatch::refill;
-///
-/// assert_eq!([1, 2, 7, 256].map(refill), [1, 1, 1, 64]);
-/// ```
-pub const fn refill(window: u32) -> u32 {
-    if window < 4 { 1 } else { window / 4 }
-}
-
 /// The least of these costs and its place, the first of equal ones; none where nobody has room.
 pub fn best<Cost: Ord>(costs: impl IntoIterator<Item = Option<Cost>>) -> Option<(Cost, usize)> {
     let open = costs.into_iter().enumerate().filter_map(|(place, cost)| Some((cost?, place)));

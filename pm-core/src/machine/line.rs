@@ -11,13 +11,16 @@ use super::time::Time;
 /// So many seats, or times, may be out of date beyond those that are not.
 const SLACK: usize = 64;
 
+/// Seats that an empty line keeps the memory of.
+const KEEP: usize = 4096;
+
 /// What stands in a line.
 pub trait Waits {
     /// The seat that [`sit`](Self::sit) gave; none outside of a line.
     fn seat(&self) -> Option<i64>;
     /// Takes a seat, or leaves the line.
     fn sit(&self, seat: Option<i64>);
-    /// Until when it waits. It stays the same while it stands in a line.
+    /// Until when it waits. It is asked for once, when it comes.
     fn until(&self) -> Option<Time>;
 }
 
@@ -55,12 +58,18 @@ pub trait Waits {
 #[derive(Debug)]
 pub struct Line<T> {
     /// None where one has left.
-    seats: VecDeque<Option<T>>,
+    seats: VecDeque<Option<Seated<T>>>,
     /// The number of the first seat. The first seat is not empty.
     first: i64,
     len: usize,
     /// Who waits until when, with some who do no more.
     times: BinaryHeap<Reverse<(Time, i64)>>,
+}
+
+#[derive(Debug)]
+struct Seated<T> {
+    guest: T,
+    until: Option<Time>,
 }
 
 impl<T> Default for Line<T> {
@@ -83,20 +92,22 @@ impl<T: Waits> Line<T> {
     /// Comes last.
     pub fn push_back(&mut self, guest: T) {
         let seat = self.first + self.seats.len() as i64;
-        self.seats.push_back(Some(guest));
-        self.seated(seat);
+        let seated = self.seat(guest, seat);
+        self.seats.push_back(Some(seated));
+        self.bound_times();
     }
 
     /// Comes first.
     pub fn push_front(&mut self, guest: T) {
         self.first -= 1;
-        self.seats.push_front(Some(guest));
-        self.seated(self.first);
+        let seated = self.seat(guest, self.first);
+        self.seats.push_front(Some(seated));
+        self.bound_times();
     }
 
     /// Who is next.
     pub fn front(&self) -> Option<&T> {
-        self.seats.front()?.as_ref()
+        self.seats.front()?.as_ref().map(|seated| &seated.guest)
     }
 
     /// Takes who is next.
@@ -122,7 +133,7 @@ impl<T: Waits> Line<T> {
         {
             self.times.pop();
             // Another one may have the seat by now, which then has a time of its own.
-            if self.at(seat).is_some_and(|guest| guest.until() == Some(until)) {
+            if self.at(seat).is_some_and(|seated| seated.until == Some(until)) {
                 return self.take(seat);
             }
         }
@@ -134,26 +145,22 @@ impl<T: Waits> Line<T> {
         std::iter::from_fn(|| self.pop_front()).collect()
     }
 
-    fn at(&self, seat: i64) -> Option<&T> {
+    fn at(&self, seat: i64) -> Option<&Seated<T>> {
         let index = usize::try_from(seat.checked_sub(self.first)?).ok()?;
         self.seats.get(index)?.as_ref()
     }
 
-    /// One has just been seated there.
-    fn seated(&mut self, seat: i64) {
+    fn seat(&mut self, guest: T, seat: i64) -> Seated<T> {
         self.len += 1;
-        let Some(guest) = self.at(seat) else { return };
         guest.sit(Some(seat));
-        let Some(until) = guest.until() else { return };
-        self.times.push(Reverse((until, seat)));
-        if self.times.len() > 2 * self.len + SLACK {
-            self.note_times();
-        }
+        let until = guest.until();
+        self.times.extend(until.map(|until| Reverse((until, seat))));
+        Seated { guest, until }
     }
 
     fn take(&mut self, seat: i64) -> Option<T> {
         let index = usize::try_from(seat.checked_sub(self.first)?).ok()?;
-        let guest = self.seats.get_mut(index)?.take()?;
+        let guest = self.seats.get_mut(index)?.take()?.guest;
         guest.sit(None);
         self.len -= 1;
         while let Some(None) = self.seats.front() {
@@ -161,11 +168,14 @@ impl<T: Waits> Line<T> {
             self.first += 1;
         }
         if self.len == 0 {
+            // A long line is no reason to keep its memory.
             self.times.clear();
+            self.times.shrink_to(KEEP);
+            self.seats.shrink_to(KEEP);
         } else if self.seats.len() > 2 * self.len + SLACK {
             self.close_up();
-        } else if self.times.len() > 2 * self.len + SLACK {
-            self.note_times();
+        } else {
+            self.bound_times();
         }
         Some(guest)
     }
@@ -173,16 +183,22 @@ impl<T: Waits> Line<T> {
     /// Leaves no seat empty.
     fn close_up(&mut self) {
         self.seats.retain(Option::is_some);
-        for (guest, seat) in self.seats.iter().flatten().zip(self.first..) {
-            guest.sit(Some(seat));
+        for (seated, seat) in self.seats.iter().flatten().zip(self.first..) {
+            seated.guest.sit(Some(seat));
         }
         self.note_times();
     }
 
-    /// Forgets the times of those who have left.
+    /// Forgets the times of those who have left, where there are many.
+    fn bound_times(&mut self) {
+        if self.times.len() > 2 * self.len + SLACK {
+            self.note_times();
+        }
+    }
+
     fn note_times(&mut self) {
-        let guests = self.seats.iter().flatten();
-        let times = guests.filter_map(|guest| Some(Reverse((guest.until()?, guest.seat()?))));
+        let seats = self.seats.iter().zip(self.first..);
+        let times = seats.filter_map(|(seated, seat)| Some(Reverse((seated.as_ref()?.until?, seat))));
         self.times = times.collect();
     }
 }

@@ -23,6 +23,9 @@ pub const SLOW: Duration = Duration::from_millis(10);
 /// not quite slow.
 const PROMPT: f64 = 100_000.0;
 
+/// No answer lies in a worker for longer, unless it is slow to run.
+const HELD: Duration = Duration::from_millis(3);
+
 /// The horizon is never shorter than this, however fast the link is: where the machine is late now and then, a worker would run dry. Well below the 2 ms in
 /// which a call should find a worker that is idle.
 const SHORTEST_HORIZON: f64 = 400_000.0;
@@ -40,7 +43,11 @@ const UNKNOWN_SERVICE: f64 = 1_000_000.0;
 #[derive(Clone, Debug)]
 pub struct Window {
     concurrency: u32,
+    /// How many calls a worker may have begun beyond its answers: so many can come together whatever they cost.
+    ahead: u32,
     size: u32,
+    /// Whether calls of the queue come here: from when there is room for several until there is none.
+    refills: bool,
     /// Nanoseconds per answer: a peak that decays, or less.
     service: f64,
     decayed: Time,
@@ -54,11 +61,13 @@ pub struct Window {
 }
 
 impl Window {
-    /// The window of a worker that runs `concurrency` calls at the same time.
-    pub fn new(concurrency: u32) -> Self {
+    /// The window of a worker that runs `concurrency` calls at the same time, and may begin `ahead` beyond its answers.
+    pub fn new(concurrency: u32, ahead: u32) -> Self {
         let concurrency = concurrency.max(1);
         Window {
             concurrency,
+            ahead: ahead.max(concurrency),
+            refills: true,
             size: (concurrency + 1).min(Self::most(concurrency)),
             service: UNKNOWN_SERVICE,
             decayed: Time::ZERO,
@@ -72,6 +81,26 @@ impl Window {
     /// How many calls the worker may have unanswered.
     pub fn size(&self) -> u32 {
         self.size
+    }
+
+    /// Notes how many calls the worker has unanswered.
+    pub fn note_load(&mut self, load: u32) {
+        if load >= self.size {
+            self.refills = false;
+        } else if load + self.refill() <= self.size {
+            self.refills = true;
+        }
+    }
+
+    /// Whether it is worth giving the worker calls of the queue now. One write, one wake-up and one read then serve several of them, while it is busy with the
+    /// others.
+    pub fn refills(&self) -> bool {
+        self.refills
+    }
+
+    /// So many at a time, at least: never as many as would leave it without something to begin with.
+    fn refill(&self) -> u32 {
+        (self.size / 4).min(self.size.saturating_sub(self.concurrency) / 2).max(1)
     }
 
     /// The expected time per answer.
@@ -95,13 +124,14 @@ impl Window {
         if count == 0 {
             return;
         }
-        let per_answer = now.since(self.last_answer).as_nanos() as f64 / f64::from(count);
+        let since = now.since(self.last_answer);
+        let per_answer = since.as_nanos() as f64 / f64::from(count);
         let halvings = now.since(self.decayed).as_nanos() as f64 / HALF_LIFE.as_nanos() as f64;
         // Most answers come after a fraction of the half-life, for which the tangent will do.
         let decay = if halvings < 0.01 { 1.0 - halvings * std::f64::consts::LN_2 } else { (-halvings).exp2() };
         let remembered = self.service * decay;
-        // More than can run at once came between two looks of the manager.
-        let is_late = count > self.concurrency && 2 * count > self.size;
+        // More came between two looks of the manager than the worker may have held back.
+        let is_late = count > self.ahead && 4 * count > self.size && (since > HELD || per_answer < PROMPT);
         self.service = match left {
             _ if !self.seen => per_answer,
             _ if left == 0 || is_late => remembered.min(per_answer),
@@ -110,7 +140,7 @@ impl Window {
         self.seen = true;
         self.decayed = now;
         self.last_answer = now;
-        if left <= self.concurrency || per_answer < PROMPT {
+        if left <= self.concurrency || per_answer < PROMPT || is_late {
             self.quiet_since = now;
         }
         if left == 0 && count == 1 {
@@ -163,7 +193,7 @@ mod tests {
 
     /// A worker that takes `service` per call and is kept full: the window after a second.
     fn steady(concurrency: u32, service: Duration) -> u32 {
-        let mut window = Window::new(concurrency);
+        let mut window = Window::new(concurrency, concurrency);
         let mut now = Time::from_nanos(1);
         window.began(now);
         while now < Time::from_nanos(1_000_000_000) {
@@ -184,42 +214,69 @@ mod tests {
         assert_eq!(steady(1000, Duration::from_millis(1)), 1000);
     }
 
-    #[test]
-    fn a_late_manager_is_not_taken_for_a_slow_worker() {
-        let mut window = Window::new(1);
+    /// What comes of looks of the manager, each so late, that find so many answers.
+    fn looks(window: &mut Window, late: Duration, mut answers: impl FnMut(&Window) -> u32, times: u32) {
         let mut now = Time::from_nanos(1);
         window.began(now);
-        let look = |window: &mut Window, now: &mut Time, late: Duration, left: u32| {
-            let sent = *now;
-            *now = *now + late;
-            window.answered(*now, window.size() - left, left, sent);
-        };
-        for _ in 0..1000 {
-            look(&mut window, &mut now, Duration::from_micros(2), 1);
+        for _ in 0..times {
+            let (sent, count) = (now, answers(window).min(window.size()));
+            now = now + late;
+            window.answered(now, count, window.size() - count, sent);
         }
+    }
+
+    #[test]
+    fn a_late_manager_is_not_taken_for_a_slow_worker() {
+        let mut window = Window::new(1, 1);
+        looks(&mut window, Duration::from_millis(50), Window::size, 10);
         assert_eq!(window.size(), MAX_WINDOW);
-        for n in 0..100 {
-            look(&mut window, &mut now, Duration::from_millis(50), n % 100);
-            assert_eq!(window.size(), MAX_WINDOW, "after {n}");
+        let mut lag = 0;
+        let but_some = |window: &Window| {
+            lag += 1;
+            window.size() - lag
+        };
+        looks(&mut window, Duration::from_millis(50), but_some, 100);
+        assert_eq!(window.size(), MAX_WINDOW);
+        for done in [5, 50, 100] {
+            let mut window = Window::new(1, 1);
+            looks(&mut window, Duration::from_millis(50), |_| done, 30);
+            assert!(window.size() >= done, "{} where {done} are done in each look", window.size());
         }
-        let mut cold = Window::new(1);
-        for _ in 0..10 {
-            look(&mut cold, &mut now, Duration::from_millis(50), 0);
+    }
+
+    #[test]
+    fn slow_calls_that_end_together_are_no_sign_of_a_late_manager() {
+        let mut window = Window::new(4, 4);
+        looks(&mut window, Duration::from_millis(50), |_| 4, 100);
+        assert_eq!(window.size(), 5, "four ran at the same time");
+        let mut window = Window::new(1, 256);
+        looks(&mut window, Duration::from_secs(1), |_| 2, 100);
+        assert_eq!(window.size(), 2, "the worker may hold answers back");
+        let mut window = Window::new(1, 1);
+        looks(&mut window, Duration::from_millis(2), |_| 2, 100);
+        assert_eq!(window.size(), 2, "an answer may lie in the worker while the next call runs");
+    }
+
+    #[test]
+    fn calls_of_the_queue_come_several_at_a_time_and_never_too_late() {
+        let mut async_worker = Window::new(64, 64);
+        assert_eq!(async_worker.size(), 65);
+        for load in [65, 64] {
+            async_worker.note_load(load);
         }
-        assert_eq!(cold.size(), MAX_WINDOW);
-        let mut slow = Window::new(4);
-        slow.began(now);
-        for _ in 0..100 {
-            let sent = now;
-            now = now + Duration::from_millis(50);
-            slow.answered(now, 4, 1, sent);
-            assert_eq!(slow.size(), 5, "four that ran at the same time");
+        assert!(async_worker.refills(), "one more can run");
+        let mut window = Window { size: 256, ..Window::new(1, 1) };
+        for (load, refills) in
+            [(255, true), (256, false), (193, false), (192, true), (255, true), (256, false), (0, true)]
+        {
+            window.note_load(load);
+            assert_eq!(window.refills(), refills, "{load}");
         }
     }
 
     #[test]
     fn one_slow_call_narrows_the_window_at_once_and_it_recovers() {
-        let mut window = Window::new(1);
+        let mut window = Window::new(1, 1);
         let mut now = Time::from_nanos(1);
         let step = |window: &mut Window, now: &mut Time, service: Duration| {
             let sent = *now;
@@ -242,7 +299,7 @@ mod tests {
 
     #[test]
     fn the_window_at_most_doubles() {
-        let mut window = Window::new(1);
+        let mut window = Window::new(1, 1);
         let mut now = Time::from_nanos(1);
         let mut before = window.size();
         for _ in 0..20 {

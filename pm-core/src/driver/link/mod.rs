@@ -102,7 +102,7 @@ pub(crate) struct LinkShared<Tx> {
     pub(crate) pid: u32,
     unanswered: AtomicU32,
     window: AtomicU32,
-    /// Whether calls of the queue come here: from when there is room for several until there is none.
+    /// Whether calls of the queue come here.
     refills: AtomicBool,
     /// Nanoseconds per answer.
     service: AtomicU64,
@@ -132,7 +132,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         ready: &Ready,
         settings: LinkSettings,
     ) -> Self {
-        let window = Window::new(ready.concurrency);
+        let window = Window::new(ready.concurrency, ready.ahead);
         let capacity = settings.capacity.max(window.size() as usize);
         let session = Session::new(capacity, ready.ahead as usize, settings.cancel_grace);
         LinkShared {
@@ -295,19 +295,16 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         }
     }
 
-    fn publish(&self, core: &Core<Tx>) {
+    fn publish(&self, core: &mut Core<Tx>) {
         self.window.store(core.window.size(), Ordering::Relaxed);
         self.service.store(core.window.service().as_nanos() as u64, Ordering::Relaxed);
         self.publish_load(core);
     }
 
-    fn publish_load(&self, core: &Core<Tx>) {
-        let (load, window) = (core.load(), core.window.size());
-        if load >= window {
-            self.refills.store(false, Ordering::Relaxed);
-        } else if load + dispatch::refill(window) <= window {
-            self.refills.store(true, Ordering::Relaxed);
-        }
+    fn publish_load(&self, core: &mut Core<Tx>) {
+        let load = core.load();
+        core.window.note_load(load);
+        self.refills.store(core.window.refills(), Ordering::Relaxed);
         // What comes of it for the queue is ordered by the fence in `Yard::dispatch`.
         self.unanswered.store(load, Ordering::Release);
     }
@@ -320,7 +317,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             // What was going back to the queue is there.
             let mut core = self.core();
             core.returning -= std::mem::take(&mut after.counted);
-            self.publish(&core);
+            self.publish(&mut core);
         }
         if is_idle || has_returned {
             yard.idle();

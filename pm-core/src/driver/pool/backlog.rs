@@ -21,6 +21,8 @@ pub(super) struct Backlog {
     /// No further query is taken.
     pub(super) closing: bool,
     pub(super) last_stderr: String,
+    /// When the task of the pool looks at the line next.
+    pub(super) armed: Option<Time>,
 }
 
 pub(super) struct Delayed {
@@ -59,6 +61,7 @@ impl Backlog {
             demanded: false,
             closing: false,
             last_stderr: String::new(),
+            armed: None,
         }
     }
 

@@ -119,6 +119,8 @@ pub(crate) trait AnyPool: Send + Sync {
     fn send(&self, now: Time, call: Arc<Call>, how: Sending, waker: &Waker) -> Sent;
     /// Takes a call to a worker or into the queue.
     fn submit(&self, now: Time, call: &Arc<Call>);
+    /// The runtime of its tasks.
+    fn runtime(&self) -> &tokio::runtime::Handle;
     /// Takes the first of these calls to a worker, as many as it has room for now, and says how many that were.
     fn submit_many(&self, now: Time, calls: &mut dyn Iterator<Item = &Arc<Call>>) -> usize;
     /// Takes a call to this worker.
@@ -192,6 +194,7 @@ struct Shared {
     state: Mutex<State>,
     answered: AtomicU64,
     dropped_frames: AtomicU64,
+    runtime: tokio::runtime::Handle,
 }
 
 #[derive(Default)]
@@ -263,6 +266,7 @@ pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf
             state: Mutex::new(State::default()),
             answered: AtomicU64::new(0),
             dropped_frames: AtomicU64::new(0),
+            runtime: tokio::runtime::Handle::current(),
         },
         links: ArcSwap::default(),
         leaving: Mutex::default(),
@@ -364,13 +368,20 @@ impl<Tx: LinkTx> Pool<Tx> {
         if entry == Entry::IfRoom && backlog.line.len() >= self.shared.queue_limit {
             return Queued::Full;
         }
-        let due = backlog.line.next_due();
+        // Whoever drops a call notes that first, and then looks for it here.
+        if call.is_over() {
+            return Queued::Over;
+        }
         if again {
             backlog.line.push_front(call.clone());
         } else {
             backlog.line.push_back(call.clone());
         }
-        let sooner = backlog.line.next_due() != due;
+        let due = backlog.line.next_due();
+        let sooner = due.is_some_and(|due| backlog.armed.is_none_or(|armed| due < armed));
+        if sooner {
+            backlog.armed = due;
+        }
         let demand = backlog.phase == Phase::Idle && !std::mem::replace(&mut backlog.demanded, true);
         self.shared.leave(backlog);
         if demand || sooner {
@@ -498,6 +509,10 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         }
     }
 
+    fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.shared.runtime
+    }
+
     fn workers(&self) -> Vec<WorkerInfo> {
         let info = |link: &Arc<LinkShared<Tx>>| WorkerInfo {
             id: link.worker,
@@ -580,6 +595,9 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
         if let Some(error) = backlog.refusal(&self.shared.name, true) {
             drop(backlog);
             call.fail(error);
+            return;
+        }
+        if call.is_over() {
             return;
         }
         backlog.next += 1;

@@ -317,8 +317,9 @@ impl<S: Starter> PoolTask<S> {
     }
 
     fn next_due(&self) -> Option<Time> {
-        let backlog = lock(&self.pool.shared.backlog);
-        let waiting = Time::earliest(self.shutdown.flatten(), backlog.line.next_due());
+        let mut backlog = lock(&self.pool.shared.backlog);
+        backlog.armed = backlog.line.next_due();
+        let waiting = Time::earliest(self.shutdown.flatten(), backlog.armed);
         Time::earliest(backlog.delayed.peek().map(|Reverse(delayed)| delayed.due), waiting)
     }
 
@@ -335,18 +336,9 @@ impl<S: Starter> PoolTask<S> {
             again.extend(backlog.delayed.pop().map(|Reverse(delayed)| delayed.call));
         }
         let expired: Vec<_> = std::iter::from_fn(|| backlog.line.pop_due(now)).collect();
-        let is_served = backlog.line.is_empty() && backlog.delayed.is_empty() && again.is_empty();
-        // With the queue locked, no call is on its way between it and a link: a link counts a call until the queue has it.
-        let is_served = is_served && self.shutdown.is_some() && self.pool.load() == 0;
         self.pool.shared.leave(backlog);
         if demanded {
             self.input(Input::Demand);
-        }
-        if let Some(deadline) = self.shutdown
-            && (is_served || deadline.is_some_and(|at| at <= now) || *self.machine.phase() != Phase::Serving)
-        {
-            self.shutdown = None;
-            self.input(Input::Shutdown { deadline });
         }
         for call in expired {
             let (verdict, tries) = call.record_failure(now, Failure::TimedOut);
@@ -362,6 +354,20 @@ impl<S: Starter> PoolTask<S> {
             self.pool.enqueue(&call, Entry::Again);
         }
         self.pool.dispatch();
+        self.end_if_served(now);
+    }
+
+    /// Shuts down once that is asked for and every call is served, or it takes too long.
+    fn end_if_served(&mut self, now: Time) {
+        let Some(deadline) = self.shutdown else { return };
+        let backlog = lock(&self.pool.shared.backlog);
+        // With the queue locked, no call is on its way between it and a link: a link counts a call until the queue has it.
+        let is_served = backlog.line.is_empty() && backlog.delayed.is_empty() && self.pool.load() == 0;
+        drop(backlog);
+        if is_served || deadline.is_some_and(|at| at <= now) || *self.machine.phase() != Phase::Serving {
+            self.shutdown = None;
+            self.input(Input::Shutdown { deadline });
+        }
     }
 }
 

@@ -19,6 +19,9 @@ impl World {
     pub(super) fn cost(&self, worker: WorkerId, waited: bool) -> Option<u64> {
         let link = self.lives.get(&worker)?.link.as_ref()?;
         let (load, service) = (link.session.unanswered() as u32, link.window.service().as_nanos() as u64);
+        if waited && !link.window.refills() {
+            return None;
+        }
         dispatch::cost(load, link.window.size(), service, waited)
     }
 
@@ -49,6 +52,7 @@ impl World {
         if before == 0 {
             link.window.began(now);
         }
+        link.window.note_load(before as u32 + 1);
         self.calls[task].place = Place::Aboard(worker, id);
         self.ledger.note(now, "send", task as u64, u64::from(worker.0));
         self.order_frame(worker, Order::Request(id, task));
@@ -56,6 +60,9 @@ impl World {
     }
 
     pub(super) fn dispatch(&mut self) {
+        for link in self.lives.values_mut().filter_map(|live| live.link.as_mut()) {
+            link.window.note_load(link.session.unanswered() as u32);
+        }
         while let Some(task) = self.queue.front().copied() {
             let is_over = matches!(self.calls[task].place, Place::Done | Place::Abandoned);
             if !is_over && !self.board(task, true) {
