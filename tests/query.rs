@@ -45,6 +45,7 @@ pub fn tests() -> Vec<Trial> {
         over_all("query::dropping_the_future_frees_the_worker", dropping_the_future_frees_the_worker),
         over_all("query::dropping_query_all_frees_every_worker", dropping_query_all_frees_every_worker),
         over_all("query::async_handlers_run_together", async_handlers_run_together),
+        over_all("query::long_calls_leave_no_slot_empty", long_calls_leave_no_slot_empty),
         over_all("query::an_async_handler_is_dropped_when_cancelled", an_async_handler_is_dropped_when_cancelled),
         over_all("query::short_queries_pass_a_slow_one", short_queries_pass_a_slow_one),
         one("query::in_process_mode_has_the_same_errors", in_process_mode_has_the_same_errors),
@@ -472,6 +473,21 @@ async fn async_handlers_run_together(transport: AnyTransport) {
     }
     // One after the other they would take 12 s.
     assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+}
+
+/// A worker that can run one more call gets one, however many of those it has go on and on.
+async fn long_calls_leave_no_slot_empty(transport: AnyTransport) {
+    let (pool, begun) = listening(pool_of::<Job, Said>(&ASYNC_JOB, transport)).await;
+    let long: Vec<_> = (0..55).map(|_| tokio::spawn(pool.query(&Job::Sleep(LONG)))).collect();
+    long.iter().for_each(|_| begun.wait());
+    let short: Vec<_> = (0..200).map(|_| tokio::spawn(pool.query(&Job::Sleep(Duration::from_millis(1))))).collect();
+    for query in short {
+        assert_eq!(
+            tokio::time::timeout(LIMIT, query).await.expect("there are free slots").unwrap().unwrap(),
+            Said::Done
+        );
+    }
+    long.iter().for_each(|query| query.abort());
 }
 
 async fn an_async_handler_is_dropped_when_cancelled(transport: AnyTransport) {
