@@ -7,6 +7,7 @@
 //! | machine | decides |
 //! |---|---|
 //! | [`session`] | which calls are on one link, which have started, which are late |
+//! | [`mod@stream`] | who may still send on one stream, and how much |
 //! | [`window`] | how many calls one worker should have at once |
 //! | [`dispatch`] | which worker a call goes to |
 //! | [`line`](mod@line) | which call is next where all workers are busy, and which has waited too long |
@@ -38,6 +39,7 @@ pub mod pool;
 pub mod retry;
 pub mod session;
 pub mod spec;
+pub mod stream;
 pub mod time;
 pub mod unit;
 pub mod window;

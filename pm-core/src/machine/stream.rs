@@ -1,0 +1,426 @@
+//! One stream, as one of its two ends sees it: who may still send, and how much.
+//!
+//! A stream carries messages both ways. Each way ends on its own, by its writer (half close); a reset ends both. The reader grants credit, in messages and in
+//! bytes, and the writer spends it: a message may go while there is credit for a message and for one byte at least. What is larger than the rest of the bytes
+//! goes all the same, and the next one waits until that is made up for. So a message of any size passes, and a reader holds its window and one message at most.
+//!
+//! ```text
+//!   reader: window ──take──▶ grant (once half the window was taken) ──CREDIT──▶ writer: credit ──write──▶ DATA
+//! ```
+
+/// Credit for so many messages, and so many bytes in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Messages.
+    pub messages: u32,
+    /// Bytes of their payloads.
+    pub bytes: u32,
+}
+
+/// The most credit that a writer may have of either, and the largest window. A peer that grants more miscounts.
+pub const MAX_CREDIT: u32 = i32::MAX as u32;
+
+impl Grant {
+    /// As it stands in the payload of CREDIT.
+    pub const fn encode(self) -> [u8; 8] {
+        let ([a, b, c, d], [e, f, g, h]) = (self.messages.to_be_bytes(), self.bytes.to_be_bytes());
+        [a, b, c, d, e, f, g, h]
+    }
+
+    /// Reads such a payload. None where it has another length.
+    ///
+    /// ```
+    /// use pm_core::machine::stream::Grant;
+    ///
+    /// let grant = Grant { messages: 16, bytes: 1 << 20 };
+    /// assert_eq!(Grant::decode(&grant.encode()), Some(grant));
+    /// assert_eq!(Grant::decode(b"16"), None);
+    /// ```
+    pub fn decode(payload: &[u8]) -> Option<Grant> {
+        let (messages, bytes) = payload.split_first_chunk()?;
+        let bytes = bytes.try_into().ok()?;
+        Some(Grant { messages: u32::from_be_bytes(*messages), bytes: u32::from_be_bytes(bytes) })
+    }
+}
+
+/// What a peer did that no honest one does. It ends the stream, and nothing but the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It sent a message for which it had no credit.
+    Overrun,
+    /// It sent something after its end.
+    AfterEnd,
+    /// It granted more than [`MAX_CREDIT`].
+    Overflow,
+}
+
+/// Whether a message may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// It goes, and its credit is spent.
+    Goes,
+    /// It waits for credit.
+    Waits,
+    /// It never goes: this side has finished, or the stream is over.
+    Never,
+}
+
+/// What is left of credit, on either side. Bytes are negative where the last message was larger than what there was.
+#[derive(Clone, Copy, Debug)]
+struct Credit {
+    messages: u32,
+    bytes: i64,
+}
+
+impl Credit {
+    fn new(grant: Grant) -> Self {
+        Credit { messages: grant.messages, bytes: grant.bytes.into() }
+    }
+
+    fn is_there(&self) -> bool {
+        self.messages > 0 && self.bytes > 0
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        self.messages -= 1;
+        self.bytes -= bytes as i64;
+    }
+
+    fn add(&mut self, grant: Grant) -> Result<(), Fault> {
+        let (messages, bytes) = (self.messages.checked_add(grant.messages), self.bytes + i64::from(grant.bytes));
+        match messages {
+            Some(messages) if messages <= MAX_CREDIT && bytes <= i64::from(MAX_CREDIT) => {
+                *self = Credit { messages, bytes };
+                Ok(())
+            }
+            _ => Err(Fault::Overflow),
+        }
+    }
+}
+
+/// One end of a stream. See the [module](self).
+#[derive(Clone, Debug)]
+pub struct Stream {
+    /// What this side may send.
+    credit: Credit,
+    /// What the peer may send.
+    allowance: Credit,
+    window: Grant,
+    /// What was taken since the last grant.
+    taken: Grant,
+    has_finished: bool,
+    peer_has_finished: bool,
+    is_reset: bool,
+}
+
+impl Stream {
+    /// A stream that has just begun. `window` is what the peer may send before anything is taken, and what it was told; `credit` is what the peer grants. Both
+    /// are cut to [`MAX_CREDIT`], and a window is one message and one byte at least.
+    pub fn new(window: Grant, credit: Grant) -> Self {
+        let window = Grant { messages: window.messages.clamp(1, MAX_CREDIT), bytes: window.bytes.clamp(1, MAX_CREDIT) };
+        let credit = Grant { messages: credit.messages.min(MAX_CREDIT), bytes: credit.bytes.min(MAX_CREDIT) };
+        Stream {
+            credit: Credit::new(credit),
+            allowance: Credit::new(window),
+            window,
+            taken: Grant { messages: 0, bytes: 0 },
+            has_finished: false,
+            peer_has_finished: false,
+            is_reset: false,
+        }
+    }
+
+    /// Whether nothing can be sent any more, either way. Messages that came may still lie there.
+    pub fn is_over(&self) -> bool {
+        self.is_reset || (self.has_finished && self.peer_has_finished)
+    }
+
+    /// This side wants to send a message of so many bytes.
+    pub fn write(&mut self, bytes: usize) -> Write {
+        if self.is_reset || self.has_finished {
+            return Write::Never;
+        }
+        if !self.credit.is_there() {
+            return Write::Waits;
+        }
+        self.credit.spend(bytes);
+        Write::Goes
+    }
+
+    /// This side sends nothing more. False where the peer was told that already, or need not be.
+    pub fn finish(&mut self) -> bool {
+        !self.is_reset && !std::mem::replace(&mut self.has_finished, true)
+    }
+
+    /// This side ends both ways at once. False where there is nothing to end.
+    pub fn reset(&mut self) -> bool {
+        let goes_on = !self.is_over();
+        self.is_reset = true;
+        goes_on
+    }
+
+    /// A message of so many bytes was taken out by its reader. Gives the credit that the peer gets for what was taken, once that is worth a frame.
+    pub fn take(&mut self, bytes: usize) -> Option<Grant> {
+        self.taken.messages += 1;
+        self.taken.bytes = self.taken.bytes.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        // A writer without credit has spent its window: as soon as all of that is taken, this is true.
+        let is_worth = self.taken.messages >= self.window.messages.div_ceil(2)
+            || self.taken.bytes >= self.window.bytes.div_ceil(2);
+        if !is_worth || self.is_reset || self.peer_has_finished {
+            return None;
+        }
+        let grant = std::mem::replace(&mut self.taken, Grant { messages: 0, bytes: 0 });
+        // It never exceeds the window: all of it was spent before.
+        self.allowance.messages += grant.messages;
+        self.allowance.bytes += i64::from(grant.bytes);
+        Some(grant)
+    }
+
+    /// The peer sent a message of so many bytes. False where nobody wants it: the stream was over when it came.
+    ///
+    /// # Errors
+    /// [`Fault`], after which the stream is over.
+    pub fn data(&mut self, bytes: usize) -> Result<bool, Fault> {
+        if self.is_reset {
+            return Ok(false);
+        }
+        if self.peer_has_finished {
+            return Err(self.fail(Fault::AfterEnd));
+        }
+        if !self.allowance.is_there() {
+            return Err(self.fail(Fault::Overrun));
+        }
+        self.allowance.spend(bytes);
+        Ok(true)
+    }
+
+    /// The peer sends nothing more. False where that means nothing any more.
+    ///
+    /// # Errors
+    /// [`Fault`], after which the stream is over.
+    pub fn peer_finished(&mut self) -> Result<bool, Fault> {
+        if self.is_reset {
+            return Ok(false);
+        }
+        if self.peer_has_finished {
+            return Err(self.fail(Fault::AfterEnd));
+        }
+        self.peer_has_finished = true;
+        Ok(true)
+    }
+
+    /// The peer grants credit. True where a writer that had none can go on.
+    ///
+    /// # Errors
+    /// [`Fault`], after which the stream is over.
+    pub fn granted(&mut self, grant: Grant) -> Result<bool, Fault> {
+        // A peer that has finished still reads.
+        if self.is_reset || self.has_finished {
+            return Ok(false);
+        }
+        let had = self.credit.is_there();
+        self.credit.add(grant).map_err(|fault| self.fail(fault))?;
+        Ok(!had && self.credit.is_there())
+    }
+
+    /// The peer ended both ways. False where the stream was over.
+    pub fn peer_reset(&mut self) -> bool {
+        self.reset()
+    }
+
+    fn fail(&mut self, fault: Fault) -> Fault {
+        self.is_reset = true;
+        fault
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+    use crate::machine::budget::SplitMix;
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Frame {
+        Data(u32, usize),
+        Fin,
+        Credit(Grant),
+        Reset,
+    }
+
+    /// One end with its reader, and what it has sent that the other has not received.
+    struct End {
+        stream: Stream,
+        window: Grant,
+        out: VecDeque<Frame>,
+        sent: u32,
+        /// What came and was not taken.
+        held: VecDeque<(u32, usize)>,
+        seen: u32,
+        has_end: bool,
+    }
+
+    impl End {
+        fn new(window: Grant, credit: Grant) -> Self {
+            let stream = Stream::new(window, credit);
+            End { stream, window, out: VecDeque::new(), sent: 0, held: VecDeque::new(), seen: 0, has_end: false }
+        }
+
+        fn write(&mut self, bytes: usize) -> Write {
+            let write = self.stream.write(bytes);
+            if write == Write::Goes {
+                self.out.push_back(Frame::Data(self.sent, bytes));
+                self.sent += 1;
+            }
+            write
+        }
+
+        fn take(&mut self) -> bool {
+            let Some((number, bytes)) = self.held.pop_front() else { return false };
+            assert_eq!(number, self.seen, "in order, and none lost");
+            self.seen += 1;
+            self.out.extend(self.stream.take(bytes).map(Frame::Credit));
+            true
+        }
+
+        fn receive(&mut self, frame: Frame, largest: usize) -> Result<(), Fault> {
+            match frame {
+                Frame::Data(number, bytes) => {
+                    if self.stream.data(bytes)? {
+                        self.held.push_back((number, bytes));
+                    }
+                }
+                Frame::Fin => self.has_end |= self.stream.peer_finished()?,
+                Frame::Credit(grant) => drop(self.stream.granted(grant)?),
+                Frame::Reset => drop(self.stream.peer_reset()),
+            }
+            assert!(self.held.len() <= self.window.messages as usize);
+            let bytes: usize = self.held.iter().map(|(_, bytes)| bytes).sum();
+            assert!(bytes < self.window.bytes as usize + largest.max(1), "{bytes} held of {:?}", self.window);
+            Ok(())
+        }
+    }
+
+    fn ends(random: &mut SplitMix) -> [End; 2] {
+        let mut window = || Grant { messages: 1 + random.below(8) as u32, bytes: 1 + random.below(300) as u32 };
+        let [a, b] = [window(), window()];
+        [End::new(a, b), End::new(b, a)]
+    }
+
+    fn size(random: &mut SplitMix) -> usize {
+        match random.below(4) {
+            0 => 0,
+            1 => random.below(1000) as usize,
+            _ => random.below(60) as usize,
+        }
+    }
+
+    const LARGEST: usize = 1000;
+
+    #[test]
+    fn all_messages_arrive_in_order_within_the_window_and_nobody_waits_for_ever() {
+        for seed in 0..1000 {
+            let mut random = SplitMix(seed);
+            let mut ends = ends(&mut random);
+            let wanted = [random.below(100) as u32, random.below(100) as u32];
+            let mut idle = 0;
+            while idle < 200 {
+                let at = random.below(2) as usize;
+                let moved = match random.below(3) {
+                    0 if ends[at].sent < wanted[at] => ends[at].write(size(&mut random)) == Write::Goes,
+                    0 => {
+                        let finished = ends[at].stream.finish();
+                        if finished {
+                            ends[at].out.push_back(Frame::Fin);
+                        }
+                        finished
+                    }
+                    1 => ends[at].take(),
+                    _ => match ends[1 - at].out.pop_front() {
+                        Some(frame) => {
+                            ends[at].receive(frame, LARGEST).unwrap_or_else(|fault| panic!("seed {seed}: {fault:?}"));
+                            true
+                        }
+                        None => false,
+                    },
+                };
+                idle = if moved { 0 } else { idle + 1 };
+            }
+            for at in [0, 1] {
+                assert_eq!((ends[at].sent, ends[1 - at].seen), (wanted[at], wanted[at]), "seed {seed}");
+                assert!(ends[at].has_end && ends[at].stream.is_over(), "seed {seed}");
+                assert_eq!(ends[at].write(1), Write::Never);
+            }
+        }
+    }
+
+    /// Frames that a hostile peer makes up between those of an honest one end the stream, and do no more.
+    #[test]
+    fn what_a_peer_makes_up_ends_the_stream_and_holds_nothing_beyond_the_window() {
+        let (mut faults, mut resets) = (0, 0);
+        for seed in 0..2000 {
+            let mut random = SplitMix(seed);
+            let [mut end, _] = ends(&mut random);
+            let mut over = false;
+            for _ in 0..100 {
+                match random.below(3) {
+                    0 => drop(end.write(size(&mut random))),
+                    1 => drop(end.take()),
+                    _ => {
+                        let frame = match random.below(5) {
+                            0 | 1 => Frame::Data(end.seen + end.held.len() as u32, size(&mut random)),
+                            2 => Frame::Credit(Grant {
+                                messages: [1, 7, MAX_CREDIT, u32::MAX][random.below(4) as usize],
+                                bytes: [0, 9, MAX_CREDIT, u32::MAX][random.below(4) as usize],
+                            }),
+                            3 => Frame::Fin,
+                            _ => Frame::Reset,
+                        };
+                        let was_over = over;
+                        match end.receive(frame, LARGEST) {
+                            Ok(()) => over |= frame == Frame::Reset,
+                            Err(_) => {
+                                assert!(!was_over, "seed {seed}: what is over has no faults");
+                                (faults, over) = (faults + 1, true);
+                            }
+                        }
+                    }
+                }
+                assert!(!over || end.stream.is_over());
+                assert!(!over || end.write(1) == Write::Never);
+                assert!(end.stream.credit.bytes <= i64::from(MAX_CREDIT) && end.stream.credit.messages <= MAX_CREDIT);
+            }
+            resets += u32::from(over);
+        }
+        assert!(faults > 500 && resets > faults, "{faults} {resets}");
+    }
+
+    #[test]
+    fn either_way_ends_on_its_own_and_a_reset_ends_both() {
+        let grant = Grant { messages: 4, bytes: 100 };
+        let mut stream = Stream::new(grant, grant);
+        assert!(stream.finish() && !stream.finish());
+        assert_eq!(stream.write(1), Write::Never);
+        assert_eq!(stream.data(1), Ok(true), "the other way goes on");
+        assert_eq!(stream.peer_finished(), Ok(true));
+        assert!(stream.is_over() && !stream.reset());
+        let mut stream = Stream::new(grant, grant);
+        assert!(stream.peer_reset() && !stream.peer_reset() && stream.is_over());
+        assert_eq!((stream.data(1), stream.peer_finished(), stream.granted(grant)), (Ok(false), Ok(false), Ok(false)));
+        assert!(!stream.finish());
+    }
+
+    #[test]
+    fn a_message_larger_than_the_window_passes_and_the_next_one_waits() {
+        let grant = Grant { messages: 4, bytes: 100 };
+        let (mut writer, mut reader) = (Stream::new(grant, grant), Stream::new(grant, grant));
+        assert_eq!(writer.write(1 << 20), Write::Goes);
+        assert_eq!(writer.write(0), Write::Waits);
+        assert_eq!(reader.data(1 << 20), Ok(true));
+        let credit = reader.take(1 << 20).expect("all of it was taken");
+        assert_eq!(credit, Grant { messages: 1, bytes: 1 << 20 });
+        assert_eq!(writer.granted(credit), Ok(true));
+        assert_eq!(writer.write(0), Write::Goes);
+    }
+}
