@@ -475,9 +475,9 @@ async fn ordered_kills_cost_no_budget(transport: AnyTransport) {
     }
     pool.respawn().await.unwrap();
     assert!(matches!(pool.query(&Job::Pid).await, Ok(Said::Pid(_))));
-    assert_eq!(pids(&pool).len(), 2);
-    kill(pids(&pool)[0], Kill::KILL);
-    kill(pids(&pool)[1], Kill::KILL);
+    let both = pids(&pool);
+    assert_eq!(both.len(), 2);
+    both.into_iter().for_each(|pid| kill(pid, Kill::KILL));
     eventually("this death counts", || pool.info().workers.active == 0 || pids(&pool).is_empty()).await;
     let mut failed = pool.query(&Job::Pid).await;
     while let Err(pm::QueryError::WorkerLost(_)) = failed {

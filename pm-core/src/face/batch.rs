@@ -20,7 +20,7 @@ where
     /// its own deadline, retries and error; what it saves is that they travel together, and that this task is woken once for many. For large payloads as many
     /// tasks are quicker, since here all of them are encoded before the first goes out.
     ///
-    /// All inputs are encoded at once, and the queries go out when the future is first polled, as many as there is room for.
+    /// All inputs are encoded at once, and the queries go out when the future is first polled: as many as the workers should have, and the others into the queue.
     ///
     /// # Cancel safety
     /// Dropping the future cancels all of them that have no answer yet, as [`query`](Self::query) says.
