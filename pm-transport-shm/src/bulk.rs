@@ -7,7 +7,8 @@
 
 use std::mem::MaybeUninit;
 
-use crate::ring::{LINE, LINE_WORDS, WORD};
+use crate::ring::LINE_WORDS;
+pub use crate::ring::{LINE, WORD};
 use crate::sync::AtomicU64;
 
 /// From so many words on a copy goes by lines: 4 KiB. Measured: there it costs the same where the processors share a cache, and half where they do not.

@@ -26,9 +26,10 @@ use crate::checksum::Sum;
 use crate::sync::{AtomicU64, Ordering, fence};
 
 /// Bytes of a cache line.
-pub(crate) const LINE: usize = 64;
+pub const LINE: usize = 64;
 
-pub(crate) const WORD: usize = 8;
+/// Bytes of a word.
+pub const WORD: usize = 8;
 pub(crate) const LINE_WORDS: usize = LINE / WORD;
 
 pub(crate) const COMMITTED: u64 = 1 << 63;

@@ -152,7 +152,7 @@ pub(super) fn headless() -> ! {
         // SAFETY: nine is the descriptor that the test has given, and the bytes are there.
         unsafe { libc::write(9, line.as_ptr().cast(), line.len()) };
         loop {
-            std::thread::sleep(LIMIT);
+            std::thread::park();
         }
     });
     // SAFETY: ends this thread alone; nothing on its stack is used by the other one.

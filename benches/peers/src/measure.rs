@@ -1,11 +1,13 @@
 //! What is shared by the managers in Rust.
 
+use std::future::Future;
 use std::time::{Duration, Instant};
 
-use pm_cli::bench::measure::Recorder;
+use pm_cli::bench::measure::{Measured, Recorder, many};
 use pm_cli::bench::place::Place;
 
 use crate::error::{PeerError, Step};
+use crate::row::CROWD;
 
 /// p50 and p99 of calls that are made one at a time, in microseconds.
 pub(crate) fn alone(time: Duration, mut call: impl FnMut() -> Result<(), PeerError>) -> Result<(f64, f64), PeerError> {
@@ -15,6 +17,19 @@ pub(crate) fn alone(time: Duration, mut call: impl FnMut() -> Result<(), PeerErr
     }
     let measured = recorder.finish();
     Ok((micros(measured.p50), micros(measured.p99)))
+}
+
+/// The same of asynchronous calls, one at a time and then many at once. What `peer` burns is measured too: another process, or else a thread of this one.
+pub(crate) async fn alone_and_crowd<C, F>(time: Duration, peer: Option<u32>, call: C) -> (Measured, Measured)
+where
+    C: Fn() -> F + Clone + Send + 'static,
+    F: Future<Output = ()> + Send,
+{
+    let mut recorder = Recorder::new(time, peer);
+    while recorder.goes_on() {
+        call().await;
+    }
+    (recorder.finish(), many(CROWD, time, peer, call).await)
 }
 
 /// Calls a second, after a warm-up of a tenth of the time. `crowd` gives the number of calls that it made in a time.

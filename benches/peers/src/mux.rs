@@ -2,12 +2,11 @@
 //! carries 64 bytes only.
 
 use pm_cli::bench::limits::{Echo, FRAME};
-use pm_cli::bench::measure::{Recorder, many};
 
 use crate::cli::Args;
 use crate::error::{PeerError, Step};
-use crate::measure::runtime;
-use crate::row::{CROWD, Row};
+use crate::measure::{alone_and_crowd, runtime};
+use crate::row::Row;
 
 /// 64 bytes, with a header as long as pm's.
 pub(crate) fn measure(args: &Args) -> Result<Vec<Row>, PeerError> {
@@ -15,16 +14,12 @@ pub(crate) fn measure(args: &Args) -> Result<Vec<Row>, PeerError> {
     let runtime = runtime(place)?;
     let work = async move {
         let (mux, peer) = Echo::mux(place);
-        let mut recorder = Recorder::new(time, Some(peer));
-        while recorder.goes_on() {
-            round_trip(&mux).await;
-        }
-        let alone = recorder.finish();
-        let crowd = many(CROWD, time, Some(peer), move || {
+        let call = move || {
             let mux = mux.clone();
             async move { round_trip(&mux).await }
-        });
-        Row::with_cpu(64, alone, crowd.await)
+        };
+        let (alone, crowd) = alone_and_crowd(time, Some(peer), call).await;
+        Row::with_cpu(64, alone, crowd)
     };
     let row = runtime.block_on(async { tokio::spawn(work).await }).step("measure the mux")?;
     Ok(vec![row])

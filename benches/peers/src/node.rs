@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use pm::{Json, PoolBuilder, Spec, Uds};
-use pm_cli::bench::measure::{Recorder, many};
 use pm_cli::bench::place::Place;
 
 use crate::cli::Args;
 use crate::error::{PeerError, Step};
-use crate::measure::runtime;
-use crate::row::{CROWD, Row, SIZES};
+use crate::measure::{alone_and_crowd, runtime};
+use crate::row::{Row, SIZES};
 
 /// Texts, one at a time and many at once.
 pub(crate) fn measure(args: &Args) -> Result<Vec<Row>, PeerError> {
@@ -22,17 +21,13 @@ pub(crate) fn measure(args: &Args) -> Result<Vec<Row>, PeerError> {
         let mut rows = Vec::new();
         for bytes in SIZES {
             let text = "x".repeat(bytes);
-            let mut recorder = Recorder::new(time, peer);
-            while recorder.goes_on() {
-                assert_eq!(pool.query(&text).await.expect("an answer"), text);
-            }
-            let alone = recorder.finish();
             let callers = pool.clone();
-            let crowd = many(CROWD, time, peer, move || {
+            let call = move || {
                 let (pool, text) = (callers.clone(), text.clone());
                 async move { assert_eq!(pool.query(&text).await.expect("an answer"), text) }
-            });
-            rows.push(Row::with_cpu(bytes, alone, crowd.await));
+            };
+            let (alone, crowd) = alone_and_crowd(time, peer, call).await;
+            rows.push(Row::with_cpu(bytes, alone, crowd));
         }
         pool.shutdown().await;
         Ok(rows)

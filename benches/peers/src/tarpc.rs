@@ -10,15 +10,14 @@ use ::tarpc::tokio_serde::formats::Bincode;
 use ::tarpc::{client, context, serde_transport};
 use bytes::Bytes;
 use futures::StreamExt;
-use pm_cli::bench::measure::{Recorder, many};
 use tokio::net::UnixStream;
 
 use crate::cli::Args;
 use crate::error::{PeerError, Step};
-use crate::measure::{payload, runtime};
+use crate::measure::{alone_and_crowd, payload, runtime};
 use crate::rival::Rival;
 use crate::role::Worker;
-use crate::row::{CROWD, Row, SIZES};
+use crate::row::{Row, SIZES};
 
 #[::tarpc::service]
 trait Echo {
@@ -37,17 +36,13 @@ pub(crate) fn measure(args: &Args) -> Result<Vec<Row>, PeerError> {
         let mut rows = Vec::new();
         for bytes in SIZES {
             let payload = Bytes::from(payload(bytes));
-            let mut recorder = Recorder::new(time, None);
-            while recorder.goes_on() {
-                round_trip(&client, &payload).await;
-            }
-            let alone = recorder.finish();
             let client = client.clone();
-            let crowd = many(CROWD, time, None, move || {
+            let call = move || {
                 let (client, payload) = (client.clone(), payload.clone());
                 async move { round_trip(&client, &payload).await }
-            });
-            rows.push(Row::new(bytes, alone, crowd.await));
+            };
+            let (alone, crowd) = alone_and_crowd(time, None, call).await;
+            rows.push(Row::new(bytes, alone, crowd));
         }
         Ok(rows)
     };

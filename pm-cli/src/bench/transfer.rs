@@ -6,16 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use pm_transport_shm::bulk;
+use pm_transport_shm::bulk::{self, LINE, WORD};
 
 use super::measure::{Measured, Recorder};
 use super::place::Place;
-
-/// Bytes of a word.
-const WORD: usize = 8;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// So many bytes are on their way at once where one payload follows another, and two payloads at least.
 const WAY: usize = 1 << 20;

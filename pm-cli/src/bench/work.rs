@@ -86,11 +86,14 @@ impl Settings {
             match limit {
                 // Nobody spins for a thread that shares its processor.
                 Mode::Spin | Mode::Transfer if place == Place::OneCore => {}
+                Mode::Transfer if !is_shared => {}
                 Mode::Transfer => {
-                    for &size in self.sizes.iter().filter(|_| is_shared) {
-                        let counts = self.in_flight.iter().copied().filter(|count| [1, CROWD].contains(count));
-                        limits
-                            .extend(counts.filter(|count| is_transfer(size, *count)).map(|count| (limit, size, count)));
+                    for &size in &self.sizes {
+                        for &count in &self.in_flight {
+                            if matches!(count, 1 | CROWD) && is_transfer(size, count) {
+                                limits.push((limit, size, count));
+                            }
+                        }
                     }
                 }
                 Mode::Channel | Mode::Mux => limits.push((limit, SMALL, CROWD)),

@@ -1,6 +1,6 @@
 //! A line: whoever came first is served first, who has waited long enough goes, and anybody may leave from the middle.
 //!
-//! Each of these takes constant time on average, however long the line is. Whoever stands in it knows the seat, so nobody has to look for anybody; a
+//! Each of these takes constant time on average, however long the line is; only the times are sorted, by a heap. Whoever stands in it knows the seat, so nobody has to look for anybody; a
 //! seat that was left stays empty until so many are that the others close up.
 
 use std::cmp::Reverse;

@@ -152,7 +152,7 @@ impl Stream {
         !self.is_reset && !std::mem::replace(&mut self.has_finished, true)
     }
 
-    /// This side ends both ways at once. False where there is nothing to end.
+    /// Either side ends both ways at once. False where there is nothing to end.
     pub fn reset(&mut self) -> bool {
         let goes_on = !self.is_over();
         self.is_reset = true;
@@ -223,11 +223,6 @@ impl Stream {
         Ok(!had && self.credit.is_there())
     }
 
-    /// The peer ended both ways. False where the stream was over.
-    pub fn peer_reset(&mut self) -> bool {
-        self.reset()
-    }
-
     fn fail(&mut self, fault: Fault) -> Fault {
         self.is_reset = true;
         fault
@@ -293,7 +288,7 @@ mod tests {
                 }
                 Frame::Fin => self.has_end |= self.stream.peer_finished()?,
                 Frame::Credit(grant) => drop(self.stream.granted(grant)?),
-                Frame::Reset => drop(self.stream.peer_reset()),
+                Frame::Reset => drop(self.stream.reset()),
             }
             assert!(self.held.len() <= self.window.messages as usize);
             let bytes: usize = self.held.iter().map(|(_, bytes)| bytes).sum();
@@ -406,7 +401,7 @@ mod tests {
         assert_eq!(stream.peer_finished(), Ok(true));
         assert!(stream.is_over() && !stream.reset());
         let mut stream = Stream::new(grant, grant);
-        assert!(stream.peer_reset() && !stream.peer_reset() && stream.is_over());
+        assert!(stream.reset() && !stream.reset() && stream.is_over());
         assert_eq!((stream.data(1), stream.peer_finished(), stream.granted(grant)), (Ok(false), Ok(false), Ok(false)));
         assert!(!stream.finish());
     }

@@ -119,14 +119,14 @@ pub(crate) trait AnyPool: Send + Sync {
     fn send(&self, now: Time, call: Arc<Call>, how: Sending, waker: &Waker) -> Sent;
     /// Takes a call to a worker or into the queue.
     fn submit(&self, now: Time, call: &Arc<Call>);
-    /// The runtime of its tasks.
-    fn runtime(&self) -> &tokio::runtime::Handle;
     /// Takes the first of these calls to a worker, as many as it has room for now, and says how many that were.
     fn submit_many(&self, now: Time, calls: &mut dyn Iterator<Item = &Arc<Call>>) -> usize;
     /// Takes a call to this worker.
     fn submit_to(&self, worker: WorkerId, call: &Arc<Call>) -> Result<(), QueryError>;
     /// The caller of this call has gone.
     fn abandon(&self, call: &Arc<Call>);
+    /// The runtime of its tasks.
+    fn runtime(&self) -> &tokio::runtime::Handle;
     fn workers(&self) -> Vec<WorkerInfo>;
     fn info(&self) -> PoolInfo;
     fn events(&self) -> broadcast::Receiver<Event>;
@@ -137,7 +137,7 @@ pub(crate) trait AnyPool: Send + Sync {
 }
 
 /// How a call is sent.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Sending {
     /// Only if the queue has room for it, where no worker has.
     pub(crate) if_room: bool,

@@ -542,7 +542,7 @@ impl World {
             }
             News::Ready => {
                 let Settings { concurrency, ahead, grace, .. } = self.settings;
-                let window = Window::new(concurrency, concurrency);
+                let window = Window::new(concurrency, ahead);
                 let capacity = LINK_CAPACITY.max(window.size() as usize);
                 live.link = Some(Link {
                     session: Session::new(capacity, ahead as usize, Some(grace)),
