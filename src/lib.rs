@@ -122,11 +122,14 @@
 pub use bytes::Bytes;
 pub use pm_core as core;
 pub use pm_core::codec::{self, Codec, Json, Postcard, Verbatim};
-pub use pm_core::face::builder::PoolBuilder;
+pub use pm_core::face::builder::{PoolBuilder, Queries, Streams};
+pub use pm_core::face::duplex::{Duplex, Incoming, Reply, StreamReceiver, StreamSender};
 pub use pm_core::face::error::{
-    HandlerError, HandlerErrorKind, QueryError, QueryErrorKind, StartError, TryQueryError, WorkerLost,
+    HandlerError, HandlerErrorKind, QueryError, QueryErrorKind, StartError, StreamError, TryQueryError, WorkerLost,
 };
-pub use pm_core::face::query::{PoolInfo, QueryManager, QueryOptions, SlowQuery, TimeoutFrom, WorkerInfo};
+pub use pm_core::face::pool::{Pool, PoolInfo, WorkerInfo};
+pub use pm_core::face::query::{QueryManager, QueryOptions, SlowQuery, TimeoutFrom};
+pub use pm_core::face::stream::StreamManager;
 pub use pm_core::face::worker::Worker;
 pub use pm_core::face::{registry, spawning};
 pub use pm_core::machine::budget::Budget;
@@ -156,6 +159,10 @@ pub use any::{AnyTransport, UnknownTransport};
 /// A query that this program can serve, in pools over Unix sockets unless they say otherwise.
 #[cfg(feature = "uds")]
 pub type Query<I, O> = pm_core::Query<I, O, Uds>;
+
+/// A stream that this program can serve, in pools over Unix sockets unless they say otherwise.
+#[cfg(feature = "uds")]
+pub type Stream<I, O> = pm_core::Stream<I, O, Uds>;
 
 /// The programs of the README.
 #[cfg(all(doctest, feature = "uds"))]

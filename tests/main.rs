@@ -22,6 +22,7 @@ mod registry;
 mod retry;
 mod roles;
 mod shared_memory;
+mod streams;
 mod support;
 mod temporary;
 mod wire;
@@ -44,6 +45,7 @@ fn main() {
         &roles::TIDY,
         &roles::ASYNC_TIDY,
         &allocations::COUNT,
+        &streams::TALK,
     ]);
     manager_killed::helper();
 
@@ -57,6 +59,7 @@ fn main() {
         launch::tests().into_iter().map(|(name, test)| support::alone(name, move || test().map_err(Into::into))),
     );
     trials.extend(query::tests());
+    trials.extend(streams::tests());
     trials.extend(allocations::tests());
     trials.extend(batch::tests());
     trials.extend(blocking::tests());

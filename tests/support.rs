@@ -153,7 +153,7 @@ pub fn this_program() -> pm::SpecBuilder {
 }
 
 /// The pids of all workers that serve.
-pub fn pids<I, O, C>(pool: &pm::QueryManager<I, O, C>) -> Vec<u32> {
+pub fn pids(pool: &pm::Pool) -> Vec<u32> {
     pool.workers().iter().map(|worker| worker.pid).collect()
 }
 

@@ -106,7 +106,7 @@ impl Worker {
 
 fn hello(codec: &str, role: Option<&str>) -> Hello {
     let max_frame = (MAX_PAYLOAD + 12) as u32;
-    Hello { version: VERSION, codec: codec.into(), role: role.map(Into::into), max_frame }
+    Hello { version: VERSION, codec: codec.into(), role: role.map(Into::into), max_frame, streams: None }
 }
 
 fn frame(header: Header, payload: &[u8]) -> Vec<u8> {

@@ -32,4 +32,4 @@ pub mod transport;
 pub mod worker;
 
 #[cfg(feature = "driver")]
-pub use worker::role::Query;
+pub use worker::role::{Query, Stream};

@@ -64,7 +64,14 @@ fn rows() -> Vec<(&'static str, Vec<Step>, Expect)> {
             vec![frame(99, 0, call, text("x")), frame(255, 0x7f, Of::Number(77), none()), Step::Serve],
             Drops,
         ),
-        ("reserved_kinds", vec![frame(8, 0, call, none()), frame(33, 0, call, text("x")), Step::Serve], Drops),
+        (
+            "credit_for_a_query",
+            vec![frame(8, 0, call, Content::Fill(0, 8)), Step::Sleep],
+            Violation("Credit for a query"),
+        ),
+        ("message_for_a_query", vec![frame(33, 0, call, text("x")), Step::Sleep], Violation("Data for a query")),
+        ("end_of_a_query", vec![frame(34, 0, call, none()), Step::Sleep], Violation("Fin for a query")),
+        ("open_from_the_worker", from_manager(32), Violation("Open")),
         ("id_never_issued", vec![frame(17, 0, Of::Number(12_345_678), done()), Step::Sleep], Violation("never made")),
         (
             "id_of_a_slot_never_issued",

@@ -1,12 +1,13 @@
-//! One query on its way: from the caller to a worker and back, however many workers that takes.
+//! One call on its way: from the caller to a worker and back, however many workers that takes. A query, or a stream, which stays with the first one.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use super::flow::Flow;
 use super::spare;
-use crate::face::error::QueryError;
+use crate::face::error::{QueryError, StreamError};
 use crate::machine::id::{CallId, Incarnation, WorkerId};
 use crate::machine::line::Waits;
 use crate::machine::payload::{Lent, Payload};
@@ -58,11 +59,13 @@ impl Terms {
     }
 }
 
-/// One query. The caller's future, the pool's queue and the link that has it aboard share it.
+/// One call. The caller's future, the pool's queue and the link that has it aboard share it.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) input: Vec<u8>,
     pub(crate) terms: Terms,
+    /// What makes it a stream; none where it is a query.
+    pub(crate) flow: Option<Arc<Flow>>,
     /// Its caller chose the worker: it goes to no other one.
     pub(crate) is_named: bool,
     /// When it was sent first, in nanoseconds.
@@ -122,6 +125,20 @@ impl Call {
         Ok(call)
     }
 
+    /// A stream that is on no link yet.
+    pub(crate) fn stream(flow: Arc<Flow>) -> Arc<Self> {
+        let mut call = Call::blank();
+        call.input = flow.name().as_bytes().to_vec();
+        call.state_mut().output = Payload::default();
+        call.flow = Some(flow);
+        Arc::new(call)
+    }
+
+    /// Whether it may go to another worker, where this one has not begun with it.
+    pub(crate) fn may_move(&self) -> bool {
+        !self.is_named && self.flow.is_none()
+    }
+
     /// The same call for one worker and no other. It has one try, for whatever would repeat it might be another worker.
     pub(crate) fn named(mut self: Arc<Self>) -> Arc<Self> {
         if let Some(fields) = Arc::get_mut(&mut self) {
@@ -143,6 +160,7 @@ impl Call {
         Call {
             input: Vec::with_capacity(ROOM),
             terms: Terms::default(),
+            flow: None,
             is_named: false,
             made: AtomicU64::new(0),
             seat: AtomicI64::new(NO_SEAT),
@@ -216,9 +234,9 @@ impl Call {
         (state.place == Place::Waiting).then_some(Boarding { call: self, state })
     }
 
-    /// Its caller sleeps from here on, until this waker is called. For a call that nobody else has yet.
-    pub(crate) fn sleep(&self, waker: Waker) {
-        self.state().waker = Some(waker);
+    /// Its caller sleeps from here on, until this waker is called. Gives the one that was there: for a call that nobody else has yet, none.
+    pub(crate) fn sleep(&self, waker: Waker) -> Option<Waker> {
+        self.state().waker.replace(waker)
     }
 
     /// Notes that it waits again. False where it is over.
@@ -241,12 +259,14 @@ impl Call {
         (verdict, state.tries.failed())
     }
 
-    /// Gives it its outcome, and the waker of the caller to be called after all locks are gone. The first outcome stands.
-    #[must_use = "the caller sleeps until its waker is called"]
-    pub(crate) fn resolve(&self, outcome: Result<Lent<'_>, QueryError>) -> Option<Waker> {
+    /// Gives it its outcome, and adds the wakers of those who wait, to be called after all locks are gone. The first outcome stands.
+    pub(crate) fn resolve(&self, outcome: Result<Lent<'_>, QueryError>, wakers: &mut Vec<Waker>) {
+        if self.flow.is_some() {
+            return self.end_stream(outcome.map(drop).map_err(StreamError::Failed), wakers);
+        }
         let mut state = self.state();
         if matches!(state.place, Place::Done | Place::Abandoned) {
-            return None;
+            return;
         }
         state.place = Place::Done;
         state.outcome = Some(match outcome {
@@ -257,14 +277,28 @@ impl Call {
             Err(error) => Err(Box::new(error)),
         });
         self.is_over.store(true, Ordering::Release);
-        state.waker.take()
+        wakers.extend(state.waker.take());
+    }
+
+    /// The same for a stream.
+    pub(crate) fn end_stream(&self, outcome: Result<(), StreamError>, wakers: &mut Vec<Waker>) {
+        let mut state = self.state();
+        if state.place != Place::Abandoned {
+            state.place = Place::Done;
+        }
+        self.is_over.store(true, Ordering::Release);
+        wakers.extend(state.waker.take());
+        drop(state);
+        if let Some(flow) = &self.flow {
+            flow.end(outcome, wakers);
+        }
     }
 
     /// Gives it this error, and wakes its caller: where no lock is held.
     pub(crate) fn fail(&self, error: QueryError) {
-        if let Some(waker) = self.resolve(Err(error)) {
-            waker.wake();
-        }
+        let mut wakers = Vec::new();
+        self.resolve(Err(error), &mut wakers);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// The caller waits.
@@ -326,10 +360,11 @@ impl Boarding<'_> {
         self.call.terms.limit(now, self.state.until(self.call))
     }
 
-    /// It is on this link now, and its caller sleeps, if it has a sleeper. Otherwise it waits on.
+    /// It is on this link now, and its caller sleeps, if it has a sleeper. Otherwise it waits on. The caller of a stream has waited for this: its waker is
+    /// what `sleeper` holds then.
     pub(crate) fn done(mut self, worker: WorkerId, incarnation: Incarnation, id: CallId, sleeper: &mut Option<Waker>) {
         self.state.place = Place::Aboard(worker, incarnation, id);
-        if sleeper.is_some() {
+        if sleeper.is_some() || self.call.flow.is_some() {
             std::mem::swap(&mut self.state.waker, sleeper);
         }
     }

@@ -8,15 +8,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
 use crate::machine::frame::{Decoder, Frame, HEADER, Header, MAX_PAYLOAD};
-use crate::machine::id::CallId;
 use crate::machine::payload;
 use crate::transport::{Link, LinkError, LinkRx, LinkTx};
 
 /// A link that has this much to send has no room. So much is two full sockets; more would only wait in the wrong place.
 const SEND_LIMIT: usize = 128 << 10;
 
-/// Room beyond that for frames without payload: two for each of the calls that a link can have.
-const CONTROL_RESERVE: usize = 2 * CallId::MAX_SLOTS * HEADER;
+/// Room beyond that for frames without payload: two for each of the queries that a link can have, and more.
+const CONTROL_RESERVE: usize = 128 << 10;
 
 /// A payload from this size on goes to the stream from where it lies, as far as the stream takes it in pieces of this size at least.
 const THROUGH: usize = 16 << 10;

@@ -6,7 +6,8 @@
 //! | `start` | makes a worker out of a Spec and a transport |
 //! | `worker` | lives through one incarnation of a worker |
 //! | `link` | the calls on one link |
-//! | `call` | one query, from its caller to a worker and back |
+//! | `call` | one call, from its caller to a worker and back |
+//! | `flow` | one end of a stream, here or in a worker |
 //! | `spare` | what a thread keeps of calls that are over |
 //! | `pool` | the queue, the links, and the task that keeps workers alive |
 //! | [`framed`], [`memory`] | links over byte streams, and in memory |
@@ -18,6 +19,7 @@
 
 pub(crate) mod call;
 pub(crate) mod clock;
+pub(crate) mod flow;
 pub(crate) mod forward;
 pub mod framed;
 pub(crate) mod inprocess;

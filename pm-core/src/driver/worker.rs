@@ -138,6 +138,7 @@ impl<S: Starter> Task<S> {
             codec: self.plan.codec.clone(),
             role: self.plan.starter.role(),
             max_frame: (MAX_PAYLOAD + 12) as u32,
+            streams: self.plan.link.streams,
         };
         let shaken = {
             let mut shake = pin!(shake_hands(&mut tx, &mut rx, &hello));
@@ -264,7 +265,7 @@ impl<S: Starter> Task<S> {
         // still hold answers.
         let _ = tokio::time::timeout(REST, poll_fn(|cx| driver.poll_rest(cx))).await;
         if let Some(left) = outbox.and_then(|outbox| outbox::left_in(&outbox)) {
-            driver.recover(&left.frames, left.begun);
+            driver.recover(&left.frames, left.begun, left.sent);
         }
     }
 

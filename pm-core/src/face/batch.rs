@@ -39,7 +39,7 @@ where
     ) -> impl Future<Output = Vec<Result<O, QueryError>>> + Send + use<I, O, C> {
         let terms = self.terms.with(options);
         let calls: Vec<_> = inputs.iter().map(|input| self.call(input, terms)).collect();
-        let (codec, handle) = (self.codec.clone(), self.handle.clone());
+        let (codec, handle) = (self.codec.clone(), self.pool.handle.clone());
         async move {
             let made = clock::now();
             // Whoever drops this before all have their outcome has lost interest in all of them.

@@ -28,7 +28,7 @@ where
     /// # Errors
     /// As [`query_blocking`](Self::query_blocking).
     pub fn query_blocking_with(&self, input: &I, options: QueryOptions) -> Result<O, QueryError> {
-        let pool = &self.handle.pool;
+        let pool = &self.pool.handle.pool;
         if tokio::runtime::Handle::try_current().is_ok() {
             return Err(QueryError::OnRuntime { pool: pool.name().clone() });
         }

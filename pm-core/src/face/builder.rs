@@ -8,10 +8,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::error::StartError;
-use super::query::{Handle, QueryManager, Recipe, SlowQuery, TimeoutFrom, begin};
+use super::pool::{Handle, Pool, begin};
+use super::query::{QueryManager, Recipe, SlowQuery, TimeoutFrom};
+use super::stream::StreamManager;
 use super::worker::Worker;
 use super::{registry, spawning};
-use crate::codec::{Codec, Postcard};
+use crate::codec::{Codec, Format, Postcard};
 use crate::driver::call::Terms;
 use crate::driver::inprocess::ThreadStarter;
 use crate::driver::link::LinkSettings;
@@ -21,9 +23,10 @@ use crate::machine::budget::Budget;
 use crate::machine::id::WorkerId;
 use crate::machine::retry::Retry;
 use crate::machine::spec::{Spec, SpecBuilder};
+use crate::machine::stream::Grant;
 use crate::machine::unit::Times;
 use crate::transport::Transport;
-use crate::worker::role::{Query, Role};
+use crate::worker::role::{Query, Role, STREAM_WINDOW, Stream};
 
 /// The timeout of a query where nothing else is said: 15 minutes.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
@@ -52,23 +55,107 @@ where
     }
 }
 
-/// A pool in the making.
+impl<I, O, T> Stream<I, O, T>
+where
+    I: Serialize + DeserializeOwned + Send + 'static,
+    O: Serialize + DeserializeOwned + Send + 'static,
+    T: Transport + Default,
+{
+    /// A pool of workers that serve this stream: processes of this very program.
+    pub fn pool(&'static self) -> PoolBuilder<I, O, Postcard, T, Streams> {
+        PoolBuilder::role(self, T::default(), Postcard).streams()
+    }
+}
+
+/// A pool in the making. `M` says which calls it serves: [`Queries`], or [`Streams`].
 #[must_use = "a builder does nothing until it is started"]
-pub struct PoolBuilder<I, O, C, T> {
+pub struct PoolBuilder<I, O, C, T, M = Queries> {
     name: Arc<str>,
     spec: SpecBuilder,
     role: Option<&'static dyn Role>,
     transport: T,
     codec: C,
     workers: u32,
-    queue: usize,
-    terms: Terms,
+    calls: M,
     budget: Budget,
-    cancel_grace: Option<Duration>,
     in_process: bool,
     force: bool,
     hooks: Hooks,
     types: PhantomData<fn(I) -> O>,
+}
+
+/// The settings of a pool that serves queries.
+#[derive(Clone, Debug)]
+pub struct Queries {
+    queue: usize,
+    terms: Terms,
+    cancel_grace: Option<Duration>,
+}
+
+/// The settings of a pool that serves streams.
+#[derive(Clone, Debug)]
+pub struct Streams {
+    window: Grant,
+}
+
+/// What a pool serves.
+trait Calls {
+    fn link(&self) -> LinkSettings;
+
+    /// So many that wait for a worker are a full queue.
+    fn queue(&self) -> usize;
+
+    /// What a call is about, by what it was opened with.
+    fn summary(codec: &impl Format, opening: &[u8]) -> String;
+}
+
+impl Calls for Queries {
+    fn link(&self) -> LinkSettings {
+        LinkSettings { cancel_grace: self.cancel_grace, capacity: LINK_CAPACITY, streams: None }
+    }
+
+    fn queue(&self) -> usize {
+        self.queue
+    }
+
+    fn summary(codec: &impl Format, opening: &[u8]) -> String {
+        codec.summary(opening)
+    }
+}
+
+impl Calls for Streams {
+    /// A worker that does not end one stream is not killed for it: it has others.
+    fn link(&self) -> LinkSettings {
+        LinkSettings { cancel_grace: None, capacity: 0, streams: Some(self.window) }
+    }
+
+    /// Whoever opens a stream waits for it.
+    fn queue(&self) -> usize {
+        usize::MAX
+    }
+
+    fn summary(_: &impl Format, opening: &[u8]) -> String {
+        match opening {
+            [] => "a stream without a name".to_string(),
+            name => format!("the stream {:?}", String::from_utf8_lossy(name)),
+        }
+    }
+}
+
+impl Default for Queries {
+    fn default() -> Self {
+        Queries {
+            queue: DEFAULT_QUEUE,
+            terms: Terms { timeout: Some(DEFAULT_TIMEOUT), timeout_from: TimeoutFrom::Query, retry: Retry::NEVER },
+            cancel_grace: Some(DEFAULT_CANCEL_GRACE),
+        }
+    }
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Streams { window: STREAM_WINDOW }
+    }
 }
 
 impl<I, O, C, T> PoolBuilder<I, O, C, T> {
@@ -82,6 +169,11 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
         Self::new(name.into(), spec, None, transport, codec)
     }
 
+    /// The same pool, but its workers serve streams.
+    pub fn streams(self) -> PoolBuilder<I, O, C, T, Streams> {
+        self.exchange(|transport, codec, _| (transport, codec, Streams::default()))
+    }
+
     fn new(name: Arc<str>, spec: SpecBuilder, role: Option<&'static dyn Role>, transport: T, codec: C) -> Self {
         PoolBuilder {
             name,
@@ -90,17 +182,17 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
             transport,
             codec,
             workers: 1,
-            queue: DEFAULT_QUEUE,
-            terms: Terms { timeout: Some(DEFAULT_TIMEOUT), timeout_from: TimeoutFrom::Query, retry: Retry::NEVER },
+            calls: Queries::default(),
             budget: Budget::default(),
-            cancel_grace: Some(DEFAULT_CANCEL_GRACE),
             in_process: false,
             force: false,
             hooks: Hooks::default(),
             types: PhantomData,
         }
     }
+}
 
+impl<I, O, C, T, M> PoolBuilder<I, O, C, T, M> {
     /// The name of the pool in events, errors and the registry. The role's or program's by default.
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = name.into();
@@ -113,40 +205,9 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
         self
     }
 
-    /// So many queries that wait for a worker are a full queue, into which [`try_query`](QueryManager::try_query) adds none; 4,096 by default. Whoever
-    /// awaits a [`query`](QueryManager::query) waits in turn however many there are: it is the program that bounds how many it makes.
-    pub fn queue(mut self, queries: usize) -> Self {
-        self.queue = queries;
-        self
-    }
-
-    /// How long a query may take; 15 minutes by default, none for as long as it likes. With retries it is the limit of each try.
-    pub fn timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.terms.timeout = limit.into();
-        self
-    }
-
-    /// Since when the time of a query counts: since it was made (the default), or since a worker can have started it.
-    pub fn timeout_from(mut self, from: TimeoutFrom) -> Self {
-        self.terms.timeout_from = from;
-        self
-    }
-
-    /// When queries are tried again; never by default. Only for work that may run twice.
-    pub fn retry(mut self, retry: Retry) -> Self {
-        self.terms.retry = retry;
-        self
-    }
-
     /// How often workers may die before the pool gives up; 5 crash loops in 30 minutes by default.
     pub fn budget(mut self, budget: Budget) -> Self {
         self.budget = budget;
-        self
-    }
-
-    /// How long a worker may take to end a call that was cancelled or timed out, before it is killed; 1 s by default, none for ever.
-    pub fn cancel_grace(mut self, grace: impl Into<Option<Duration>>) -> Self {
-        self.cancel_grace = grace.into();
         self
     }
 
@@ -157,29 +218,27 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
     }
 
     /// Uses another transport.
-    pub fn transport<U>(self, transport: U) -> PoolBuilder<I, O, C, U> {
-        self.exchange(|_, codec| (transport, codec))
+    pub fn transport<U>(self, transport: U) -> PoolBuilder<I, O, C, U, M> {
+        self.exchange(|_, codec, calls| (transport, codec, calls))
     }
 
     /// Uses another codec.
-    pub fn codec<D>(self, codec: D) -> PoolBuilder<I, O, D, T> {
-        self.exchange(|transport, _| (transport, codec))
+    pub fn codec<D>(self, codec: D) -> PoolBuilder<I, O, D, T, M> {
+        self.exchange(|transport, _, calls| (transport, codec, calls))
     }
 
     /// The same pool with other parts where its type depends on them.
-    fn exchange<U, D>(self, parts: impl FnOnce(T, C) -> (U, D)) -> PoolBuilder<I, O, D, U> {
-        let (transport, codec) = parts(self.transport, self.codec);
+    fn exchange<U, D, N>(self, parts: impl FnOnce(T, C, M) -> (U, D, N)) -> PoolBuilder<I, O, D, U, N> {
+        let (transport, codec, calls) = parts(self.transport, self.codec, self.calls);
         PoolBuilder {
             transport,
             codec,
+            calls,
             name: self.name,
             spec: self.spec,
             role: self.role,
             workers: self.workers,
-            queue: self.queue,
-            terms: self.terms,
             budget: self.budget,
-            cancel_grace: self.cancel_grace,
             in_process: self.in_process,
             force: self.force,
             hooks: self.hooks,
@@ -205,10 +264,52 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
         self.hooks.notice = Some(Box::new(hook));
         self
     }
+}
+
+impl<I, O, C, T> PoolBuilder<I, O, C, T> {
+    /// So many queries that wait for a worker are a full queue, into which [`try_query`](QueryManager::try_query) adds none; 4,096 by default. Whoever
+    /// awaits a [`query`](QueryManager::query) waits in turn however many there are: it is the program that bounds how many it makes.
+    pub fn queue(mut self, queries: usize) -> Self {
+        self.calls.queue = queries;
+        self
+    }
+
+    /// How long a query may take; 15 minutes by default, none for as long as it likes. With retries it is the limit of each try.
+    pub fn timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.calls.terms.timeout = limit.into();
+        self
+    }
+
+    /// Since when the time of a query counts: since it was made (the default), or since a worker can have started it.
+    pub fn timeout_from(mut self, from: TimeoutFrom) -> Self {
+        self.calls.terms.timeout_from = from;
+        self
+    }
+
+    /// When queries are tried again; never by default. Only for work that may run twice.
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.calls.terms.retry = retry;
+        self
+    }
+
+    /// How long a worker may take to end a call that was cancelled or timed out, before it is killed; 1 s by default, none for ever.
+    pub fn cancel_grace(mut self, grace: impl Into<Option<Duration>>) -> Self {
+        self.calls.cancel_grace = grace.into();
+        self
+    }
 
     /// Is told of every query that took at least this long.
     pub fn on_slow(mut self, threshold: Duration, hook: impl Fn(SlowQuery) + Send + Sync + 'static) -> Self {
         self.hooks.slow = Some((threshold, Box::new(hook)));
+        self
+    }
+}
+
+impl<I, O, C, T> PoolBuilder<I, O, C, T, Streams> {
+    /// How many messages, and bytes in them, this program holds of each stream that it has not read: 256 and 256 KiB by default. Both from 1 to 2^31 - 1. What the
+    /// worker holds is for its role to say.
+    pub fn window(mut self, messages: u32, bytes: u32) -> Self {
+        self.calls.window = Grant { messages, bytes }.within_limits();
         self
     }
 }
@@ -240,62 +341,109 @@ where
     ///
     /// # Panics
     /// Outside a tokio runtime with its I/O and time drivers.
-    pub async fn start(mut self) -> Result<QueryManager<I, O, C>, StartError> {
-        let workers = within_limits(self.workers)?;
-        if self.queue == 0 {
-            let why = "a pool needs room for at least one query; `try_query` never waits";
-            return Err(StartError::Setting { setting: "queue", value: "0".to_string(), why });
-        }
-        let (codec, terms, budget, force) = (self.codec.clone(), self.terms, self.budget, self.force);
-        let hooks = std::mem::take(&mut self.hooks);
-        let recipe = self.recipe()?;
-        let pool = recipe(budget, force, hooks)?;
-        let handle = Arc::new(Handle { pool });
-        if workers > 0
-            && let Err(error) = begin(&handle.pool, workers).await
-        {
-            registry::shut_down(handle.pool.clone(), Some(Duration::ZERO)).await;
-            return Err(error);
-        }
-        registry::add(&handle.pool);
-        let recipe: Arc<Recipe> = Arc::new(move |budget, force| recipe(budget, force, Hooks::default()));
-        Ok(QueryManager { handle, codec, terms, recipe, types: PhantomData })
+    pub async fn start(self) -> Result<QueryManager<I, O, C>, StartError> {
+        let (codec, terms) = (self.codec.clone(), self.calls.terms);
+        let (pool, recipe) = start_pool(self).await?;
+        Ok(QueryManager { pool, codec, terms, recipe, types: PhantomData })
     }
 
     /// Starts one worker that is not replaced when it ends: a pool of one.
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub async fn start_worker(self) -> Result<Worker<I, O, C>, StartError> {
+    ///
+    /// # Cancel safety
+    /// As [`start`](Self::start).
+    pub async fn start_worker(self) -> Result<Worker<QueryManager<I, O, C>>, StartError> {
         Ok(Worker::new(self.workers(1).budget(Budget::NEVER).start().await?))
     }
+}
 
-    fn recipe(
-        self,
-    ) -> Result<impl Fn(Budget, bool, Hooks) -> Result<Arc<dyn AnyPool>, StartError> + Send + Sync, StartError> {
-        let spec = self.spec.build()?;
-        let codec = self.codec;
-        let (name, queue, role, transport) = (self.name, self.queue, self.role, self.transport);
-        let link = LinkSettings { cancel_grace: self.cancel_grace, capacity: LINK_CAPACITY };
-        let in_process = self.in_process;
-        Ok(move |budget: Budget, force: bool, mut hooks: Hooks| -> Result<Arc<dyn AnyPool>, StartError> {
-            let summary = codec.clone();
-            hooks.describe.get_or_insert_with(|| Box::new(move |payload| summary.summary(payload)));
-            let settings = Settings { name: name.clone(), codec: codec.name().to_string(), queue, budget, link, hooks };
-            let threads = !force && (in_process || !spawning::is_enabled());
-            match role {
-                Some(role) if threads => Ok(pool::spawn(ThreadStarter { role, times: Times::default() }, settings)),
-                None if threads => {
-                    let why = "another program cannot serve in this process; `.force()` spawns it all the same";
-                    Err(StartError::Setting { setting: "in-process mode", value: "on".to_string(), why })
-                }
-                _ => {
-                    let (spec, transport) = (spec.clone(), transport.clone());
-                    Ok(pool::spawn(ProcessStarter { pool: name.clone(), spec, transport }, settings))
-                }
-            }
-        })
+impl<I, O, C, T> PoolBuilder<I, O, C, T, Streams>
+where
+    I: 'static,
+    O: 'static,
+    C: Codec<I> + Codec<O>,
+    T: Transport + Clone,
+{
+    /// Starts the pool, and returns once all its workers are ready.
+    ///
+    /// # Errors
+    /// [`StartError`]: the first worker that cannot be started says why. Nothing is left running then.
+    ///
+    /// # Cancel safety
+    /// A start that is dropped leaves nothing running.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with its I/O and time drivers.
+    pub async fn start(self) -> Result<StreamManager<I, O, C>, StartError> {
+        let codec = Arc::new(self.codec.clone());
+        let (pool, _) = start_pool(self).await?;
+        Ok(StreamManager { pool, codec, types: PhantomData })
     }
+
+    /// Starts one worker that is not replaced when it ends: a pool of one.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    ///
+    /// # Cancel safety
+    /// As [`start`](Self::start).
+    pub async fn start_worker(self) -> Result<Worker<StreamManager<I, O, C>>, StartError> {
+        Ok(Worker::new(self.workers(1).budget(Budget::NEVER).start().await?))
+    }
+}
+
+/// Starts a pool, and says how to start another one of its sort.
+async fn start_pool<I: 'static, O: 'static, C: Format, T: Transport + Clone, M: Calls + 'static>(
+    mut builder: PoolBuilder<I, O, C, T, M>,
+) -> Result<(Pool, Arc<Recipe>), StartError> {
+    let workers = within_limits(builder.workers)?;
+    if builder.calls.queue() == 0 {
+        let why = "a pool needs room for at least one query; `try_query` never waits";
+        return Err(StartError::Setting { setting: "queue", value: "0".to_string(), why });
+    }
+    let (budget, force) = (builder.budget, builder.force);
+    let hooks = std::mem::take(&mut builder.hooks);
+    let recipe = recipe(builder)?;
+    let handle = Arc::new(Handle { pool: recipe(budget, force, hooks)? });
+    if workers > 0
+        && let Err(error) = begin(&handle.pool, workers).await
+    {
+        registry::shut_down(handle.pool.clone(), Some(Duration::ZERO)).await;
+        return Err(error);
+    }
+    registry::add(&handle.pool);
+    let recipe: Arc<Recipe> = Arc::new(move |budget, force| recipe(budget, force, Hooks::default()));
+    Ok((Pool { handle }, recipe))
+}
+
+/// Starts pools of this sort: with this budget and these hooks, in processes even where spawning is disabled if it is forced to.
+fn recipe<I, O, C: Format, T: Transport + Clone, M: Calls>(
+    builder: PoolBuilder<I, O, C, T, M>,
+) -> Result<impl Fn(Budget, bool, Hooks) -> Result<Arc<dyn AnyPool>, StartError> + Send + Sync, StartError> {
+    let spec = builder.spec.build()?;
+    let codec = builder.codec;
+    let (name, queue, role, transport) = (builder.name, builder.calls.queue(), builder.role, builder.transport);
+    let link = builder.calls.link();
+    let in_process = builder.in_process;
+    Ok(move |budget: Budget, force: bool, mut hooks: Hooks| -> Result<Arc<dyn AnyPool>, StartError> {
+        let summary = codec.clone();
+        hooks.describe.get_or_insert_with(|| Box::new(move |opening| M::summary(&summary, opening)));
+        let settings = Settings { name: name.clone(), codec: codec.name().to_string(), queue, budget, link, hooks };
+        let threads = !force && (in_process || !spawning::is_enabled());
+        match role {
+            Some(role) if threads => Ok(pool::spawn(ThreadStarter { role, times: Times::default() }, settings)),
+            None if threads => {
+                let why = "another program cannot serve in this process; `.force()` spawns it all the same";
+                Err(StartError::Setting { setting: "in-process mode", value: "on".to_string(), why })
+            }
+            _ => {
+                let (spec, transport) = (spec.clone(), transport.clone());
+                Ok(pool::spawn(ProcessStarter { pool: name.clone(), spec, transport }, settings))
+            }
+        }
+    })
 }
 
 /// As many workers as a pool may have.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use super::error::QueryError;
-use super::query::Handle;
+use super::pool::Handle;
 use crate::codec::Codec;
 use crate::driver::call::Call;
 use crate::driver::clock;

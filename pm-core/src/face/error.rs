@@ -14,6 +14,7 @@ use crate::machine::handshake::Mismatch;
 use crate::machine::id::WorkerId;
 use crate::machine::retry::POISON;
 use crate::machine::spec::BadSpec;
+use crate::machine::stream::Fault;
 use crate::transport::TransportError;
 
 /// A query has no result, and this is why. Every query resolves exactly once.
@@ -24,7 +25,7 @@ pub enum QueryError {
     #[error("{0}")]
     Handler(Box<HandlerError>),
     /// It took too long.
-    #[error("the query took too long: more than {limit:?}{}{}", on(*.worker), attempts(*.tries))]
+    #[error("it took too long: more than {limit:?}{}{}", on(*.worker), attempts(*.tries))]
     TimedOut {
         /// The time that it had.
         limit: Duration,
@@ -267,6 +268,46 @@ pub enum TryQueryError<I> {
     /// The query was taken, and failed.
     #[error(transparent)]
     Failed(#[from] QueryError),
+}
+
+/// What goes wrong on a stream.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// The stream has ended, or its peer reads no more: nothing can be written, and no call is answered.
+    #[error("the stream has ended")]
+    Ended,
+    /// The peer sent an error, and the stream goes on. Or it is the answer to a call.
+    #[error("{0}")]
+    Sent(Box<HandlerError>),
+    /// The peer took a call and did not answer it.
+    #[error("the call was left without an answer")]
+    Unanswered,
+    /// The peer did what no honest one does. The stream is over; the worker and its other streams live on.
+    #[error("the peer broke the rules of the stream: {0}")]
+    Fault(Fault),
+    /// As a query fails: the handler returned an error or panicked, the worker was lost, the pool is shutting down, a message cannot be encoded or decoded.
+    #[error(transparent)]
+    Failed(#[from] QueryError),
+}
+
+impl StreamError {
+    /// Whether the stream is over.
+    pub fn is_final(&self) -> bool {
+        match self {
+            StreamError::Sent(_) | StreamError::Unanswered => false,
+            StreamError::Failed(error) => !matches!(error.kind(), QueryErrorKind::BadInput | QueryErrorKind::BadAnswer),
+            StreamError::Ended | StreamError::Fault(_) => true,
+        }
+    }
+
+    /// How the stream failed, where it failed as a query does.
+    pub fn failed(&self) -> Option<&QueryError> {
+        match self {
+            StreamError::Failed(error) => Some(error),
+            _ => None,
+        }
+    }
 }
 
 /// A pool could not be started.

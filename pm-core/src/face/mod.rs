@@ -5,21 +5,27 @@
 //! | [`builder`] | a pool in the making |
 //! | `batch` | many queries at the same time, from one caller |
 //! | `blocking` | queries of threads that belong to no runtime |
-//! | `carry` | one query on its way
+//! | `carry` | one query on its way |
+//! | [`duplex`] | one end of a stream, in a manager or in a worker |
+//! | [`pool`] | a pool of workers, whatever they serve |
 //! | [`query`] | a pool of workers that answer queries |
+//! | [`stream`] | a pool of workers that serve streams |
 //! | [`worker`] | one worker without a pool |
 //! | [`registry`] | all pools of this program |
 //! | [`spawning`] | whether processes may be started |
 //! | [`error`] | what can go wrong |
 //!
-//! A role is declared by [`Query`](crate::worker::role::Query), which the worker's side has as well.
+//! A role is declared by [`Query`](crate::worker::role::Query) or [`Stream`](crate::worker::role::Stream), which the worker's side has as well.
 
 mod batch;
 mod blocking;
 pub mod builder;
 mod carry;
+pub mod duplex;
 pub mod error;
+pub mod pool;
 pub mod query;
 pub mod registry;
 pub mod spawning;
+pub mod stream;
 pub mod worker;

@@ -3,35 +3,32 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{broadcast, oneshot};
-
-use super::builder::within_limits;
 use super::carry::{Carry, Decoded};
 use super::error::{QueryError, StartError, TryQueryError};
+use super::pool::{Handle, Pool, begin};
 use super::registry;
 use crate::codec::{Codec, Postcard};
 use crate::driver::call::{Call, Terms};
 use crate::driver::clock;
-use crate::driver::pool::{AnyPool, Command};
+use crate::driver::pool::AnyPool;
 use crate::machine::budget::Budget;
-use crate::machine::event::Event;
 use crate::machine::frame::MAX_PAYLOAD;
 use crate::machine::id::WorkerId;
-use crate::machine::pool::Input;
 use crate::machine::retry::Retry;
 
 pub use crate::driver::call::TimeoutFrom;
-pub use crate::driver::pool::{PoolInfo, SlowQuery, WorkerInfo};
+pub use crate::driver::pool::SlowQuery;
 
 /// A pool of workers that answer queries. Made by a [`PoolBuilder`](super::builder::PoolBuilder).
 ///
 /// It is cheap to clone, and every clone is the same pool. When the last clone is dropped, the workers are killed;
-/// [`shutdown`](Self::shutdown) lets them finish first.
+/// [`shutdown`](Pool::shutdown) lets them finish first. All that has to do with its workers is in [`Pool`], which it derefs to.
 pub struct QueryManager<I, O, C = Postcard> {
-    pub(super) handle: Arc<Handle>,
+    pub(super) pool: Pool,
     pub(super) codec: C,
     pub(super) terms: Terms,
     pub(super) recipe: Arc<Recipe>,
@@ -41,21 +38,10 @@ pub struct QueryManager<I, O, C = Postcard> {
 /// Starts another pool of the same sort: with how many workers, and whether it must spawn.
 pub(super) type Recipe = dyn Fn(Budget, bool) -> Result<Arc<dyn AnyPool>, StartError> + Send + Sync;
 
-/// What all clones of a manager share.
-pub(super) struct Handle {
-    pub(super) pool: Arc<dyn AnyPool>,
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        self.pool.kill();
-    }
-}
-
 impl<I, O, C: Clone> Clone for QueryManager<I, O, C> {
     fn clone(&self) -> Self {
         QueryManager {
-            handle: self.handle.clone(),
+            pool: self.pool.clone(),
             codec: self.codec.clone(),
             terms: self.terms,
             recipe: self.recipe.clone(),
@@ -66,7 +52,7 @@ impl<I, O, C: Clone> Clone for QueryManager<I, O, C> {
 
 impl<I, O, C> fmt::Debug for QueryManager<I, O, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueryManager").field("name", self.handle.pool.name()).finish_non_exhaustive()
+        f.debug_struct("QueryManager").field("name", &self.pool.name()).finish_non_exhaustive()
     }
 }
 
@@ -123,7 +109,7 @@ where
         options: QueryOptions,
     ) -> impl Future<Output = Result<O, QueryError>> + Send + use<I, O, C> {
         let call = self.call(input, self.terms.with(options));
-        Decoded::new(Carry::new(self.handle.clone(), call), self.codec.clone())
+        Decoded::new(Carry::new(self.pool.handle.clone(), call), self.codec.clone())
     }
 
     /// Sends a query only if it can be taken now: to a worker, or into the queue.
@@ -134,7 +120,7 @@ where
     /// # Errors
     /// [`TryQueryError::Full`] gives the input back; otherwise as [`query`](Self::query).
     pub async fn try_query(&self, input: I) -> Result<O, TryQueryError<I>> {
-        let mut carry = Carry::new(&*self.handle, self.call(&input, self.terms));
+        let mut carry = Carry::new(&*self.pool.handle, self.call(&input, self.terms));
         poll_fn(|cx| carry.poll_send(true, cx)).await;
         if carry.is_full() {
             return Err(TryQueryError::Full(input));
@@ -157,8 +143,8 @@ where
     fn send_to(&self, worker: WorkerId, input: &I) -> Result<Carry<&Handle>, QueryError> {
         let call = self.call(input, self.terms)?.named();
         call.begin(clock::now());
-        self.handle.pool.submit_to(worker, &call)?;
-        Ok(Carry::sent(&*self.handle, call))
+        self.pool.handle.pool.submit_to(worker, &call)?;
+        Ok(Carry::sent(&*self.pool.handle, call))
     }
 
     /// Sends the same query to each worker that serves now, as [`query_on`](Self::query_on) does: one answer, or error, from each.
@@ -166,7 +152,7 @@ where
     /// # Cancel safety
     /// As [`query`](Self::query).
     pub async fn query_all(&self, input: &I) -> Vec<(WorkerId, Result<O, QueryError>)> {
-        let workers = self.handle.pool.workers().into_iter().map(|worker| worker.id);
+        let workers = self.pool.workers().into_iter().map(|worker| worker.id);
         // All go out before the first one is waited for.
         let sent: Vec<_> = workers.map(|worker| (worker, self.send_to(worker, input))).collect();
         let mut answers = Vec::with_capacity(sent.len());
@@ -205,7 +191,7 @@ where
     async fn temporary(&self, input: &I, force: bool) -> Result<O, QueryError> {
         let call = self.call(input, self.terms)?;
         let gave_up = |error: &StartError| QueryError::GaveUp {
-            pool: self.handle.pool.name().clone(),
+            pool: self.pool.name().into(),
             cause: crate::machine::cause::ExitCause::NotStarted { reason: crate::driver::worker::chain(error) },
             stderr: String::new(),
         };
@@ -227,147 +213,13 @@ where
     }
 }
 
-impl<I, O, C> QueryManager<I, O, C> {
-    /// The name of the pool.
-    pub fn name(&self) -> &str {
-        self.handle.pool.name()
+/// Its pool: what it is doing, how many workers it has, its end.
+impl<I, O, C> Deref for QueryManager<I, O, C> {
+    type Target = Pool;
+
+    fn deref(&self) -> &Pool {
+        &self.pool
     }
-
-    /// The workers that serve now.
-    pub fn workers(&self) -> Vec<WorkerInfo> {
-        self.handle.pool.workers()
-    }
-
-    /// The worker with the fewest calls.
-    pub fn acquire(&self) -> Option<WorkerInfo> {
-        self.workers().into_iter().min_by_key(|worker| (worker.load, worker.id))
-    }
-
-    /// What the pool is doing.
-    pub fn info(&self) -> PoolInfo {
-        self.handle.pool.info()
-    }
-
-    /// Everything that happens in the pool from now on. A listener that is more than 1,024 events behind loses the oldest, and is told how many.
-    pub fn events(&self) -> broadcast::Receiver<Event> {
-        self.handle.pool.events()
-    }
-
-    /// Has `workers` workers: starts what is missing, and drains the idlest of what is too many. Returns once that is so.
-    ///
-    /// # Cancel safety
-    /// A change that has begun goes on without its caller. That holds for all that follow here.
-    ///
-    /// # Errors
-    /// [`StartError`] where workers cannot be started, or the pool is shut down.
-    pub async fn scale(&self, workers: u32) -> Result<(), StartError> {
-        let workers = within_limits(workers)?;
-        settle(&self.handle.pool, Input::Scale { workers, idlest: Vec::new() }).await
-    }
-
-    /// Starts one more worker.
-    ///
-    /// # Errors
-    /// As [`scale`](Self::scale).
-    ///
-    /// # Cancel safety
-    /// What was asked for goes on without its caller.
-    pub async fn spawn_one(&self) -> Result<(), StartError> {
-        settle(&self.handle.pool, Input::SpawnOne).await
-    }
-
-    /// Drains this worker, and has one less.
-    ///
-    /// # Errors
-    /// As [`scale`](Self::scale).
-    ///
-    /// # Cancel safety
-    /// What was asked for goes on without its caller.
-    pub async fn unspawn_one(&self, worker: WorkerId) -> Result<(), StartError> {
-        settle(&self.handle.pool, Input::UnspawnOne(worker)).await
-    }
-
-    /// Drains all workers: they finish what they have begun. Queries that wait, in the queue or in a worker, fail with
-    /// [`QueryError::NoWorkers`], and so do all others until the pool is scaled again.
-    ///
-    /// # Errors
-    /// As [`scale`](Self::scale).
-    ///
-    /// # Cancel safety
-    /// What was asked for goes on without its caller.
-    pub async fn unspawn(&self) -> Result<(), StartError> {
-        settle(&self.handle.pool, Input::Unspawn).await
-    }
-
-    /// Replaces all workers by as many new ones. The old ones drain as the new ones get ready; no query is lost.
-    ///
-    /// # Errors
-    /// As [`scale`](Self::scale); where the new ones cannot be started, old ones may still serve.
-    ///
-    /// # Cancel safety
-    /// What was asked for goes on without its caller.
-    pub async fn respawn(&self) -> Result<(), StartError> {
-        settle(&self.handle.pool, Input::Respawn { workers: None, drain: None }).await
-    }
-
-    /// The same with another number of workers, and a limit for the drain of the old ones: what is then left of them is killed.
-    ///
-    /// # Errors
-    /// As [`respawn`](Self::respawn).
-    ///
-    /// # Cancel safety
-    /// What was asked for goes on without its caller.
-    pub async fn respawn_with(&self, workers: u32, drain: Option<Duration>) -> Result<(), StartError> {
-        let workers = Some(within_limits(workers)?);
-        settle(&self.handle.pool, Input::Respawn { workers, drain }).await
-    }
-
-    /// Begins anew after the pool gave up.
-    ///
-    /// # Errors
-    /// As [`scale`](Self::scale).
-    ///
-    /// # Cancel safety
-    /// What was asked for goes on without its caller.
-    pub async fn revive(&self) -> Result<(), StartError> {
-        settle(&self.handle.pool, Input::Revive).await
-    }
-
-    /// Takes no further query, lets those finish that were taken, for at most 30 s, and ends all workers. Returns once they are gone.
-    ///
-    /// # Cancel safety
-    /// A shutdown that has begun goes on without its caller.
-    pub async fn shutdown(&self) {
-        self.shutdown_within(Some(registry::SHUTDOWN_LIMIT)).await;
-    }
-
-    /// The same with another limit, or with none.
-    ///
-    /// # Cancel safety
-    /// A shutdown that has begun goes on without its caller.
-    pub async fn shutdown_within(&self, limit: Option<Duration>) {
-        registry::shut_down(self.handle.pool.clone(), limit).await;
-    }
-
-    /// Kills one of the workers, picked by this number, to see what happens. It counts against no budget.
-    pub fn chaos(&self, random: u64) {
-        // A pool that is too busy for chaos has enough of it.
-        let _ = self.handle.pool.commands().try_send(Command::Chaos(random));
-    }
-}
-
-async fn settle(pool: &Arc<dyn AnyPool>, input: Input) -> Result<(), StartError> {
-    let (answer, settled) = oneshot::channel();
-    // What could not be sent holds the answer's other end, and nobody would ever drop it while this waits.
-    pool.commands().send(Command::Settle(input, answer)).await.map_err(|_| StartError::ShuttingDown)?;
-    settled.await.unwrap_or(Err(StartError::ShuttingDown))
-}
-
-pub(super) async fn begin(pool: &Arc<dyn AnyPool>, workers: u32) -> Result<(), StartError> {
-    let (answer, started) = oneshot::channel();
-    let command = Command::Start(Input::Scale { workers, idlest: Vec::new() }, answer);
-    pool.commands().send(command).await.map_err(|_| StartError::ShuttingDown)?;
-    started.await.unwrap_or(Err(StartError::ShuttingDown))
 }
 
 impl Terms {

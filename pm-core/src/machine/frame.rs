@@ -42,6 +42,8 @@ pub enum Kind {
     Bye = 6,
     /// A line for the manager's log.
     Notice = 7,
+    /// Credit for the messages of a stream.
+    Credit = 8,
     /// A query.
     Req = 16,
     /// Its result.
@@ -52,6 +54,14 @@ pub enum Kind {
     Cancel = 19,
     /// Give this call back if it has not started.
     Recall = 20,
+    /// A stream begins.
+    Open = 32,
+    /// A message of a stream.
+    Data = 33,
+    /// No further message follows.
+    Fin = 34,
+    /// No further message is read.
+    Rst = 35,
 }
 
 impl Kind {
@@ -65,11 +75,16 @@ impl Kind {
             5 => Kind::Drain,
             6 => Kind::Bye,
             7 => Kind::Notice,
+            8 => Kind::Credit,
             16 => Kind::Req,
             17 => Kind::Resp,
             18 => Kind::Err,
             19 => Kind::Cancel,
             20 => Kind::Recall,
+            32 => Kind::Open,
+            33 => Kind::Data,
+            34 => Kind::Fin,
+            35 => Kind::Rst,
             _ => return None,
         })
     }
@@ -83,6 +98,12 @@ pub mod flag {
     pub const NOT_STARTED: u8 = 0x01;
     /// On ERR: the call was cancelled.
     pub const CANCELLED: u8 = 0x02;
+    /// On DATA: an error, as in ERR, after which the stream goes on. With [`REPLY`] the answer to a call.
+    pub const ERROR: u8 = 0x01;
+    /// On DATA: a call, which is answered by a REPLY of the same number. That lies before the message, in 8 bytes.
+    pub const CALL: u8 = 0x02;
+    /// On DATA: the answer to the call of this number.
+    pub const REPLY: u8 = 0x04;
 }
 
 /// The time that a call has left, as it stands in a frame: 5 bits of exponent, 11 bits of mantissa, in milliseconds,

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::stream::{Grant, MAX_CREDIT};
+
 /// The protocol version of this crate.
 pub const VERSION: u32 = 1;
 
@@ -23,6 +25,9 @@ pub struct Hello {
     pub role: Option<String>,
     /// The largest `rest` field that the manager sends and accepts.
     pub max_frame: u32,
+    /// The calls are streams, and this is what the worker may send on each of them before the manager has read anything. None where they are queries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams: Option<Grant>,
 }
 
 /// The worker's answer.
@@ -39,6 +44,9 @@ pub struct Ready {
     pub concurrency: u32,
     /// How many calls it may have started beyond those that it has answered.
     pub ahead: u32,
+    /// It serves streams, and this is what the manager may send on each of them before the worker has read anything. None where it serves queries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams: Option<Grant>,
 }
 
 /// HELLO is not the JSON that it should be.
@@ -87,6 +95,22 @@ pub enum Mismatch {
         /// What the worker serves.
         worker: Option<String>,
     },
+    /// The manager has streams for a worker that serves queries, or the other way round.
+    #[error("the manager has {} for the worker, which serves {}: start it from a pool of those, or ask for another role", calls(*.streams), calls(!*.streams))]
+    Calls {
+        /// The manager has streams.
+        streams: bool,
+    },
+    /// A window that makes no sense.
+    #[error(
+        "the worker's READY says streams of {} messages and {} bytes; both must be between 1 and {MAX_CREDIT}",
+        window.messages,
+        window.bytes
+    )]
+    Window {
+        /// As the worker said it.
+        window: Grant,
+    },
     /// A number that makes no sense.
     #[error(
         "the worker's READY says concurrency {concurrency} and ahead {ahead}; they must be 1 ≤ concurrency ≤ ahead ≤ 65535"
@@ -127,6 +151,14 @@ impl Hello {
         if self.role.is_some() && ready.role != self.role {
             return Err(Mismatch::Role { manager: self.role.clone(), worker: ready.role.clone() });
         }
+        if ready.streams.is_some() != self.streams.is_some() {
+            return Err(Mismatch::Calls { streams: self.streams.is_some() });
+        }
+        if let Some(window) = ready.streams
+            && [window.messages, window.bytes].iter().any(|part| !(1..=MAX_CREDIT).contains(part))
+        {
+            return Err(Mismatch::Window { window });
+        }
         let Ready { concurrency, ahead, .. } = *ready;
         if concurrency == 0 || ahead < concurrency || ahead > MAX_CONCURRENCY {
             return Err(Mismatch::Concurrency { concurrency, ahead });
@@ -161,6 +193,10 @@ impl Mismatch {
     }
 }
 
+fn calls(streams: bool) -> &'static str {
+    if streams { "streams" } else { "queries" }
+}
+
 /// Most programs that open with something else are plain programs that print.
 fn hint(first: &str) -> &'static str {
     if first.is_empty() {
@@ -176,11 +212,11 @@ mod tests {
     use super::*;
 
     fn hello() -> Hello {
-        Hello { version: VERSION, codec: "json".into(), role: None, max_frame: 1000 }
+        Hello { version: VERSION, codec: "json".into(), role: None, max_frame: 1000, streams: None }
     }
 
     fn ready() -> Ready {
-        Ready { version: VERSION, codec: "json".into(), role: None, concurrency: 1, ahead: 1 }
+        Ready { version: VERSION, codec: "json".into(), role: None, concurrency: 1, ahead: 1, streams: None }
     }
 
     #[test]
@@ -195,6 +231,21 @@ mod tests {
             let other = Ready { concurrency, ahead, ..ready() };
             assert_eq!(hello().check(&other), Err(Mismatch::Concurrency { concurrency, ahead }));
         }
+    }
+
+    #[test]
+    fn streams_and_queries_do_not_mix() {
+        let grant = Grant { messages: 8, bytes: 100 };
+        let streams = Hello { streams: Some(grant), ..hello() };
+        assert_eq!(streams.check(&ready()), Err(Mismatch::Calls { streams: true }));
+        assert_eq!(hello().check(&Ready { streams: Some(grant), ..ready() }), Err(Mismatch::Calls { streams: false }));
+        assert_eq!(streams.check(&Ready { streams: Some(grant), ..ready() }), Ok(()));
+        for window in [Grant { messages: 0, ..grant }, Grant { bytes: 1 << 31, ..grant }] {
+            let other = Ready { streams: Some(window), ..ready() };
+            assert_eq!(streams.check(&other), Err(Mismatch::Window { window }));
+        }
+        assert_eq!(Hello::decode(&streams.encode()), Ok(streams));
+        assert!(!String::from_utf8(hello().encode()).unwrap().contains("streams"));
     }
 
     #[test]

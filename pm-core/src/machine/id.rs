@@ -13,19 +13,22 @@ pub struct Incarnation(pub u32);
 
 /// A call on one link, as it stands in the frames of that link. Below 2^53, so that every language can hold it.
 ///
-/// The lower 12 bits name a slot of the session, the upper 41 count how often the slot was used. So the session knows an
+/// The lower 16 bits name a slot of the session, the upper 37 count how often the slot was used. So the session knows an
 /// id that it never issued from one whose call has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CallId(u64);
 
 impl CallId {
-    const SLOT_BITS: u32 = 12;
+    const SLOT_BITS: u32 = 16;
 
     /// The most slots that a session can have.
     pub const MAX_SLOTS: usize = 1 << Self::SLOT_BITS;
 
     /// One past the largest id that may stand in a frame.
     pub const LIMIT: u64 = 1 << 53;
+
+    /// How often a slot can be used.
+    pub(crate) const MAX_USES: u64 = (Self::LIMIT >> Self::SLOT_BITS) - 1;
 
     pub(crate) const fn new(slot: usize, uses: u64) -> Self {
         CallId((uses << Self::SLOT_BITS) | slot as u64)

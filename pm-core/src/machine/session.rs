@@ -101,6 +101,17 @@ pub enum Word {
     Begun(u64),
 }
 
+/// What [`Session::look_up`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The call is open.
+    Open,
+    /// It has ended, at least for its caller.
+    Ended,
+    /// It was never issued on this link.
+    NeverIssued,
+}
+
 /// What [`Session::cancel`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cancel {
@@ -131,10 +142,17 @@ struct Slot {
     due: Option<Time>,
 }
 
+impl Slot {
+    const NEW: Slot =
+        Slot { state: State::Free, uses: 0, order: 0, started: false, recalled: false, limit: Limit::None, due: None };
+}
+
 /// The calls on one link. See the [module](self).
 #[derive(Clone, Debug)]
 pub struct Session {
+    /// As many as were ever taken at the same time.
     slots: Vec<Slot>,
+    capacity: usize,
     free: Vec<u16>,
     /// Calls that the worker cannot have started, oldest first. Those that ended meanwhile are skipped when met.
     waiting: VecDeque<CallId>,
@@ -151,19 +169,10 @@ impl Session {
     /// A session of at most `capacity` calls for a worker that may have started `ahead` calls beyond its answers. A
     /// cancelled call that the worker does not end within `grace` means that the worker is stuck; none waits for ever.
     pub fn new(capacity: usize, ahead: usize, grace: Option<Duration>) -> Self {
-        let capacity = capacity.clamp(1, CallId::MAX_SLOTS);
-        let slot = Slot {
-            state: State::Free,
-            uses: 0,
-            order: 0,
-            started: false,
-            recalled: false,
-            limit: Limit::None,
-            due: None,
-        };
         Session {
-            slots: vec![slot; capacity],
-            free: (0..capacity as u16).rev().collect(),
+            slots: Vec::new(),
+            capacity: capacity.clamp(1, CallId::MAX_SLOTS),
+            free: Vec::new(),
             waiting: VecDeque::new(),
             started: 0,
             ahead: ahead.max(1),
@@ -199,7 +208,14 @@ impl Session {
     /// # Errors
     /// [`Full`] where all slots are taken.
     pub fn open(&mut self, now: Time, limit: Limit) -> Result<CallId, Full> {
-        let index = self.free.pop().ok_or(Full)?;
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None if self.slots.len() < self.capacity => {
+                self.slots.push(Slot::NEW);
+                (self.slots.len() - 1) as u16
+            }
+            None => return Err(Full),
+        };
         let slot = &mut self.slots[usize::from(index)];
         slot.state = State::Open;
         slot.uses += 1;
@@ -239,7 +255,16 @@ impl Session {
         } else {
             self.waiting.pop_back();
         }
-        self.free.push(id.slot() as u16);
+        self.give_back(id.slot());
+    }
+
+    /// What is known of the call with this id, whoever says so.
+    pub fn look_up(&self, id: CallId) -> Standing {
+        match self.slots.get(id.slot()) {
+            Some(slot) if id.uses() == slot.uses && slot.state == State::Open => Standing::Open,
+            Some(slot) if id.uses() <= slot.uses && id.uses() > 0 => Standing::Ended,
+            _ => Standing::NeverIssued,
+        }
     }
 
     /// Takes an answer, and says what it means.
@@ -352,7 +377,7 @@ impl Session {
             }
             slot.state = State::Free;
             slot.due = None;
-            self.free.push(index as u16);
+            self.give_back(index);
         }
         self.waiting.clear();
         self.started = 0;
@@ -380,13 +405,21 @@ impl Session {
         self.earliest = Time::earliest(self.earliest, slot.due);
     }
 
+    /// The slot can be used again, unless its ids have run out: then no later one could be told from an earlier one.
+    fn give_back(&mut self, index: usize) {
+        if self.slots[index].uses < CallId::MAX_USES {
+            self.free.push(index as u16);
+        }
+    }
+
     fn free(&mut self, now: Time, index: usize) {
         let slot = &mut self.slots[index];
         slot.state = State::Free;
         slot.due = None;
-        self.free.push(index as u16);
+        let was_started = slot.started;
+        self.give_back(index);
         self.open -= 1;
-        if slot.started {
+        if was_started {
             self.started -= 1;
             while let Some(id) = self.waiting.pop_front() {
                 let next = &self.slots[id.slot()];
@@ -513,10 +546,16 @@ mod tests {
                         if let Some(&id) = model.ended.last() {
                             assert_eq!(session.answered(now, id, Answer::Outcome), Verdict::Late, "{}", context());
                             assert_eq!(session.cancel(now, id), Cancel::Gone);
+                            assert_eq!(session.look_up(id), Standing::Ended);
                         }
-                        let unknown = CallId::new(random.below(12) as usize, 1 << 40);
+                        let unknown = CallId::new(random.below(12) as usize, 1 << 36);
                         let verdict = session.answered(now, unknown, Answer::Outcome);
                         assert_eq!(verdict, Verdict::Violation(Violation::NeverIssued));
+                        assert_eq!(session.look_up(unknown), Standing::NeverIssued);
+                        for call in &model.calls {
+                            let standing = if call.open { Standing::Open } else { Standing::Ended };
+                            assert_eq!(session.look_up(call.id), standing, "{}", context());
+                        }
                     }
                 }
                 model.settle(now, ahead, grace);
@@ -575,6 +614,20 @@ mod tests {
         session.lost(Word::Begun(3), &mut lost);
         let fates = [Fate::Started, Fate::Started, Fate::Started, Fate::Unstarted];
         assert_eq!(lost, calls.iter().copied().zip(fates).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_slot_whose_ids_have_run_out_is_used_no_more() {
+        let mut session = Session::new(2, 1, None);
+        let first = session.open(Time::ZERO, Limit::None).unwrap();
+        session.slots[first.slot()].uses = CallId::MAX_USES;
+        let last = CallId::new(first.slot(), CallId::MAX_USES);
+        assert!(last.to_wire() < CallId::LIMIT);
+        assert_eq!(session.answered(Time::ZERO, last, Answer::Outcome), Verdict::Deliver);
+        let other = session.open(Time::ZERO, Limit::None).unwrap();
+        assert_ne!(other.slot(), first.slot());
+        assert_eq!(session.open(Time::ZERO, Limit::None), Err(Full));
+        assert_eq!(session.answered(Time::ZERO, last, Answer::Outcome), Verdict::Late);
     }
 
     #[test]

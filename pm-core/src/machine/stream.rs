@@ -1,15 +1,21 @@
 //! One stream, as one of its two ends sees it: who may still send, and how much.
 //!
-//! A stream carries messages both ways. Each way ends on its own, by its writer (half close); a reset ends both. The reader grants credit, in messages and in
-//! bytes, and the writer spends it: a message may go while there is credit for a message and for one byte at least. What is larger than the rest of the bytes
-//! goes all the same, and the next one waits until that is made up for. So a message of any size passes, and a reader holds its window and one message at most.
+//! A stream carries messages both ways. Each way is closed on its own: by its writer, who sends nothing more (FIN, a half close), or by its reader, who wants
+//! nothing more (RST). The end of the call that it is ends both.
+//!
+//! The reader grants credit, in messages and in bytes, and the writer spends it: a message may go while there is credit for a message and for one byte at least.
+//! What is larger than the rest of the bytes goes all the same, and the next one waits until that is made up for. So a message of any size passes, and a
+//! reader holds its window and one message at most.
 //!
 //! ```text
-//!   reader: window ──take──▶ grant (once half the window was taken) ──CREDIT──▶ writer: credit ──write──▶ DATA
+//!   reader: window ──take──▶ grant (once half the window was taken) ──CREDIT──▶ writer: credit ──wrote──▶ DATA
 //! ```
 
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
 /// Credit for so many messages, and so many bytes in them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// Messages.
     pub messages: u32,
@@ -21,6 +27,21 @@ pub struct Grant {
 pub const MAX_CREDIT: u32 = i32::MAX as u32;
 
 impl Grant {
+    /// None.
+    pub const NONE: Grant = Grant { messages: 0, bytes: 0 };
+
+    /// The same as a window: at least one of each, and at most [`MAX_CREDIT`].
+    pub const fn within_limits(self) -> Self {
+        const fn within(count: u32) -> u32 {
+            match count {
+                0 => 1,
+                count if count > MAX_CREDIT => MAX_CREDIT,
+                count => count,
+            }
+        }
+        Grant { messages: within(self.messages), bytes: within(self.bytes) }
+    }
+
     /// As it stands in the payload of CREDIT.
     pub const fn encode(self) -> [u8; 8] {
         let ([a, b, c, d], [e, f, g, h]) = (self.messages.to_be_bytes(), self.bytes.to_be_bytes());
@@ -41,27 +62,40 @@ impl Grant {
         let bytes = bytes.try_into().ok()?;
         Some(Grant { messages: u32::from_be_bytes(*messages), bytes: u32::from_be_bytes(bytes) })
     }
+
+    /// Adds another one, which together do not exceed a window.
+    pub fn add(&mut self, other: Grant) {
+        self.messages = self.messages.saturating_add(other.messages);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
 }
 
 /// What a peer did that no honest one does. It ends the stream, and nothing but the stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum Fault {
     /// It sent a message for which it had no credit.
+    #[error("a message for which it had no credit")]
     Overrun,
     /// It sent something after its end.
+    #[error("something after its end")]
     AfterEnd,
     /// It granted more than [`MAX_CREDIT`].
+    #[error("more credit than the 2^31 - 1 that there can be")]
     Overflow,
+    /// Its frame cannot be read.
+    #[error("a frame that cannot be read")]
+    Malformed,
 }
 
 /// Whether a message may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// It goes, and its credit is spent.
+    /// It goes.
     Goes,
     /// It waits for credit.
     Waits,
-    /// It never goes: this side has finished, or the stream is over.
+    /// It never goes: this side has finished, the peer reads no more, or the stream is over.
     Never,
 }
 
@@ -110,78 +144,88 @@ pub struct Stream {
     taken: Grant,
     has_finished: bool,
     peer_has_finished: bool,
-    is_reset: bool,
+    has_stopped: bool,
+    peer_has_stopped: bool,
+    is_over: bool,
 }
 
 impl Stream {
     /// A stream that has just begun. `window` is what the peer may send before anything is taken, and what it was told; `credit` is what the peer grants. Both
     /// are cut to [`MAX_CREDIT`], and a window is one message and one byte at least.
     pub fn new(window: Grant, credit: Grant) -> Self {
-        let window = Grant { messages: window.messages.clamp(1, MAX_CREDIT), bytes: window.bytes.clamp(1, MAX_CREDIT) };
+        let window = window.within_limits();
         let credit = Grant { messages: credit.messages.min(MAX_CREDIT), bytes: credit.bytes.min(MAX_CREDIT) };
         Stream {
             credit: Credit::new(credit),
             allowance: Credit::new(window),
             window,
-            taken: Grant { messages: 0, bytes: 0 },
+            taken: Grant::NONE,
             has_finished: false,
             peer_has_finished: false,
-            is_reset: false,
+            has_stopped: false,
+            peer_has_stopped: false,
+            is_over: false,
         }
     }
 
-    /// Whether nothing can be sent any more, either way. Messages that came may still lie there.
-    pub fn is_over(&self) -> bool {
-        self.is_reset || (self.has_finished && self.peer_has_finished)
+    /// Whether nothing more comes: the peer has finished, or the stream is over. Messages that came may still lie there.
+    pub fn has_all(&self) -> bool {
+        self.is_over || self.peer_has_finished
     }
 
-    /// This side wants to send a message of so many bytes.
-    pub fn write(&mut self, bytes: usize) -> Write {
-        if self.is_reset || self.has_finished {
-            return Write::Never;
+    /// Whether this side may send a message.
+    pub fn may_write(&self) -> Write {
+        match self.credit.is_there() {
+            _ if self.is_over || self.has_finished || self.peer_has_stopped => Write::Never,
+            true => Write::Goes,
+            false => Write::Waits,
         }
-        if !self.credit.is_there() {
-            return Write::Waits;
-        }
+    }
+
+    /// A message of so many bytes goes, which [`may_write`](Self::may_write) has allowed: its credit is spent.
+    pub fn wrote(&mut self, bytes: usize) {
+        debug_assert_eq!(self.may_write(), Write::Goes);
         self.credit.spend(bytes);
-        Write::Goes
     }
 
     /// This side sends nothing more. False where the peer was told that already, or need not be.
     pub fn finish(&mut self) -> bool {
-        !self.is_reset && !std::mem::replace(&mut self.has_finished, true)
+        !std::mem::replace(&mut self.has_finished, true) && !self.is_over
     }
 
-    /// Either side ends both ways at once. False where there is nothing to end.
-    pub fn reset(&mut self) -> bool {
-        let goes_on = !self.is_over();
-        self.is_reset = true;
-        goes_on
+    /// This side reads nothing more. False where the peer was told that already, or need not be: it sends nothing more.
+    pub fn stop(&mut self) -> bool {
+        !std::mem::replace(&mut self.has_stopped, true) && !self.has_all()
+    }
+
+    /// The call has ended, and both ways with it.
+    pub fn end(&mut self) {
+        self.is_over = true;
     }
 
     /// A message of so many bytes was taken out by its reader. Gives the credit that the peer gets for what was taken, once that is worth a frame.
     pub fn take(&mut self, bytes: usize) -> Option<Grant> {
-        self.taken.messages += 1;
-        self.taken.bytes = self.taken.bytes.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.taken.add(Grant { messages: 1, bytes });
         // A writer without credit has spent its window: as soon as all of that is taken, this is true.
         let is_worth = self.taken.messages >= self.window.messages.div_ceil(2)
             || self.taken.bytes >= self.window.bytes.div_ceil(2);
-        if !is_worth || self.is_reset || self.peer_has_finished {
+        if !is_worth || self.has_all() || self.has_stopped {
             return None;
         }
-        let grant = std::mem::replace(&mut self.taken, Grant { messages: 0, bytes: 0 });
+        let grant = std::mem::replace(&mut self.taken, Grant::NONE);
         // It never exceeds the window: all of it was spent before.
         self.allowance.messages += grant.messages;
         self.allowance.bytes += i64::from(grant.bytes);
         Some(grant)
     }
 
-    /// The peer sent a message of so many bytes. False where nobody wants it: the stream was over when it came.
+    /// The peer sent a message of so many bytes. False where nobody wants it: it was on its way when this side stopped, or the stream ended.
     ///
     /// # Errors
     /// [`Fault`], after which the stream is over.
     pub fn data(&mut self, bytes: usize) -> Result<bool, Fault> {
-        if self.is_reset {
+        if self.is_over {
             return Ok(false);
         }
         if self.peer_has_finished {
@@ -191,7 +235,7 @@ impl Stream {
             return Err(self.fail(Fault::Overrun));
         }
         self.allowance.spend(bytes);
-        Ok(true)
+        Ok(!self.has_stopped)
     }
 
     /// The peer sends nothing more. False where that means nothing any more.
@@ -199,14 +243,18 @@ impl Stream {
     /// # Errors
     /// [`Fault`], after which the stream is over.
     pub fn peer_finished(&mut self) -> Result<bool, Fault> {
-        if self.is_reset {
+        if self.is_over {
             return Ok(false);
         }
-        if self.peer_has_finished {
+        if std::mem::replace(&mut self.peer_has_finished, true) {
             return Err(self.fail(Fault::AfterEnd));
         }
-        self.peer_has_finished = true;
-        Ok(true)
+        Ok(!self.has_stopped)
+    }
+
+    /// The peer reads nothing more. False where that means nothing any more.
+    pub fn peer_stopped(&mut self) -> bool {
+        !std::mem::replace(&mut self.peer_has_stopped, true) && !self.is_over && !self.has_finished
     }
 
     /// The peer grants credit. True where a writer that had none can go on.
@@ -215,7 +263,7 @@ impl Stream {
     /// [`Fault`], after which the stream is over.
     pub fn granted(&mut self, grant: Grant) -> Result<bool, Fault> {
         // A peer that has finished still reads.
-        if self.is_reset || self.has_finished {
+        if self.is_over || self.has_finished || self.peer_has_stopped {
             return Ok(false);
         }
         let had = self.credit.is_there();
@@ -223,8 +271,9 @@ impl Stream {
         Ok(!had && self.credit.is_there())
     }
 
-    fn fail(&mut self, fault: Fault) -> Fault {
-        self.is_reset = true;
+    /// The peer has done this.
+    pub fn fail(&mut self, fault: Fault) -> Fault {
+        self.is_over = true;
         fault
     }
 }
@@ -241,7 +290,7 @@ mod tests {
         Data(u32, usize),
         Fin,
         Credit(Grant),
-        Reset,
+        Stop,
     }
 
     /// One end with its reader, and what it has sent that the other has not received.
@@ -263,8 +312,9 @@ mod tests {
         }
 
         fn write(&mut self, bytes: usize) -> Write {
-            let write = self.stream.write(bytes);
+            let write = self.stream.may_write();
             if write == Write::Goes {
+                self.stream.wrote(bytes);
                 self.out.push_back(Frame::Data(self.sent, bytes));
                 self.sent += 1;
             }
@@ -288,7 +338,7 @@ mod tests {
                 }
                 Frame::Fin => self.has_end |= self.stream.peer_finished()?,
                 Frame::Credit(grant) => drop(self.stream.granted(grant)?),
-                Frame::Reset => drop(self.stream.reset()),
+                Frame::Stop => drop(self.stream.peer_stopped()),
             }
             assert!(self.held.len() <= self.window.messages as usize);
             let bytes: usize = self.held.iter().map(|(_, bytes)| bytes).sum();
@@ -344,8 +394,43 @@ mod tests {
             }
             for at in [0, 1] {
                 assert_eq!((ends[at].sent, ends[1 - at].seen), (wanted[at], wanted[at]), "seed {seed}");
-                assert!(ends[at].has_end && ends[at].stream.is_over(), "seed {seed}");
+                assert!(ends[at].has_end && ends[at].stream.has_all(), "seed {seed}");
                 assert_eq!(ends[at].write(1), Write::Never);
+            }
+        }
+    }
+
+    /// Either end stops reading, or finishes, at any moment: no honest frame that is on its way then is taken for a fault, and no writer waits for one that
+    /// reads no more.
+    #[test]
+    fn ends_that_stop_at_any_moment_harm_nobody() {
+        for seed in 0..1000 {
+            let mut random = SplitMix(seed);
+            let mut ends = ends(&mut random);
+            let mut stopped = [false; 2];
+            for step in 0..400 {
+                let at = random.below(2) as usize;
+                match random.below(if step < 300 { 40 } else { 3 }) {
+                    0..=13 => drop(ends[at].write(size(&mut random))),
+                    14 if ends[at].stream.finish() => ends[at].out.push_back(Frame::Fin),
+                    15 if ends[at].stream.stop() => {
+                        (stopped[at], ends[at].held) = (true, VecDeque::new());
+                        ends[at].out.push_back(Frame::Stop);
+                    }
+                    16..=25 if !stopped[at] => drop(ends[at].take()),
+                    _ => {
+                        if let Some(frame) = ends[1 - at].out.pop_front() {
+                            ends[at].receive(frame, LARGEST).unwrap_or_else(|fault| panic!("seed {seed}: {fault:?}"));
+                        }
+                    }
+                }
+            }
+            for at in [0, 1] {
+                while let Some(frame) = ends[1 - at].out.pop_front() {
+                    ends[at].receive(frame, LARGEST).unwrap();
+                }
+                assert!(!stopped[at] || ends[1 - at].write(1) == Write::Never, "seed {seed}: nobody reads that");
+                assert!(!stopped[at] || ends[at].held.is_empty(), "seed {seed}: nobody wants that");
             }
         }
     }
@@ -353,7 +438,7 @@ mod tests {
     /// Frames that a hostile peer makes up between those of an honest one end the stream, and do no more.
     #[test]
     fn what_a_peer_makes_up_ends_the_stream_and_holds_nothing_beyond_the_window() {
-        let (mut faults, mut resets) = (0, 0);
+        let (mut faults, mut left) = (0, 0);
         for seed in 0..2000 {
             let mut random = SplitMix(seed);
             let [mut end, _] = ends(&mut random);
@@ -363,59 +448,60 @@ mod tests {
                     0 => drop(end.write(size(&mut random))),
                     1 => drop(end.take()),
                     _ => {
-                        let frame = match random.below(5) {
-                            0 | 1 => Frame::Data(end.seen + end.held.len() as u32, size(&mut random)),
-                            2 => Frame::Credit(Grant {
+                        let frame = match random.below(6) {
+                            0..=2 => Frame::Data(end.seen + end.held.len() as u32, size(&mut random)),
+                            3 => Frame::Credit(Grant {
                                 messages: [1, 7, MAX_CREDIT, u32::MAX][random.below(4) as usize],
                                 bytes: [0, 9, MAX_CREDIT, u32::MAX][random.below(4) as usize],
                             }),
-                            3 => Frame::Fin,
-                            _ => Frame::Reset,
+                            4 if random.below(10) == 0 => Frame::Fin,
+                            _ => Frame::Stop,
                         };
-                        let was_over = over;
-                        match end.receive(frame, LARGEST) {
-                            Ok(()) => over |= frame == Frame::Reset,
-                            Err(_) => {
-                                assert!(!was_over, "seed {seed}: what is over has no faults");
-                                (faults, over) = (faults + 1, true);
-                            }
+                        if end.receive(frame, LARGEST).is_err() {
+                            assert!(!over, "seed {seed}: what is over has no faults");
+                            (faults, over) = (faults + 1, true);
                         }
                     }
                 }
-                assert!(!over || end.stream.is_over());
-                assert!(!over || end.write(1) == Write::Never);
+                assert!(!over || end.stream.has_all() && end.write(1) == Write::Never);
                 assert!(end.stream.credit.bytes <= i64::from(MAX_CREDIT) && end.stream.credit.messages <= MAX_CREDIT);
             }
-            resets += u32::from(over);
+            left += u32::from(!over);
         }
-        assert!(faults > 500 && resets > faults, "{faults} {resets}");
+        assert!(faults > 1000 && left > 0, "{faults} {left}");
     }
 
     #[test]
-    fn either_way_ends_on_its_own_and_a_reset_ends_both() {
+    fn either_way_ends_on_its_own_and_the_end_of_the_call_ends_both() {
         let grant = Grant { messages: 4, bytes: 100 };
         let mut stream = Stream::new(grant, grant);
         assert!(stream.finish() && !stream.finish());
-        assert_eq!(stream.write(1), Write::Never);
+        assert_eq!(stream.may_write(), Write::Never);
         assert_eq!(stream.data(1), Ok(true), "the other way goes on");
         assert_eq!(stream.peer_finished(), Ok(true));
-        assert!(stream.is_over() && !stream.reset());
+        assert!(stream.has_all() && !stream.stop(), "whoever has finished need not be told that nobody reads");
         let mut stream = Stream::new(grant, grant);
-        assert!(stream.reset() && !stream.reset() && stream.is_over());
+        assert!(stream.stop() && !stream.stop());
+        assert_eq!((stream.may_write(), stream.data(1), stream.take(1)), (Write::Goes, Ok(false), None));
+        assert!(stream.peer_stopped() && !stream.peer_stopped());
+        assert_eq!((stream.may_write(), stream.granted(grant)), (Write::Never, Ok(false)));
+        let mut stream = Stream::new(grant, grant);
+        stream.end();
         assert_eq!((stream.data(1), stream.peer_finished(), stream.granted(grant)), (Ok(false), Ok(false), Ok(false)));
-        assert!(!stream.finish());
+        assert!(!stream.finish() && !stream.stop() && !stream.peer_stopped());
     }
 
     #[test]
     fn a_message_larger_than_the_window_passes_and_the_next_one_waits() {
         let grant = Grant { messages: 4, bytes: 100 };
         let (mut writer, mut reader) = (Stream::new(grant, grant), Stream::new(grant, grant));
-        assert_eq!(writer.write(1 << 20), Write::Goes);
-        assert_eq!(writer.write(0), Write::Waits);
+        assert_eq!(writer.may_write(), Write::Goes);
+        writer.wrote(1 << 20);
+        assert_eq!(writer.may_write(), Write::Waits);
         assert_eq!(reader.data(1 << 20), Ok(true));
         let credit = reader.take(1 << 20).expect("all of it was taken");
         assert_eq!(credit, Grant { messages: 1, bytes: 1 << 20 });
         assert_eq!(writer.granted(credit), Ok(true));
-        assert_eq!(writer.write(0), Write::Goes);
+        assert_eq!(writer.may_write(), Write::Goes);
     }
 }

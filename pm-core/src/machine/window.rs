@@ -58,6 +58,8 @@ pub struct Window {
     quiet_since: Time,
     /// Whether any answer came yet.
     seen: bool,
+    /// It stays as it is.
+    is_fixed: bool,
 }
 
 impl Window {
@@ -75,7 +77,14 @@ impl Window {
             last_answer: Time::ZERO,
             quiet_since: Time::ZERO,
             seen: false,
+            is_fixed: false,
         }
+    }
+
+    /// The window of a worker that has up to so many streams. What a further one costs says nothing but how many there are: a stream is as long as it is, and nobody
+    /// waits for its end.
+    pub fn of_streams(count: u32) -> Self {
+        Window { size: count.max(1), is_fixed: true, ..Window::new(count, count) }
     }
 
     /// How many calls the worker may have unanswered.
@@ -121,7 +130,7 @@ impl Window {
     /// most that: so a window that is too small shows itself and grows, however noisy the machine is. The same holds where most of the window was answered
     /// by the time the manager looked: it is the manager that is late, under whatever load, and fewer calls at a time would make it later.
     pub fn answered(&mut self, now: Time, count: u32, left: u32, oldest: Time) {
-        if count == 0 {
+        if count == 0 || self.is_fixed {
             return;
         }
         let since = now.since(self.last_answer);
@@ -178,7 +187,7 @@ impl Window {
 
     /// When [`Window::look`] has something to decide, if nothing is answered until then.
     pub fn stall_at(&self, unanswered: u32) -> Option<Time> {
-        (unanswered > self.concurrency).then(|| self.quiet_since + STALL)
+        (unanswered > self.concurrency && !self.is_fixed).then(|| self.quiet_since + STALL)
     }
 
     /// A worker that runs more calls at once than the largest window has a window of that size.

@@ -5,11 +5,14 @@
 //! holds too: it reads the rest there after the worker's death.
 //!
 //! ```text
-//! 0           8            16
-//! ┌───────────┬────────────┬────────────────────────────┐
-//! │ len: u64  │ begun: u64 │ whole frames, len bytes …  │
-//! └───────────┴────────────┴────────────────────────────┘
+//! 0           8            16          24
+//! ┌───────────┬────────────┬───────────┬────────────────────────────┐
+//! │ len: u64  │ begun: u64 │ sent: u64 │ whole frames, len bytes …  │
+//! └───────────┴────────────┴───────────┴────────────────────────────┘
 //! ```
+//!
+//! `sent` is how many bytes had been put on the link since READY before these. A worker that dies between putting them there and forgetting them here leaves
+//! them in both places: the manager takes no more of them from here than what has not come over the link.
 //!
 //! `begun` counts the calls that the worker has begun with, in the order in which they came. So a call that only lay in the socket when
 //! the worker died is known not to have run, and goes to another one.
@@ -27,14 +30,17 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::pread;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-/// The two fields.
-const HEADER: usize = 16;
+/// The three fields.
+const HEADER: usize = 24;
 
 /// What `begun` says until a worker has taken the outbox: a worker that does without leaves no word of what it has begun.
 const NO_WORD: u64 = u64::MAX;
 
 /// Where `begun` stands.
 const BEGUN: usize = 8;
+
+/// Where `sent` stands.
+const SENT: usize = 16;
 
 /// Bytes of frames. As much as a socket takes at a time; beyond it gathering saves nothing.
 const CAPACITY: usize = 64 << 10;
@@ -57,6 +63,8 @@ pub(crate) struct Left {
     pub(crate) frames: Vec<u8>,
     /// How many calls it had begun with, where it left word of that.
     pub(crate) begun: Option<u64>,
+    /// Bytes that it had put on the link before them.
+    pub(crate) sent: u64,
 }
 
 /// Reads it. None where it cannot be read.
@@ -67,10 +75,11 @@ pub(crate) fn left_in(fd: &OwnedFd) -> Option<Left> {
         have += count;
     }
     let (length, rest) = bytes[..have].split_first_chunk::<8>()?;
-    let (begun, frames) = rest.split_first_chunk::<8>()?;
+    let (begun, rest) = rest.split_first_chunk::<8>()?;
+    let (sent, frames) = rest.split_first_chunk::<8>()?;
     let length = usize::try_from(u64::from_ne_bytes(*length)).unwrap_or(usize::MAX).min(frames.len());
     let begun = Some(u64::from_ne_bytes(*begun)).filter(|begun| *begun != NO_WORD);
-    Some(Left { frames: frames[..length].to_vec(), begun })
+    Some(Left { frames: frames[..length].to_vec(), begun, sent: u64::from_ne_bytes(*sent) })
 }
 
 /// The worker's side of an outbox.
@@ -127,7 +136,21 @@ impl Outbox {
 
     /// Forgets the frames, which are on the link now.
     pub(crate) fn clear(&mut self) {
+        let sent = self.length as u64;
         self.set_length(0);
+        self.note_sent(sent);
+    }
+
+    /// So many bytes were put on the link beside those that lay here.
+    pub(crate) fn note_sent(&mut self, bytes: u64) {
+        debug_assert_eq!(self.length, 0, "what is here would count as sent after them");
+        let sent = self.field(SENT);
+        sent.store(sent.load(Ordering::Relaxed) + bytes, Ordering::Release);
+    }
+
+    /// What is put on the link counts from here on.
+    pub(crate) fn begin_count(&mut self) {
+        self.field(SENT).store(0, Ordering::Release);
     }
 
     /// Notes that the worker begins with its `number`-th call, counted from 1.
@@ -144,7 +167,7 @@ impl Outbox {
     }
 
     fn field(&self, at: usize) -> &AtomicU64 {
-        // SAFETY: A mapping begins at a page, and both fields lie within its first 16 bytes at multiples of 8; in this process they
+        // SAFETY: A mapping begins at a page, and all fields lie within its first 24 bytes at multiples of 8; in this process they
         // are only used as these atomics, for as long as `self` lives.
         unsafe { AtomicU64::from_ptr(self.map.as_ptr().add(at).cast()) }
     }
@@ -169,9 +192,11 @@ mod tests {
         assert!(outbox.add(b"head", b"body") && outbox.add(b"more", b""));
         assert_eq!(outbox.frames(), b"headbodymore");
         outbox.begin(3);
-        assert_eq!(left_in(&fd), Some(Left { frames: b"headbodymore".to_vec(), begun: Some(3) }));
+        assert_eq!(left_in(&fd), Some(Left { frames: b"headbodymore".to_vec(), begun: Some(3), sent: 0 }));
         outbox.clear();
-        assert_eq!(left_in(&fd), Some(Left { frames: Vec::new(), begun: Some(3) }));
+        outbox.note_sent(5);
+        assert_eq!(left_in(&fd), Some(Left { frames: Vec::new(), begun: Some(3), sent: 17 }));
+        outbox.begin_count();
         assert!(!outbox.add(b"head", &[0; CAPACITY]), "it has room for less");
         assert!(outbox.add(b"", &[1; CAPACITY]));
         assert_eq!(left_in(&fd).unwrap().frames.len(), CAPACITY);
@@ -182,7 +207,7 @@ mod tests {
         let fd = create().unwrap();
         rustix::io::pwrite(&fd, &u64::MAX.to_ne_bytes(), 0).unwrap();
         assert_eq!(left_in(&fd).unwrap().frames.len(), CAPACITY);
-        ftruncate(&fd, 18).unwrap();
+        ftruncate(&fd, 26).unwrap();
         assert_eq!(left_in(&fd).unwrap().frames.len(), 2);
         ftruncate(&fd, 3).unwrap();
         assert_eq!(left_in(&fd), None);

@@ -64,7 +64,7 @@ fn decode(bytes: &[u8], step: usize) -> (Vec<Vec<u8>>, Option<BadFrame>) {
 /// # Panics
 /// Where one of that does not hold.
 pub fn ready(bytes: &[u8]) {
-    let hello = Hello { version: 1, codec: "json".into(), role: Some("r".into()), max_frame: 1 << 20 };
+    let hello = Hello { version: 1, codec: "json".into(), role: Some("r".into()), max_frame: 1 << 20, streams: None };
     let verdict = Ready::decode(bytes).and_then(|ready| {
         assert_eq!(Ready::decode(&ready.encode()).as_ref(), Ok(&ready));
         hello.check(&ready)
@@ -158,7 +158,7 @@ mod tests {
     /// Frames, most of them good, of which some bytes were changed, lost or added.
     fn stream(random: &mut SplitMix) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let hello = Hello { version: 1, codec: "bytes".into(), role: None, max_frame: 1 << 20 };
+        let hello = Hello { version: 1, codec: "bytes".into(), role: None, max_frame: 1 << 20, streams: None };
         if random.below(8) > 0 {
             let payload = hello.encode();
             bytes.extend_from_slice(&Header::new(Kind::Hello).encode(payload.len()));
@@ -212,7 +212,8 @@ mod tests {
     fn of_ready() {
         let mut random = SplitMix(2);
         let good =
-            Ready { version: 1, codec: "json".into(), role: Some("r".into()), concurrency: 1, ahead: 1 }.encode();
+            Ready { version: 1, codec: "json".into(), role: Some("r".into()), concurrency: 1, ahead: 1, streams: None }
+                .encode();
         for _ in 0..100_000 {
             let mut bytes = good.clone();
             for _ in 0..random.below(4) {

@@ -6,12 +6,17 @@
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Waker;
 use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use super::context::{CancelFlag, Deadline, Hook};
 use super::error::ServeError;
 use super::link::WorkerLink;
+use super::streams::Streams;
+use crate::driver::flow::Flow;
 use crate::face::error::HandlerError;
 use crate::machine::frame::{Decoder, Frame, Header, Kind, MAX_PAYLOAD, flag};
 use crate::machine::handshake::{Hello, Ready, VERSION};
@@ -52,25 +57,34 @@ pub(super) struct Job {
     pub(super) number: u64,
     pub(super) deadline: Option<Deadline>,
     pub(super) input: Payload,
+    /// What makes it a stream; none where it is a query.
+    pub(super) flow: Option<Arc<Flow>>,
 }
 
 /// See the [module](self).
 pub(crate) struct Desk {
     link: Box<dyn WorkerLink>,
     at_end: AtEnd,
+    /// For the streams that come here.
+    pub(super) me: Weak<Desk>,
     state: Mutex<State>,
+    /// Something came, or waits to be sent, for those who serve with futures.
+    pub(super) news: Notify,
     /// Fewer calls wait than before: the reader may go on.
     room: Condvar,
 }
 
-struct State {
+pub(super) struct State {
     decoder: Decoder,
-    waiting: VecDeque<Job>,
+    pub(super) waiting: VecDeque<Job>,
     /// How many calls came.
-    came: u64,
+    pub(super) came: u64,
     running: Running,
     /// Hooks of calls that were cancelled, to be run where the desk is not locked: they may well send a notice.
     hooks: Vec<Hook>,
+    /// Tasks to be woken there.
+    pub(super) wakers: Vec<Waker>,
+    pub(super) streams: Streams,
     draining: bool,
     /// The manager has said all it will: nothing more comes, but answers go.
     heard_all: bool,
@@ -83,9 +97,11 @@ struct State {
 
 impl Desk {
     pub(super) fn open(link: Box<dyn WorkerLink>, outbox: Option<Outbox>, at_end: AtEnd) -> Arc<Self> {
-        Arc::new(Desk {
+        Arc::new_cyclic(|me| Desk {
             link,
             at_end,
+            me: me.clone(),
+            news: Notify::new(),
             room: Condvar::new(),
             state: Mutex::new(State {
                 decoder: Decoder::new(MAX_PAYLOAD),
@@ -93,6 +109,8 @@ impl Desk {
                 came: 0,
                 running: Running::default(),
                 hooks: Vec::new(),
+                wakers: Vec::new(),
+                streams: Streams::default(),
                 draining: false,
                 heard_all: false,
                 ended: false,
@@ -103,7 +121,7 @@ impl Desk {
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -130,7 +148,12 @@ impl Desk {
     /// Answers it.
     pub(super) fn ready(&self, ready: &Ready) -> Result<(), ServeError> {
         debug_assert_eq!(ready.version, VERSION);
-        let sent = self.send(Header::new(Kind::Ready), &ready.encode());
+        let mut state = self.state();
+        let sent = self.send_locked(&mut state, Header::new(Kind::Ready), &ready.encode());
+        if let Some(outbox) = &mut state.outbox {
+            outbox.begin_count();
+        }
+        drop(state);
         sent.map_err(|Ended| ServeError::Lost(io::ErrorKind::BrokenPipe.into()))
     }
 
@@ -147,7 +170,15 @@ impl Desk {
     /// Answers a call: into the outbox, where there is one and another call follows at once, and to the link otherwise.
     fn post(&self, state: &mut State, header: Header, payload: &[u8]) -> Result<(), Ended> {
         let nothing_follows = state.waiting.is_empty() && state.decoder.unread().is_empty();
-        if nothing_follows || payload.len() >= self.link.gather() {
+        if nothing_follows && !state.streams.is_any() {
+            return self.send_locked(state, header, payload);
+        }
+        self.gather(state, header, payload)
+    }
+
+    /// Puts a frame into the outbox, where there is one.
+    pub(super) fn gather(&self, state: &mut State, header: Header, payload: &[u8]) -> Result<(), Ended> {
+        if payload.len() >= self.link.gather() {
             return self.send_locked(state, header, payload);
         }
         let header_bytes = header.encode(payload.len());
@@ -168,9 +199,19 @@ impl Desk {
         self.send_locked(state, header, payload)
     }
 
-    /// Puts the answers on the link that have gathered.
+    /// Puts on the link what has gathered, and what the streams owe.
     pub(super) fn send_answers(&self) -> Result<(), Ended> {
-        self.flush(&mut self.state())
+        let mut state = self.state();
+        self.pay_streams(&mut state);
+        let sent = self.flush(&mut state);
+        unlock(state);
+        sent
+    }
+
+    /// Whether there is something to put there.
+    pub(super) fn has_gathered(&self) -> bool {
+        let state = self.state();
+        state.oldest.is_some() || state.streams.owes()
     }
 
     /// Puts what is in the outbox on the link.
@@ -198,6 +239,9 @@ impl Desk {
         } else {
             self.link.send_frame(&header, payload)
         };
+        if let Some(outbox) = &mut state.outbox {
+            outbox.note_sent((header.len() + payload.len()) as u64);
+        }
         sent.map_err(|_| self.end(state, 0))
     }
 
@@ -314,7 +358,7 @@ impl Desk {
             return Ok(false);
         }
         let taken = self.receive(&mut state);
-        run_hooks(state);
+        unlock(state);
         taken.map(|()| true)
     }
 
@@ -327,7 +371,8 @@ impl Desk {
         }
         let taken = self.receive(&mut state);
         let heard_all = state.heard_all;
-        run_hooks(state);
+        unlock(state);
+        self.news.notify_one();
         if heard_all { Err(Ended) } else { taken }
     }
 
@@ -369,12 +414,22 @@ impl Desk {
             Some(Kind::Req) => {
                 let deadline = header.remaining.duration().map(Deadline::after);
                 state.came += 1;
-                state.waiting.push_back(Job { id: header.id, number: state.came, deadline, input: payload });
+                state.waiting.push_back(Job {
+                    id: header.id,
+                    number: state.came,
+                    deadline,
+                    input: payload,
+                    flow: None,
+                });
+            }
+            Some(Kind::Open | Kind::Data | Kind::Fin | Kind::Rst | Kind::Credit) if state.streams.is_any() => {
+                return self.handle_stream(state, header, payload);
             }
             Some(kind @ (Kind::Recall | Kind::Cancel)) => {
                 let place = state.waiting.iter().position(|job| job.id == header.id);
                 if let Some(place) = place {
                     state.waiting.remove(place);
+                    state.end_stream(header.id);
                     let flags = if kind == Kind::Recall { flag::NOT_STARTED } else { flag::CANCELLED };
                     let header = Header { flags, ..Header::call(Kind::Err, header.id) };
                     return self.send_locked(state, header, &[]);
@@ -383,6 +438,7 @@ impl Desk {
                     && let Some(cancel) = state.running.find(header.id)
                 {
                     state.hooks.extend(cancel.cancel());
+                    state.end_stream(header.id);
                 }
             }
             Some(Kind::Ping) => return self.send_locked(state, Header::new(Kind::Pong), &payload),
@@ -412,12 +468,15 @@ impl Desk {
             return self.fail(id, &HandlerError { message, ..HandlerError::default() });
         }
         let mut state = self.finish_running(id);
-        self.post(&mut state, Header::call(Kind::Resp, id), output)
+        let sent = self.post(&mut state, Header::call(Kind::Resp, id), output);
+        unlock(state);
+        sent
     }
 
     /// Locks the desk, and takes a call out of those that run.
     fn finish_running(&self, id: u64) -> MutexGuard<'_, State> {
         let mut state = self.state();
+        state.end_stream(id);
         if let Some(cancel) = state.running.end(id) {
             drop(state);
             drop(cancel);
@@ -430,13 +489,17 @@ impl Desk {
     pub(super) fn fail(&self, id: u64, error: &HandlerError) -> Result<(), Ended> {
         let payload = serde_json::to_vec(error).unwrap_or_default();
         let mut state = self.finish_running(id);
-        self.post(&mut state, Header::call(Kind::Err, id), &payload)
+        let sent = self.post(&mut state, Header::call(Kind::Err, id), &payload);
+        unlock(state);
+        sent
     }
 
     /// Answers a call that was cancelled, and stopped or was dropped before its end.
     pub(super) fn stopped(&self, id: u64) -> Result<(), Ended> {
         let mut state = self.finish_running(id);
-        self.send_locked(&mut state, Header { flags: flag::CANCELLED, ..Header::call(Kind::Err, id) }, &[])
+        let sent = self.send_locked(&mut state, Header { flags: flag::CANCELLED, ..Header::call(Kind::Err, id) }, &[]);
+        unlock(state);
+        sent
     }
 
     /// Everything is answered. From here on the thread that serves has the end of the process in its hands.
@@ -459,7 +522,7 @@ impl Desk {
         }
     }
 
-    fn violation(&self, state: &mut State, what: &str) -> Ended {
+    pub(super) fn violation(&self, state: &mut State, what: &str) -> Ended {
         eprintln!("pm worker: the manager broke the protocol: {what}");
         self.end(state, VIOLATION)
     }
@@ -474,6 +537,7 @@ impl Desk {
         }
         state.ended = true;
         state.waiting.clear();
+        state.end_streams();
         self.room.notify_one();
         for cancel in state.running.iter() {
             state.hooks.extend(cancel.cancel());
@@ -529,10 +593,14 @@ impl Running {
     }
 }
 
-/// Unlocks the desk, and runs what waited for that.
-fn run_hooks(mut state: MutexGuard<'_, State>) {
-    let hooks = std::mem::take(&mut state.hooks);
+/// Unlocks the desk, and does what waited for that.
+pub(super) fn unlock(mut state: MutexGuard<'_, State>) {
+    if state.hooks.is_empty() && state.wakers.is_empty() {
+        return;
+    }
+    let (hooks, wakers) = (std::mem::take(&mut state.hooks), std::mem::take(&mut state.wakers));
     drop(state);
+    wakers.into_iter().for_each(Waker::wake);
     for hook in hooks {
         // Whoever reads the link goes on reading it; the panic has been printed.
         let _ = catch_unwind(AssertUnwindSafe(hook));

@@ -5,6 +5,7 @@
 //! | [`link`] | the byte stream to the manager |
 //! | [`role`] | a name, two types and a handler, joined once |
 //! | `desk` | the calls that came and have not been answered |
+//! | `streams` | those of them that are streams |
 //! | `serve` | the loop that runs a blocking handler, and its attendant |
 //! | `serve_async` | the same for handlers that are futures |
 //! | [`error`] | why a worker cannot serve |
@@ -19,6 +20,7 @@ pub mod link;
 pub mod role;
 mod serve;
 mod serve_async;
+mod streams;
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -26,11 +28,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use self::desk::Job;
 use self::error::ServeError;
 use self::link::WorkerLink;
-use self::role::{Role, Service};
+use self::role::{Accepted, BoxFuture, Role, Service};
 use crate::driver::launch;
+use crate::face::error::HandlerError;
 use crate::machine::handshake::{Hello, Ready, VERSION};
+use crate::machine::stream::Grant;
 use crate::sys::inherited;
 use crate::sys::outbox::Outbox;
 use crate::transport::{Connect, LINK_FD_VARIABLE, LINK_VARIABLE, OUTBOX_FD_VARIABLE, ROLE_VARIABLE};
@@ -148,7 +153,21 @@ pub(crate) fn serve_in_thread(link: Box<dyn WorkerLink>, role: &'static dyn Role
 fn serve_until_the_end(desk: &Arc<desk::Desk>, role: &'static dyn Role, hello: Hello) -> Result<(), ServeError> {
     match accept(desk, role, hello)? {
         Service::Blocking(handler) => serve::serve(desk, &handler)?,
-        Service::Async { concurrency, handler } => serve_async::serve(desk, concurrency, &handler)?,
+        Service::Async { concurrency, handler } => {
+            serve_async::serve(desk, concurrency, &|job| handler(&job.input))?;
+        }
+        Service::Streams { concurrency, handler, .. } => {
+            let begin = |job: &mut Job| -> BoxFuture<Result<Vec<u8>, HandlerError>> {
+                let stream = job.flow.take().map(|flow| handler(Accepted(flow)));
+                Box::pin(async move {
+                    match stream {
+                        Some(stream) => stream.await.map(|()| Vec::new()),
+                        None => Ok(Vec::new()),
+                    }
+                })
+            };
+            serve_async::serve(desk, concurrency, &begin)?;
+        }
     }
     desk.bye();
     Ok(())
@@ -159,10 +178,24 @@ fn accept(desk: &desk::Desk, role: &'static dyn Role, hello: Hello) -> Result<Se
     let service = role.service(&hello.codec);
     let codec = if service.is_some() { hello.codec.clone() } else { role.codecs().join(" or ") };
     let concurrency = match &service {
-        Some(Service::Async { concurrency, .. }) => *concurrency,
+        Some(Service::Async { concurrency, .. } | Service::Streams { concurrency, .. }) => *concurrency,
         _ => 1,
     };
-    let ready = Ready { version: VERSION, codec, role: Some(role.name().to_string()), concurrency, ahead: concurrency };
+    let streams = match &service {
+        Some(Service::Streams { window, .. }) => Some(*window),
+        _ => None,
+    };
+    if let Some(window) = streams {
+        desk.take_streams(window, hello.streams.unwrap_or(Grant::NONE));
+    }
+    let ready = Ready {
+        version: VERSION,
+        codec,
+        role: Some(role.name().to_string()),
+        concurrency,
+        ahead: concurrency,
+        streams,
+    };
     desk.ready(&ready)?;
     let known = || role.codecs().to_vec();
     service.ok_or_else(|| ServeError::NoCodec { role: role.name(), asked: hello.codec, known: known() })

@@ -5,12 +5,17 @@ use std::fmt::{Debug, Display};
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::codec::{Codec, Json, Postcard};
+use crate::driver::flow::Flow;
+use crate::face::duplex::Duplex;
 use crate::face::error::{HandlerError, HandlerErrorKind};
+use crate::machine::handshake::MAX_CONCURRENCY;
+use crate::machine::stream::Grant;
 
 /// The default number of calls that an async role runs at the same time.
 pub const ASYNC_CONCURRENCY: u32 = 64;
@@ -35,6 +40,34 @@ pub enum Service {
         /// The handler.
         handler: AsyncHandler,
     },
+    /// Streams, each of them a future.
+    Streams {
+        /// How many at the same time.
+        concurrency: u32,
+        /// What a manager may send on each of them before anything is read.
+        window: Grant,
+        /// The handler.
+        handler: StreamHandler,
+    },
+}
+
+/// A handler of streams without their types.
+pub type StreamHandler = Box<dyn Fn(Accepted) -> BoxFuture<Result<(), HandlerError>> + Send + Sync>;
+
+/// A stream that a manager has opened.
+#[derive(Debug)]
+pub struct Accepted(pub(crate) Arc<Flow>);
+
+impl Accepted {
+    /// What it is about, as the manager says.
+    pub fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    /// This worker's end of it, with messages in this codec.
+    pub fn duplex<S, R, C: Codec<S> + Codec<R>>(self, codec: C) -> Duplex<S, R> {
+        Duplex::new(self.0, Arc::new(codec))
+    }
 }
 
 /// Something that this program can do as a worker.
@@ -209,12 +242,7 @@ where
     }
 
     fn codecs(&self) -> &[&'static str] {
-        &[
-            "postcard",
-            "json",
-            #[cfg(feature = "bincode")]
-            "bincode",
-        ]
+        CODECS
     }
 
     fn service(&'static self, codec: &str) -> Option<Service> {
@@ -227,6 +255,136 @@ where
         }
     }
 }
+
+/// The default number of streams that a worker has at the same time.
+pub const STREAM_CONCURRENCY: u32 = 10_000;
+
+/// What a peer may send on a stream before anything is read, where nothing else is said: 256 messages, and 256 KiB in them. Enough for some 10 µs a message to be
+/// spent elsewhere before a writer notices.
+pub const STREAM_WINDOW: Grant = Grant { messages: 256, bytes: 256 << 10 };
+
+/// A stream that this program can serve: name, types and handler. A manager sends messages of type `I` on it, and receives those of type `O`.
+///
+/// The handler is an async function of the worker's end. The stream lasts until it returns; it may return an error, which ends the stream for its reader.
+/// Handlers of one worker share a thread.
+///
+/// ```
+/// use pm_core::face::duplex::Duplex;
+/// use pm_core::face::error::StreamError;
+/// use pm_core::worker::role::Stream;
+///
+/// /// Sends the sum so far after each number.
+/// async fn sum(mut numbers: Duplex<i64, i64>) -> Result<(), StreamError> {
+///     let mut sum = 0;
+///     while let Some(number) = numbers.next().await {
+///         sum += number?;
+///         numbers.write(&sum).await?;
+///     }
+///     Ok(())
+/// }
+///
+/// static SUM: Stream<i64, i64> = Stream::new("sum", &sum);
+/// assert_eq!(SUM.name(), "sum");
+/// ```
+///
+/// `T` is the transport that its pools use unless they say otherwise; the facade's `pm::Stream` has chosen one.
+pub struct Stream<I: 'static, O: 'static, T = ()> {
+    name: &'static str,
+    handler: &'static dyn HandleStream<I, O>,
+    concurrency: u32,
+    window: Grant,
+    transport: PhantomData<fn() -> T>,
+}
+
+/// A handler of streams whose return type was brought to one form. Implemented for every fitting function.
+pub trait HandleStream<I, O>: Sync {
+    /// Begins it.
+    fn handle(&self, stream: Duplex<O, I>) -> BoxFuture<Result<(), HandlerError>>;
+}
+
+impl<H, I, O, F, R> HandleStream<I, O> for H
+where
+    H: Fn(Duplex<O, I>) -> F + Sync,
+    F: Future<Output = R> + Send + 'static,
+    R: Answer<()>,
+{
+    fn handle(&self, stream: Duplex<O, I>) -> BoxFuture<Result<(), HandlerError>> {
+        let future = self(stream);
+        Box::pin(async move { future.await.into_answer() })
+    }
+}
+
+impl<I, O, T> Stream<I, O, T> {
+    /// A stream that an async function serves.
+    pub const fn new<H: HandleStream<I, O>>(name: &'static str, handler: &'static H) -> Self {
+        Stream { name, handler, concurrency: STREAM_CONCURRENCY, window: STREAM_WINDOW, transport: PhantomData }
+    }
+
+    /// How many streams one worker has at the same time, at most: from 1 to 65,535, and 10,000 by default. Beyond that they wait for another worker, or in the queue
+    /// of the pool.
+    pub const fn concurrency(self, streams: u32) -> Self {
+        let most = MAX_CONCURRENCY;
+        let concurrency = match streams {
+            0 => 1,
+            streams if streams > most => most,
+            streams => streams,
+        };
+        Stream { concurrency, ..self }
+    }
+
+    /// How many messages, and bytes in them, the worker holds of each stream that its handler has not read: 256 and 256 KiB by default. Both from 1 to 2^31 - 1.
+    pub const fn window(self, messages: u32, bytes: u32) -> Self {
+        Stream { window: Grant { messages, bytes }.within_limits(), ..self }
+    }
+
+    /// The name.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
+impl<I, O, T> Stream<I, O, T>
+where
+    I: DeserializeOwned + Send + 'static,
+    O: Serialize + Send + 'static,
+{
+    fn serve_with<C: Codec<I> + Codec<O>>(&'static self, codec: C) -> Service {
+        let handler: StreamHandler = Box::new(move |accepted| self.handler.handle(accepted.duplex(codec.clone())));
+        Service::Streams { concurrency: self.concurrency, window: self.window, handler }
+    }
+}
+
+impl<I, O, T: 'static> Role for Stream<I, O, T>
+where
+    I: Serialize + DeserializeOwned + Send + 'static,
+    O: Serialize + DeserializeOwned + Send + 'static,
+{
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn codecs(&self) -> &[&'static str] {
+        CODECS
+    }
+
+    fn service(&'static self, codec: &str) -> Option<Service> {
+        match codec {
+            "postcard" => Some(self.serve_with(Postcard)),
+            "json" => Some(self.serve_with(Json)),
+            #[cfg(feature = "bincode")]
+            "bincode" => Some(self.serve_with(crate::codec::Bincode)),
+            _ => None,
+        }
+    }
+}
+
+/// The codecs of typed roles.
+const CODECS: &[&str] = &[
+    "postcard",
+    "json",
+    #[cfg(feature = "bincode")]
+    "bincode",
+];
 
 /// A handler that reads and writes its payloads itself.
 type ByteHandler = dyn Fn(&[u8], &mut Vec<u8>) -> Result<(), HandlerError> + Sync;

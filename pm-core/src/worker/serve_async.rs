@@ -7,44 +7,39 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread;
 
-use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::context::{self, CancelFlag, Current};
 use super::desk::{Desk, Ended, Job};
 use super::error::ServeError;
-use super::role::{AsyncHandler, BoxFuture};
+use super::role::BoxFuture;
 use crate::face::error::HandlerError;
 
+/// Begins a call.
+pub(super) type Begin<'a> = dyn Fn(&mut Job) -> BoxFuture<Result<Vec<u8>, HandlerError>> + 'a;
+
 /// Serves until the link ends.
-pub(super) fn serve(desk: &Arc<Desk>, concurrency: u32, handler: &AsyncHandler) -> Result<(), ServeError> {
+pub(super) fn serve(desk: &Arc<Desk>, concurrency: u32, begin: &Begin<'_>) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| ServeError::Resources { what: "the handlers' runtime", source })?;
-    let arrived = Arc::new(Notify::new());
     let reader = {
-        let (desk, arrived) = (desk.clone(), arrived.clone());
+        let desk = desk.clone();
         thread::Builder::new().name("pm-reader".into()).stack_size(128 << 10).spawn(move || {
-            while desk.read().is_ok() {
-                arrived.notify_one();
-            }
-            arrived.notify_one();
+            while desk.read().is_ok() {}
+            desk.news.notify_one();
         })
     };
     reader.map_err(|source| ServeError::Resources { what: "the reader's thread", source })?;
-    let _ = runtime.block_on(serve_calls(desk, concurrency as usize, handler, &arrived));
+    let _ = runtime.block_on(serve_calls(desk, concurrency as usize, begin));
     // Work on other threads may outlive its call; nobody waits for it.
     runtime.shutdown_background();
+    desk.let_go();
     Ok(())
 }
 
-async fn serve_calls(
-    desk: &Arc<Desk>,
-    concurrency: usize,
-    handler: &AsyncHandler,
-    arrived: &Notify,
-) -> Result<Infallible, Ended> {
+async fn serve_calls(desk: &Arc<Desk>, concurrency: usize, begin: &Begin<'_>) -> Result<Infallible, Ended> {
     let mut running: JoinSet<(u64, Result<Vec<u8>, HandlerError>)> = JoinSet::new();
     let mut ids: Vec<(tokio::task::Id, u64)> = Vec::new();
     loop {
@@ -54,9 +49,9 @@ async fn serve_calls(
             if desk.poll_next(&mut job, &cancel)?.is_none() {
                 break;
             }
-            let Job { id, deadline, input, .. } = job;
+            let (id, deadline) = (job.id, job.deadline);
             let current = Current { desk: desk.clone(), deadline, cancel: cancel.clone() };
-            let future = match context::run(current.clone(), || Ok(handler(&input))) {
+            let future = match context::run(current.clone(), || Ok(begin(&mut job))) {
                 Ok(future) => future,
                 Err(error) => {
                     desk.fail(id, &error)?;
@@ -71,10 +66,13 @@ async fn serve_calls(
             Some(ended) => ended,
             None => {
                 // Answers that came together go together.
-                desk.send_answers()?;
+                if desk.has_gathered() {
+                    tokio::task::yield_now().await;
+                    desk.send_answers()?;
+                }
                 tokio::select! {
                     Some(ended) = running.join_next_with_id() => ended,
-                    () = arrived.notified() => continue,
+                    () = desk.news.notified() => continue,
                 }
             }
         };

@@ -47,7 +47,7 @@ pub(crate) enum Submit {
 
 /// Calls on their way to a link, whose core is locked.
 pub(super) struct Boarding<'a, Tx> {
-    link: &'a LinkShared<Tx>,
+    link: &'a Arc<LinkShared<Tx>>,
     pub(super) core: MutexGuard<'a, Core<Tx>>,
     /// Calls that were aboard before.
     before: usize,
@@ -76,7 +76,7 @@ impl<Tx: LinkTx> Boarding<'_, Tx> {
         }
         let core = &mut *self.core;
         let Some(boarding) = call.board() else { return Submit::Over };
-        let id = match core.open(now, boarding.limit(now), &call.input) {
+        let id = match core.open(now, boarding.limit(now), call) {
             Ok(Some(id)) => id,
             // What fills the link may be nothing that anybody else would flush; and the task meets the same error, and settles the others.
             unsent => {
@@ -85,7 +85,10 @@ impl<Tx: LinkTx> Boarding<'_, Tx> {
             }
         };
         boarding.done(self.link.worker, self.link.incarnation, id, sleeper);
-        core.calls[id.slot()] = Some(Aboard { call: call.clone(), sent: now });
+        if let Some(flow) = &call.flow {
+            core.streams.open(flow, self.link.clone(), id);
+        }
+        core.seat(id, Aboard { call: call.clone(), sent: now });
         Submit::Taken
     }
 
@@ -97,8 +100,9 @@ impl<Tx: LinkTx> Boarding<'_, Tx> {
         if before == 0 {
             core.window.began(now);
         }
-        // Nothing is under way, and calls come one at a time: waiting for others to join would only cost time.
-        let is_alone = before == 0 && core.last_batch <= 1;
+        // Nothing is under way, and calls come one at a time: waiting for others to join would only cost time. Of streams nobody waits for an answer to their
+        // opening: it goes with what is written next.
+        let is_alone = before == 0 && core.last_batch <= 1 && !core.streams.is_any();
         let flushes = is_alone || core.unsent >= flush_at;
         // Where this makes room for calls that wait for some, the task has to say so.
         kick |= core.is_backed_up;
@@ -123,14 +127,15 @@ impl<Tx: LinkTx> Boarding<'_, Tx> {
 }
 
 impl<Tx: LinkTx> LinkShared<Tx> {
-    pub(super) fn boarding(&self, admission: Admission) -> Boarding<'_, Tx> {
+    pub(super) fn boarding(self: &Arc<Self>, admission: Admission) -> Boarding<'_, Tx> {
         let core = self.core();
         Boarding { link: self, before: core.session.unanswered(), core, admission, kick: false }
     }
 
-    /// Puts a call on the link. Where it is taken, so is `sleeper`: the waker of its caller, which then sleeps.
+    /// Puts a call on the link. Where it is taken, so is `sleeper`: the waker of its caller, which then sleeps. The caller of a stream has slept until
+    /// now, and `sleeper` is its waker then.
     pub(crate) fn submit(
-        &self,
+        self: &Arc<Self>,
         now: Time,
         call: &Arc<Call>,
         admission: Admission,
@@ -150,7 +155,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
     }
 
     /// Puts the first of these calls on the link, as many as it has room for, and says how many that were. Those that are over count too.
-    pub(crate) fn submit_many(&self, now: Time, calls: &mut dyn Iterator<Item = &Arc<Call>>) -> usize {
+    pub(crate) fn submit_many(self: &Arc<Self>, now: Time, calls: &mut dyn Iterator<Item = &Arc<Call>>) -> usize {
         let mut boarding = self.boarding(Admission::IfRoom);
         let is_aboard = |call| matches!(boarding.board(now, call, &mut None), Submit::Taken | Submit::Over);
         let count = calls.map(is_aboard).take_while(|is_aboard| *is_aboard).count();

@@ -48,7 +48,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
     }
 
     /// Sends a call that nobody else has yet, if it is the only one, and spins for its answer. See [`solo`](super::solo).
-    pub(crate) fn exchange(&self, now: Time, call: Arc<Call>, yard: &dyn Yard) -> Exchange {
+    pub(crate) fn exchange(self: &Arc<Self>, now: Time, call: Arc<Call>, yard: &dyn Yard) -> Exchange {
         if !self.is_hot || self.load() != 0 {
             return Exchange::No(call);
         }
@@ -91,7 +91,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
     }
 
     /// Puts the call on the link, if there is no other, and gives it back otherwise. True where all of it is on its way.
-    fn begin_solo(&self, now: Time, call: Arc<Call>) -> Result<bool, Arc<Call>> {
+    fn begin_solo(self: &Arc<Self>, now: Time, call: Arc<Call>) -> Result<bool, Arc<Call>> {
         let mut boarding = self.boarding(Admission::IfIdle);
         if boarding.refusal().is_some() || boarding.core.last_batch > 1 {
             return Err(call);
@@ -99,7 +99,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let core = &mut *boarding.core;
         let limit = call.terms.limit(now, call.terms.until(call.made()));
         // An error is met again by the way that all others take.
-        let Ok(Some(id)) = core.open(now, limit, &call.input) else { return Err(call) };
+        let Ok(Some(id)) = core.open(now, limit, &call) else { return Err(call) };
         core.solo.begin(id, call);
         Ok(boarding.leave(now, FLUSH_AT_CHEAP))
     }

@@ -8,7 +8,7 @@ use std::sync::{MutexGuard, PoisonError, TryLockError};
 use super::locked::{After, Batch};
 use super::{LinkEnd, LinkShared, Yard};
 use crate::driver::clock;
-use crate::machine::frame::{BadFrame, Kind};
+use crate::machine::frame::{BadFrame, HEADER, Kind};
 use crate::machine::session::Word;
 use crate::transport::{LinkError, LinkRx, LinkTx};
 
@@ -111,6 +111,7 @@ pub(super) fn deliver_from<Tx: LinkTx>(
                     after.tell(shared, yard);
                     guard = shared.core();
                 }
+                guard.received += (HEADER + frame.payload.len()) as u64;
                 if let Err(violation) = guard.receive(now, frame, yard, after, &mut batch) {
                     break Err(violation);
                 }
@@ -124,6 +125,11 @@ pub(super) fn deliver_from<Tx: LinkTx>(
         let left = core.session.unanswered() as u32;
         core.window.answered(now, batch.answers, left, batch.oldest.unwrap_or(now));
         after.first_answer = !std::mem::replace(&mut core.answered_any, true);
+    }
+    if batch.messages > 0 {
+        core.last_batch = batch.messages;
+        core.streams.heard();
+        after.first_answer |= !std::mem::replace(&mut core.answered_any, true);
     }
     after.count_returning(core);
     shared.publish(core);

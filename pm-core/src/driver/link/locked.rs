@@ -5,6 +5,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::solo::Solo;
+use super::streams::Streams;
 use super::{COARSE, LinkShared, Yard};
 use crate::driver::call::Call;
 use crate::face::error::{HandlerError, QueryError};
@@ -41,7 +42,10 @@ pub(super) struct Core<Tx> {
     pub(super) draining: bool,
     pub(super) answered_any: bool,
     pub(super) last_notice: Option<String>,
+    /// Bytes of the frames that came since READY.
+    pub(super) received: u64,
     pub(super) solo: Solo,
+    pub(super) streams: Streams,
 }
 
 #[derive(Debug)]
@@ -79,15 +83,25 @@ impl<Tx: LinkTx> Core<Tx> {
         &mut self,
         now: Time,
         (limit, left): (Limit, Option<Duration>),
-        input: &[u8],
+        call: &Call,
     ) -> Result<Option<CallId>, LinkError> {
         let Ok(id) = self.session.open(now, limit) else { return Ok(None) };
-        let header = Header { remaining: Remaining::new(left), ..Header::call(Kind::Req, id.to_wire()) };
-        let pushed = self.push(header, input);
+        let kind = if call.flow.is_some() { Kind::Open } else { Kind::Req };
+        let header = Header { remaining: Remaining::new(left), ..Header::call(kind, id.to_wire()) };
+        let pushed = self.push(header, &call.input);
         if !matches!(pushed, Ok(true)) {
             self.session.retract(id);
         }
         Ok(pushed?.then_some(id))
+    }
+
+    /// Notes that a call is aboard.
+    pub(super) fn seat(&mut self, id: CallId, aboard: Aboard) {
+        // Slots are taken one by one.
+        if self.calls.len() <= id.slot() {
+            self.calls.resize_with(id.slot() + 1, || None);
+        }
+        self.calls[id.slot()] = Some(aboard);
     }
 
     /// What this link counts as its own.
@@ -180,7 +194,7 @@ impl<Tx: LinkTx> Core<Tx> {
     fn unstarted(&mut self, keep: usize, room: &mut Vec<CallId>) {
         room.clear();
         let calls = &self.calls;
-        let may_go = |id: CallId| calls[id.slot()].as_ref().is_some_and(|aboard| !aboard.call.is_named);
+        let may_go = |id: CallId| calls[id.slot()].as_ref().is_some_and(|aboard| aboard.call.may_move());
         self.session.recall(keep, may_go, room);
     }
 
@@ -249,6 +263,9 @@ impl<Tx: LinkTx> Core<Tx> {
             }
             // After BYE comes the end of the process, and that is what counts.
             Some(Kind::Pong | Kind::Bye) => {}
+            Some(kind @ (Kind::Data | Kind::Fin | Kind::Rst | Kind::Credit)) => {
+                self.receive_of_stream(now, kind, header, payload, after, batch)?;
+            }
             Some(kind) => return Err(format!("a frame of the kind {kind:?}, which no worker sends now")),
             None if header.flags & flag::CRITICAL != 0 => {
                 return Err(format!("a critical frame of the unknown kind {}", header.kind));
@@ -282,6 +299,8 @@ impl<Tx: LinkTx> Core<Tx> {
 pub(super) struct Batch {
     pub(super) answers: u32,
     pub(super) oldest: Option<Time>,
+    /// Messages of streams.
+    pub(super) messages: u32,
     /// Something was pushed that must not wait for the next call.
     pub(super) replied: bool,
     /// Frames that mean nothing: of kinds that pm does not know, and of calls that have ended.
@@ -298,7 +317,7 @@ impl Batch {
 
 impl After {
     pub(super) fn resolve(&mut self, call: &Call, outcome: Result<Lent<'_>, QueryError>) {
-        self.wakers.extend(call.resolve(outcome));
+        call.resolve(outcome, &mut self.wakers);
     }
 
     /// A call was answered. Lets go of it before its caller is woken, who then uses its memory again.

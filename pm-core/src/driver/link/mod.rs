@@ -12,6 +12,7 @@ mod hot;
 mod inbox;
 mod locked;
 mod solo;
+mod streams;
 mod task;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -31,6 +32,7 @@ use crate::machine::handshake::Ready;
 use crate::machine::id::{CallId, Incarnation, WorkerId};
 use crate::machine::retry::Failure;
 use crate::machine::session::{Cancel, Fate, Session, Word};
+use crate::machine::stream::Grant;
 use crate::machine::time::Time;
 use crate::machine::window::Window;
 use crate::transport::{LinkRx, LinkTx};
@@ -39,6 +41,7 @@ pub(crate) use hot::Exchange;
 use inbox::Inbox;
 use locked::{After, Core};
 use solo::Solo;
+use streams::Streams;
 pub(crate) use task::LinkDriver;
 
 /// Times are looked at this coarsely: a timeout may come so much late, never early.
@@ -50,6 +53,8 @@ pub(crate) struct LinkSettings {
     pub(crate) cancel_grace: Option<Duration>,
     /// How many calls a worker may have when they name it.
     pub(crate) capacity: usize,
+    /// The calls are streams, and a worker may send so much on each before it is read. None where they are queries.
+    pub(crate) streams: Option<Grant>,
 }
 
 /// What a link asks of its pool. None of it is called under the core of the link, but for `count`, `is_slow`, `has_others` and `has_idle`, which
@@ -71,6 +76,8 @@ pub(crate) trait Yard: Send + Sync {
     fn poisoned(&self, summary: &str);
     /// What the input of a call says, in short.
     fn describe(&self, input: &[u8]) -> String;
+    /// The error of those whose worker was ended because the pool shuts down; none where it does not.
+    fn shutting_down(&self) -> Option<QueryError>;
     /// A link has room: calls that wait can go.
     fn dispatch(&self);
     /// The worker finished its first call.
@@ -132,7 +139,11 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         ready: &Ready,
         settings: LinkSettings,
     ) -> Self {
-        let window = Window::new(ready.concurrency, ready.ahead);
+        let windows = settings.streams.zip(ready.streams);
+        let window = match windows {
+            Some(_) => Window::of_streams(ready.concurrency),
+            None => Window::new(ready.concurrency, ready.ahead),
+        };
         let capacity = settings.capacity.max(window.size() as usize);
         let session = Session::new(capacity, ready.ahead as usize, settings.cancel_grace);
         LinkShared {
@@ -150,7 +161,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 session,
                 window,
                 tx: Some(tx),
-                calls: (0..capacity).map(|_| None).collect(),
+                calls: Vec::new(),
                 due: None,
                 word: Word::Nothing,
                 last_batch: 0,
@@ -160,7 +171,9 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 draining: false,
                 answered_any: false,
                 last_notice: None,
+                received: 0,
                 solo: Solo::new(worker, incarnation),
+                streams: Streams::new(windows),
             }),
             is_hot: rx.is_hot(),
             inbox: Mutex::new(Inbox { rx, after: After::default(), end: None }),
@@ -261,7 +274,12 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         drop((left, tx));
         let mut after = After::default();
         for (call, fate) in aboard {
-            if fate == Fate::Unstarted {
+            if let Some(ended) = call.flow.as_ref().filter(|_| *cause == ExitCause::Requested).and(yard.shutting_down())
+            {
+                call.resolve(Err(ended), &mut after.wakers);
+                continue;
+            }
+            if fate == Fate::Unstarted && call.flow.is_none() {
                 if call.leave() {
                     after.requeue.push((call, Duration::ZERO));
                 }

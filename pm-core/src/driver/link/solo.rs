@@ -72,7 +72,7 @@ impl<Tx: LinkTx> Core<Tx> {
         if self.solo.is(id) {
             self.materialize();
         }
-        self.calls[id.slot()].take()
+        self.calls.get_mut(id.slot())?.take()
     }
 
     /// Makes the solo call, if there is one, a call like any other.
@@ -85,7 +85,7 @@ impl<Tx: LinkTx> Core<Tx> {
             None => debug_assert!(false, "a call that was just made waits"),
         }
         let sent = call.made();
-        self.calls[id.slot()] = Some(Aboard { call, sent });
+        self.seat(id, Aboard { call, sent });
     }
 
     /// What became of it, for its caller, which has begun it and waits no longer.

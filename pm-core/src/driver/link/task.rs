@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::inbox::{Inbox, deliver_from};
@@ -164,12 +164,19 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
         Poll::Pending
     }
 
-    /// Delivers the answers that a dead worker left in its outbox. Those that had come over the link as well are late.
-    /// `begun` is how many calls it had begun with.
-    pub(crate) fn recover(&mut self, frames: &[u8], begun: Option<u64>) {
+    /// Delivers the frames that a dead worker left in its outbox.
+    /// `begun` is how many calls it had begun with, and `sent` how many bytes it had put on the link before these: what came over the link is not taken again.
+    pub(crate) fn recover(&mut self, frames: &[u8], begun: Option<u64>, sent: u64) {
+        let mut core = self.shared.core();
         if let Some(begun) = begun {
-            self.shared.core().word = Word::Begun(begun);
+            core.word = Word::Begun(begun);
         }
+        let came = core.received.checked_sub(sent);
+        // Of streams nothing is read that lies behind a gap.
+        let is_whole = came.is_some() || !core.streams.is_any();
+        drop(core);
+        let came = came.and_then(|came| usize::try_from(came).ok()).unwrap_or(0);
+        let frames = frames.get(came..).filter(|_| is_whole).unwrap_or_default();
         let mut decoder = Decoder::new(frames.len());
         decoder.buffer().extend_from_slice(frames);
         // It is dead; whatever else it left there does not matter any more.
@@ -190,7 +197,8 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
             }
             self.gathered = false;
             self.shared.kicked.store(false, Ordering::SeqCst);
-            let flushed = self.shared.core().poll_flush(cx);
+            let flushed = self.shared.core().flush_streams(cx, &mut self.after.wakers);
+            self.after.wakers.drain(..).for_each(Waker::wake);
             match flushed {
                 Poll::Ready(Ok(())) => {
                     self.unflushed = false;

@@ -21,7 +21,7 @@ use super::clock;
 use super::link::{Admission, Exchange, LinkSettings, LinkShared, Submit, Yard};
 use super::start::Starter;
 use super::worker::{Plan, TxOf};
-use crate::face::error::{QueryError, StartError};
+use crate::face::error::{QueryError, QueryErrorKind, StartError};
 use crate::machine::budget::Budget;
 use crate::machine::dispatch;
 use crate::machine::event::Event;
@@ -454,7 +454,7 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
             Placed::Sent(_) | Placed::Aboard => Sent::Asleep(call),
             Placed::Over => Sent::Look(call),
             Placed::Nowhere => {
-                call.sleep(sleeper.unwrap_or_else(|| waker.clone()));
+                let _ = call.sleep(sleeper.unwrap_or_else(|| waker.clone()));
                 match self.wait_in_line(&call, if how.if_room { Entry::IfRoom } else { Entry::Last }) {
                     Queued::Waits => Sent::Asleep(call),
                     Queued::Over => Sent::Look(call),
@@ -617,6 +617,10 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
         described.unwrap_or_else(|| format!("{} bytes", input.len()))
     }
 
+    fn shutting_down(&self) -> Option<QueryError> {
+        self.backlog().refusal(&self.shared.name, false).filter(|error| error.kind() == QueryErrorKind::ShuttingDown)
+    }
+
     fn dispatch(&self) {
         // Whoever queues a call then looks for room, and whoever makes room then looks for calls. With this fence between the
         // two steps of each, one of them sees the other's.
@@ -624,12 +628,15 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
         while self.shared.queued.load(Ordering::SeqCst) > 0 {
             let now = clock::now();
             let mut over = Vec::new();
+            let mut boarded = Vec::new();
             let mut moved = false;
             let mut backlog = self.backlog();
             let links = self.links.load();
             while let Some(call) = backlog.line.front() {
+                let mut sleeper = None;
                 let placed =
-                    if call.is_over() { Placed::Over } else { Self::place(&links, now, call, true, &mut None) };
+                    if call.is_over() { Placed::Over } else { Self::place(&links, now, call, true, &mut sleeper) };
+                boarded.extend(sleeper);
                 let call = match placed {
                     Placed::Nowhere => break,
                     Placed::Sent(_) | Placed::Aboard | Placed::Over => backlog.line.pop_front(),
@@ -641,6 +648,7 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
             }
             self.shared.leave(backlog);
             drop(over);
+            boarded.into_iter().for_each(Waker::wake);
             if moved {
                 // Those that were over may have been the last that a shutdown waited for.
                 self.idle();

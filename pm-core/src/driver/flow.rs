@@ -1,0 +1,575 @@
+//! One end of a stream, as its halves and its link share it: what came and was not read, who waits, and what is owed to the peer.
+//!
+//! It is the same in the manager and in the worker. What carries its frames is a [`Carrier`]: the link of a worker there, the desk here. Messages go out at once, by
+//! whoever writes them, under the lock of the carrier. All else that is to be said (credit, FIN, RST, that a call has no reply) is owed: noted here, and sent with
+//! the next flush, so that nobody has to wait for room to say it.
+//!
+//! Lock order: the carrier, then the flow.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use crate::face::error::{HandlerError, StreamError};
+use crate::machine::frame::{Header, Kind, flag};
+use crate::machine::payload::{Lent, Payload};
+use crate::machine::stream::{Fault, Grant, Stream, Write};
+
+/// Bytes of the number before a call and its reply.
+pub(crate) const NUMBER: usize = 8;
+
+/// What carries the frames of streams.
+pub(crate) trait Carrier: Send + Sync {
+    /// Lets `act` put frames on the link, under its lock. What was put there is on its way soon after.
+    fn with(&self, act: &mut dyn FnMut(&mut dyn Outlet));
+
+    /// The stream with this id owes something to its peer.
+    fn owe(&self, id: u64);
+
+    /// Nobody here wants the stream with this id any more.
+    fn cancel(&self, id: u64);
+}
+
+/// A link whose lock is held.
+pub(crate) trait Outlet {
+    /// Puts a frame on the link. `NoRoom` where there is no room, and `Closed` where it takes nothing more: then the end of the stream follows.
+    fn push(&mut self, header: Header, payload: &[u8]) -> Pushed;
+
+    /// The stream with this id found no room: see [`Flow::attend`].
+    fn remember(&mut self, id: u64);
+}
+
+/// What came of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    Taken,
+    NoRoom,
+    Closed,
+}
+
+/// Something that came.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) content: Content,
+    payload: Payload,
+}
+
+/// What a message is.
+#[derive(Debug)]
+pub(crate) enum Content {
+    Plain,
+    /// A call with this number, whose input lies behind it.
+    Call(u64),
+    /// An error, after which the stream goes on.
+    Error(Box<HandlerError>),
+}
+
+impl Message {
+    /// Its value, encoded.
+    pub(crate) fn value(&self) -> &[u8] {
+        match self.content {
+            Content::Call(_) => self.payload.get(NUMBER..).unwrap_or_default(),
+            _ => &self.payload,
+        }
+    }
+}
+
+/// See the [module](self).
+pub(crate) struct Flow {
+    /// What it is about, as whoever opened it says.
+    name: Box<str>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// None until it is on a link.
+    stream: Option<Stream>,
+    id: u64,
+    /// None before that, and once the stream is over.
+    carrier: Option<Arc<dyn Carrier>>,
+    inbox: VecDeque<Message>,
+    reader: Option<Waker>,
+    /// The reader knows of the end.
+    has_told: bool,
+    /// Those who wait for credit or room, by their tickets.
+    writers: Vec<(u64, Waker)>,
+    next_ticket: u64,
+    /// Calls that wait for their replies, by their numbers.
+    calls: BTreeMap<u64, Asked>,
+    next_call: u64,
+    owed: Owed,
+    /// What came of it.
+    end: Option<Result<(), StreamError>>,
+}
+
+/// A call that waits, or has its reply.
+#[derive(Default)]
+struct Asked {
+    waker: Option<Waker>,
+    reply: Option<Reply>,
+}
+
+/// The output of a call, encoded, behind its number; or the error of the handler. None where it left the call unanswered.
+pub(crate) type Reply = Result<Payload, Option<Box<HandlerError>>>;
+
+/// What is to be said, and was not yet.
+#[derive(Default)]
+struct Owed {
+    grant: Option<Grant>,
+    fin: bool,
+    rst: bool,
+    /// The numbers of calls that have no reply.
+    unanswered: Vec<u64>,
+    /// A writer found no room.
+    room: bool,
+    /// The carrier knows that there is something.
+    is_known: bool,
+}
+
+impl Flow {
+    /// A stream that is on no link yet.
+    pub(crate) fn new(name: &str) -> Arc<Self> {
+        Arc::new(Flow {
+            name: name.into(),
+            state: Mutex::new(State {
+                stream: None,
+                id: 0,
+                carrier: None,
+                inbox: VecDeque::new(),
+                reader: None,
+                has_told: false,
+                writers: Vec::new(),
+                next_ticket: 0,
+                calls: BTreeMap::new(),
+                next_call: 0,
+                owed: Owed::default(),
+                end: None,
+            }),
+        })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing under this lock can leave the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // --- for the carrier, under its lock
+
+    /// It is on a link from here on. `window` is what the peer may send, and `credit` what this side may.
+    pub(crate) fn open(&self, carrier: Arc<dyn Carrier>, id: u64, window: Grant, credit: Grant) {
+        let mut state = self.state();
+        state.id = id;
+        state.carrier = Some(carrier);
+        state.stream = Some(Stream::new(window, credit));
+    }
+
+    /// Takes a frame of the peer. False where it means nothing any more.
+    pub(crate) fn receive(
+        &self,
+        kind: Kind,
+        flags: u8,
+        payload: Lent<'_>,
+        wakers: &mut Vec<Waker>,
+    ) -> Result<bool, Fault> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        if kind == Kind::Data && flags & flag::REPLY != 0 {
+            return state.reply(flags, payload, wakers);
+        }
+        let Some(stream) = &mut state.stream else { return Ok(false) };
+        match kind {
+            Kind::Data => {
+                if !stream.data(payload.len())? {
+                    return Ok(false);
+                }
+                let content = Content::of(flags, &payload).map_err(|fault| stream.fail(fault))?;
+                let mut message = Message { content, payload: Payload::default() };
+                payload.take_into(&mut message.payload);
+                state.inbox.push_back(message);
+                wakers.extend(state.reader.take());
+                Ok(true)
+            }
+            Kind::Fin => {
+                let finished = stream.peer_finished()?;
+                wakers.extend(state.reader.take());
+                wakers.extend(state.calls.values_mut().filter_map(|call| call.waker.take()));
+                Ok(finished)
+            }
+            Kind::Rst => {
+                let stopped = stream.peer_stopped();
+                wakers.extend(state.writers.drain(..).map(|(_, waker)| waker));
+                Ok(stopped)
+            }
+            Kind::Credit => {
+                let grant = Grant::decode(&payload).ok_or(Fault::Malformed).map_err(|fault| stream.fail(fault))?;
+                if stream.granted(grant)? {
+                    wakers.extend(state.writers.drain(..).map(|(_, waker)| waker));
+                }
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Says what is owed, as far as there is room, and wakes those who wait for room. True once all of it is said.
+    pub(crate) fn attend(&self, out: &mut dyn Outlet, wakers: &mut Vec<Waker>) -> bool {
+        let mut state = self.state();
+        state.owed.is_known = false;
+        if !state.pay(out) {
+            state.owed.is_known = true;
+            return false;
+        }
+        if std::mem::take(&mut state.owed.room) {
+            wakers.extend(state.writers.drain(..).map(|(_, waker)| waker));
+        }
+        true
+    }
+
+    /// The stream is over: with this error, if it has one. What came before can still be read. The first end stands.
+    pub(crate) fn end(&self, result: Result<(), StreamError>, wakers: &mut Vec<Waker>) {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        if state.end.is_some() {
+            return;
+        }
+        if let Some(stream) = &mut state.stream {
+            stream.end();
+        }
+        state.end = Some(result);
+        state.owed = Owed::default();
+        let carrier = state.carrier.take();
+        wakers.extend(state.reader.take());
+        wakers.extend(state.writers.drain(..).map(|(_, waker)| waker));
+        wakers.extend(state.calls.values_mut().filter_map(|call| call.waker.take()));
+        drop(guard);
+        drop(carrier);
+    }
+
+    // --- for the halves
+
+    /// Whether it is on a link, or why it never will be.
+    pub(crate) fn poll_open(&self) -> Poll<Result<(), StreamError>> {
+        let state = self.state();
+        match (&state.end, &state.stream) {
+            (Some(Err(error)), _) => Poll::Ready(Err(error.clone())),
+            (_, Some(_)) => Poll::Ready(Ok(())),
+            (_, None) => Poll::Pending,
+        }
+    }
+
+    /// Sends a message. Pending where there is no credit or no room.
+    pub(crate) fn poll_write(
+        &self,
+        ticket: &mut Ticket,
+        flags: u8,
+        payload: &[u8],
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), StreamError>> {
+        let Some(carrier) = self.carrier() else { return Poll::Ready(Err(self.state().why_closed())) };
+        // Dropped where no lock is held: it may be the last that its executor has of a task.
+        let mut before = None;
+        let mut outcome = Poll::Pending;
+        carrier.with(&mut |out| {
+            let mut state = self.state();
+            outcome = state.write(out, ticket, flags, payload);
+            if outcome.is_pending() {
+                before = state.wait(ticket, cx.waker());
+            }
+        });
+        outcome
+    }
+
+    /// A writer with this ticket waits no longer.
+    pub(crate) fn give_up(&self, ticket: &mut Ticket) {
+        if let Some(number) = ticket.0.take() {
+            let mut state = self.state();
+            let place = state.writers.iter().position(|(other, _)| *other == number);
+            let waker = place.map(|place| state.writers.remove(place));
+            drop(state);
+            drop(waker);
+        }
+    }
+
+    /// The next message. None at the end, which an error may have come before.
+    pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Message, StreamError>>> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        if let Some(message) = state.inbox.pop_front() {
+            let grant = state.stream.as_mut().and_then(|stream| stream.take(message.payload.len()));
+            if let Some(grant) = grant {
+                state.owed.grant.get_or_insert(Grant::NONE).add(grant);
+            }
+            State::tell(guard);
+            return Poll::Ready(Some(Ok(message)));
+        }
+        if let Some(end) = &state.end {
+            let told = std::mem::replace(&mut state.has_told, true);
+            return Poll::Ready(end.as_ref().err().filter(|_| !told).cloned().map(Err));
+        }
+        if state.stream.as_ref().is_some_and(Stream::has_all) {
+            return Poll::Ready(None);
+        }
+        let before = match &state.reader {
+            Some(waker) if waker.will_wake(cx.waker()) => None,
+            _ => state.reader.replace(cx.waker().clone()),
+        };
+        drop(guard);
+        // It may be the last that its executor has of a task.
+        drop(before);
+        Poll::Pending
+    }
+
+    /// What came of the stream, once it is over.
+    pub(crate) fn poll_end(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        let mut state = self.state();
+        if let Some(end) = &state.end {
+            return Poll::Ready(end.clone());
+        }
+        let before = state.reader.replace(cx.waker().clone());
+        drop(state);
+        drop(before);
+        Poll::Pending
+    }
+
+    /// This side writes nothing more.
+    pub(crate) fn finish(&self) {
+        let mut state = self.state();
+        state.owed.fin |= state.stream.as_mut().is_some_and(Stream::finish);
+        State::tell(state);
+    }
+
+    /// This side reads nothing more.
+    pub(crate) fn stop(&self) {
+        let mut state = self.state();
+        state.owed.rst |= state.stream.as_mut().is_some_and(Stream::stop);
+        let unread = std::mem::take(&mut state.inbox);
+        for message in &unread {
+            if let Content::Call(number) = message.content {
+                state.owed.unanswered.push(number);
+            }
+        }
+        State::tell(state);
+        drop(unread);
+    }
+
+    /// Nobody here wants it any more: the peer is told to end it.
+    pub(crate) fn cancel(&self) {
+        let state = self.state();
+        let (carrier, id) = (state.carrier.clone(), state.id);
+        drop(state);
+        if let Some(carrier) = carrier {
+            carrier.cancel(id);
+        }
+    }
+
+    /// A number for a call whose reply is waited for.
+    pub(crate) fn begin_call(&self) -> u64 {
+        let mut state = self.state();
+        state.next_call += 1;
+        let number = state.next_call;
+        state.calls.insert(number, Asked::default());
+        number
+    }
+
+    /// The reply to a call.
+    pub(crate) fn poll_call(&self, number: u64, cx: &mut Context<'_>) -> Poll<Result<Reply, StreamError>> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let Some(call) = state.calls.get_mut(&number) else { return Poll::Ready(Err(StreamError::Ended)) };
+        if let Some(reply) = call.reply.take() {
+            return Poll::Ready(Ok(reply));
+        }
+        if state.end.is_some() || state.stream.as_ref().is_some_and(Stream::has_all) {
+            return Poll::Ready(Err(state.why_closed()));
+        }
+        let before = call.waker.replace(cx.waker().clone());
+        drop(guard);
+        drop(before);
+        Poll::Pending
+    }
+
+    /// Nobody waits for this call any more.
+    pub(crate) fn end_call(&self, number: u64) {
+        let mut state = self.state();
+        let call = state.calls.remove(&number);
+        drop(state);
+        drop(call);
+    }
+
+    /// The call with this number has no reply.
+    pub(crate) fn leave_unanswered(&self, number: u64) {
+        let mut state = self.state();
+        if state.end.is_none() {
+            state.owed.unanswered.push(number);
+        }
+        State::tell(state);
+    }
+
+    fn carrier(&self) -> Option<Arc<dyn Carrier>> {
+        self.state().carrier.clone()
+    }
+}
+
+/// The place of a writer among those who wait.
+#[derive(Debug, Default)]
+pub(crate) struct Ticket(Option<u64>);
+
+impl State {
+    /// Tells the carrier if something is owed, with the lock open.
+    fn tell(mut state: MutexGuard<'_, State>) {
+        if !state.owed.is_anything() || std::mem::replace(&mut state.owed.is_known, true) {
+            return;
+        }
+        let (carrier, id) = (state.carrier.clone(), state.id);
+        drop(state);
+        if let Some(carrier) = carrier {
+            carrier.owe(id);
+        }
+    }
+
+    fn write(
+        &mut self,
+        out: &mut dyn Outlet,
+        ticket: &mut Ticket,
+        flags: u8,
+        payload: &[u8],
+    ) -> Poll<Result<(), StreamError>> {
+        let is_reply = flags & flag::REPLY != 0;
+        let may = match &self.stream {
+            // Whoever made the call has room for its reply: it needs no credit.
+            Some(stream) if is_reply && stream.may_write() == Write::Waits => Write::Goes,
+            Some(stream) => stream.may_write(),
+            None => Write::Never,
+        };
+        match may {
+            Write::Never => return Poll::Ready(Err(self.why_closed())),
+            Write::Waits => {}
+            Write::Goes => match out.push(Header { flags, ..Header::call(Kind::Data, self.id) }, payload) {
+                Pushed::Taken => {
+                    if let Some(stream) = self.stream.as_mut().filter(|_| !is_reply) {
+                        stream.wrote(payload.len());
+                    }
+                    ticket.0 = None;
+                    return Poll::Ready(Ok(()));
+                }
+                Pushed::NoRoom => {
+                    self.owed.room = true;
+                    if !std::mem::replace(&mut self.owed.is_known, true) {
+                        out.remember(self.id);
+                    }
+                }
+                // The end of the link is on its way, and wakes all who wait.
+                Pushed::Closed => {}
+            },
+        }
+        Poll::Pending
+    }
+
+    /// Puts a writer among those who wait. Gives the waker that it had there.
+    fn wait(&mut self, ticket: &mut Ticket, waker: &Waker) -> Option<Waker> {
+        let number = *ticket.0.get_or_insert_with(|| {
+            self.next_ticket += 1;
+            self.next_ticket
+        });
+        match self.writers.iter_mut().find(|(other, _)| *other == number) {
+            Some((_, known)) => Some(std::mem::replace(known, waker.clone())),
+            None => {
+                self.writers.push((number, waker.clone()));
+                None
+            }
+        }
+    }
+
+    fn why_closed(&self) -> StreamError {
+        match &self.end {
+            Some(Err(error)) => error.clone(),
+            _ => StreamError::Ended,
+        }
+    }
+
+    /// Says what is owed, until there is no room.
+    fn pay(&mut self, out: &mut dyn Outlet) -> bool {
+        if self.end.is_some() {
+            return true;
+        }
+        let id = self.id;
+        let mut push = |kind, flags, payload: &[u8]| {
+            out.push(Header { flags, ..Header::call(kind, id) }, payload) != Pushed::NoRoom
+        };
+        if let Some(grant) = self.owed.grant {
+            if !push(Kind::Credit, 0, &grant.encode()) {
+                return false;
+            }
+            self.owed.grant = None;
+        }
+        while let Some(number) = self.owed.unanswered.last() {
+            if !push(Kind::Data, flag::REPLY | flag::ERROR, &number.to_be_bytes()) {
+                return false;
+            }
+            self.owed.unanswered.pop();
+        }
+        for (is_owed, kind) in [(&mut self.owed.fin, Kind::Fin), (&mut self.owed.rst, Kind::Rst)] {
+            if *is_owed && !push(kind, 0, &[]) {
+                return false;
+            }
+            *is_owed = false;
+        }
+        true
+    }
+
+    /// Takes the reply to a call. One that nobody waits for any more is dropped: so a peer that makes some up fills nothing.
+    fn reply(&mut self, flags: u8, payload: Lent<'_>, wakers: &mut Vec<Waker>) -> Result<bool, Fault> {
+        let Some(stream) = self.stream.as_mut().filter(|_| self.end.is_none()) else { return Ok(false) };
+        let number = number(&payload).ok_or(Fault::Malformed).map_err(|fault| stream.fail(fault))?;
+        let Some(call) = self.calls.get_mut(&number).filter(|call| call.reply.is_none()) else { return Ok(false) };
+        let reply = match (flags & flag::ERROR, &payload[NUMBER..]) {
+            (0, _) => {
+                let mut reply = Payload::default();
+                payload.take_into(&mut reply);
+                Ok(reply)
+            }
+            (_, []) => Err(None),
+            (_, error) => {
+                let error = serde_json::from_slice(error).map_err(|_| stream.fail(Fault::Malformed))?;
+                Err(Some(Box::new(error)))
+            }
+        };
+        call.reply = Some(reply);
+        wakers.extend(call.waker.take());
+        Ok(true)
+    }
+}
+
+impl Owed {
+    fn is_anything(&self) -> bool {
+        self.grant.is_some() || self.fin || self.rst || !self.unanswered.is_empty()
+    }
+}
+
+impl Content {
+    fn of(flags: u8, payload: &[u8]) -> Result<Self, Fault> {
+        if flags & flag::ERROR != 0 {
+            let error = serde_json::from_slice(payload).map_err(|_| Fault::Malformed)?;
+            return Ok(Content::Error(Box::new(error)));
+        }
+        match flags & flag::CALL {
+            0 => Ok(Content::Plain),
+            _ => number(payload).map(Content::Call).ok_or(Fault::Malformed),
+        }
+    }
+}
+
+fn number(payload: &[u8]) -> Option<u64> {
+    payload.first_chunk().copied().map(u64::from_be_bytes)
+}
+
+impl fmt::Debug for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flow").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,192 @@
+//! The streams of a link: what their frames mean, and how those of this side come to it.
+//!
+//! A stream is a call, so its id, its end and its place are those of any call; what makes it a stream is its [`Flow`]. Messages go onto the link at once, by those who
+//! write them. Whatever else a stream has to say waits for the next flush ([`Core::attend_streams`]), which the task of the worker makes.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use super::LinkShared;
+use super::boarding::FLUSH_AT_CHEAP;
+use super::locked::{Aboard, After, Batch, Core};
+use crate::driver::clock;
+use crate::driver::flow::{Carrier, Flow, Outlet, Pushed};
+use crate::face::error::StreamError;
+use crate::machine::frame::{Header, Kind};
+use crate::machine::id::CallId;
+use crate::machine::payload::Lent;
+use crate::machine::session::{Cancel, Standing};
+use crate::machine::stream::Grant;
+use crate::machine::time::Time;
+use crate::transport::{LinkError, LinkTx};
+
+/// After so long without a write the next one is one that comes alone.
+const ALONE_AFTER: Duration = Duration::from_micros(50);
+
+/// What a link knows of its streams beyond their calls.
+#[derive(Debug)]
+pub(super) struct Streams {
+    /// What the worker may send on each before anything is read, and what this side may. None where the calls are queries.
+    windows: Option<(Grant, Grant)>,
+    /// Those that owe something, or have found no room.
+    owing: Vec<CallId>,
+    /// A message came since the last write.
+    has_heard: bool,
+    last_write: Time,
+}
+
+impl Streams {
+    pub(super) fn new(windows: Option<(Grant, Grant)>) -> Self {
+        Streams { windows, owing: Vec::new(), has_heard: true, last_write: Time::ZERO }
+    }
+
+    /// Whether the calls are streams.
+    pub(super) fn is_any(&self) -> bool {
+        self.windows.is_some()
+    }
+
+    /// A stream is aboard.
+    pub(super) fn open(&self, flow: &Flow, link: Arc<dyn Carrier>, id: CallId) {
+        let (window, credit) = self.windows.unwrap_or((Grant::NONE, Grant::NONE));
+        flow.open(link, id.to_wire(), window, credit);
+    }
+
+    /// Some messages came together.
+    pub(super) fn heard(&mut self) {
+        self.has_heard = true;
+    }
+}
+
+impl<Tx: LinkTx> Core<Tx> {
+    /// Takes a frame of a stream. What its worker does wrong there ends the stream alone.
+    pub(super) fn receive_of_stream(
+        &mut self,
+        now: Time,
+        kind: Kind,
+        header: Header,
+        payload: Lent<'_>,
+        after: &mut After,
+        batch: &mut Batch,
+    ) -> Result<(), String> {
+        let id = CallId::from_wire(header.id);
+        match self.session.look_up(id) {
+            Standing::NeverIssued => {
+                return Err(format!("a {kind:?} for a stream that was never opened (id {})", header.id));
+            }
+            Standing::Ended => {
+                batch.dropped += 1;
+                return Ok(());
+            }
+            Standing::Open => {}
+        }
+        let aboard = self.calls.get(id.slot()).and_then(Option::as_ref);
+        let Some(flow) = aboard.and_then(|Aboard { call, .. }| call.flow.as_ref()) else {
+            return Err(format!("a {kind:?} for a query (id {})", header.id));
+        };
+        match flow.receive(kind, header.flags, payload, &mut after.wakers) {
+            Ok(true) => batch.messages += u32::from(kind == Kind::Data),
+            Ok(false) => batch.dropped += 1,
+            Err(fault) => self.end_stream(now, id, StreamError::Fault(fault), &mut after.wakers),
+        }
+        Ok(())
+    }
+
+    /// Ends a stream for its caller, and tells the worker.
+    fn end_stream(&mut self, now: Time, id: CallId, error: StreamError, wakers: &mut Vec<Waker>) {
+        if self.session.cancel(now, id) == Cancel::Tell {
+            self.tell_cancelled(id);
+        }
+        if let Some(Aboard { call, .. }) = self.take(id) {
+            call.end_stream(Err(error), wakers);
+        }
+    }
+
+    /// Says what the streams owe, as far as there is room.
+    fn pay_streams(&mut self, wakers: &mut Vec<Waker>) {
+        let mut owing = std::mem::take(&mut self.streams.owing);
+        owing.retain(|&id| {
+            let flow = self.calls.get(id.slot()).and_then(Option::as_ref).and_then(|aboard| aboard.call.flow.clone());
+            // The slot may have another one by now, whose frames those are then.
+            flow.is_some_and(|flow| !flow.attend(&mut Out(self), wakers))
+        });
+        owing.append(&mut self.streams.owing);
+        self.streams.owing = owing;
+    }
+
+    /// Flushes, with what the streams owe. Where there was no room before, it wakes those who wait for it.
+    pub(super) fn flush_streams(
+        &mut self,
+        cx: &mut Context<'_>,
+        wakers: &mut Vec<Waker>,
+    ) -> Poll<Result<(), LinkError>> {
+        loop {
+            self.pay_streams(wakers);
+            let flushed = self.poll_flush(cx);
+            // An empty link has room for one of them at least.
+            if self.streams.owing.is_empty() || !matches!(flushed, Poll::Ready(Ok(()))) {
+                return flushed;
+            }
+        }
+    }
+}
+
+/// A link whose lock is held.
+struct Out<'a, Tx>(&'a mut Core<Tx>);
+
+impl<Tx: LinkTx> Outlet for Out<'_, Tx> {
+    fn push(&mut self, header: Header, payload: &[u8]) -> Pushed {
+        match self.0.push(header, payload) {
+            Ok(true) => Pushed::Taken,
+            Ok(false) => Pushed::NoRoom,
+            Err(_) => Pushed::Closed,
+        }
+    }
+
+    fn remember(&mut self, id: u64) {
+        self.0.streams.owing.push(CallId::from_wire(id));
+    }
+}
+
+impl<Tx: LinkTx> Carrier for LinkShared<Tx> {
+    fn with(&self, act: &mut dyn FnMut(&mut dyn Outlet)) {
+        let mut guard = self.core();
+        let core = &mut *guard;
+        let (unsent, owing) = (core.unsent, core.streams.owing.len());
+        act(&mut Out(core));
+        let has_pushed = core.unsent > unsent;
+        if !has_pushed && core.streams.owing.len() == owing {
+            return;
+        }
+        let now = clock::now();
+        // One that comes alone, or is the answer to one that did, need not wait for others. In a flood it does.
+        let is_alone = unsent == 0
+            && core.last_batch <= 1
+            && (std::mem::take(&mut core.streams.has_heard) || now.since(core.streams.last_write) > ALONE_AFTER);
+        core.streams.last_write = now;
+        let flushes = is_alone || core.unsent >= FLUSH_AT_CHEAP;
+        let is_gone =
+            flushes && matches!(core.poll_flush(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())));
+        let kick = !is_gone || !core.streams.owing.is_empty();
+        drop(guard);
+        if kick {
+            self.kick();
+        }
+    }
+
+    fn owe(&self, id: u64) {
+        let mut core = self.core();
+        core.streams.owing.push(CallId::from_wire(id));
+        drop(core);
+        self.kick();
+    }
+
+    fn cancel(&self, id: u64) {
+        let mut wakers = Vec::new();
+        let mut core = self.core();
+        core.end_stream(clock::now(), CallId::from_wire(id), StreamError::Ended, &mut wakers);
+        drop(core);
+        wakers.into_iter().for_each(Waker::wake);
+        self.kick();
+    }
+}

@@ -1,0 +1,186 @@
+//! A pool of workers, whatever calls they serve: what it is doing, how many workers it has, and its end.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, oneshot};
+
+use super::builder::within_limits;
+use super::error::StartError;
+use super::registry;
+use crate::driver::pool::{AnyPool, Command};
+use crate::machine::event::Event;
+use crate::machine::id::WorkerId;
+use crate::machine::pool::Input;
+
+pub use crate::driver::pool::{PoolInfo, WorkerInfo};
+
+/// What all managers have in common: a pool of workers. A [`QueryManager`](super::query::QueryManager) and a
+/// [`StreamManager`](super::stream::StreamManager) are pools, by `Deref`, so that what is said here can be asked of them.
+///
+/// It is cheap to clone, and every clone is the same pool. When the last clone of it and of its manager is dropped, the workers are killed.
+#[derive(Clone)]
+pub struct Pool {
+    pub(super) handle: Arc<Handle>,
+}
+
+/// What all clones share.
+pub(super) struct Handle {
+    pub(super) pool: Arc<dyn AnyPool>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.pool.kill();
+    }
+}
+
+impl Pool {
+    /// The name of the pool.
+    pub fn name(&self) -> &str {
+        self.handle.pool.name()
+    }
+
+    /// The workers that serve now.
+    pub fn workers(&self) -> Vec<WorkerInfo> {
+        self.handle.pool.workers()
+    }
+
+    /// The worker with the fewest calls.
+    pub fn acquire(&self) -> Option<WorkerInfo> {
+        self.workers().into_iter().min_by_key(|worker| (worker.load, worker.id))
+    }
+
+    /// What the pool is doing.
+    pub fn info(&self) -> PoolInfo {
+        self.handle.pool.info()
+    }
+
+    /// Everything that happens in the pool from now on. A listener that is more than 1,024 events behind loses the oldest, and is told how many.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.handle.pool.events()
+    }
+
+    /// Has `workers` workers: starts what is missing, and drains the idlest of what is too many. Returns once that is so.
+    ///
+    /// # Cancel safety
+    /// A change that has begun goes on without its caller. That holds for all that follow here.
+    ///
+    /// # Errors
+    /// [`StartError`] where workers cannot be started, or the pool is shut down.
+    pub async fn scale(&self, workers: u32) -> Result<(), StartError> {
+        let workers = within_limits(workers)?;
+        settle(&self.handle.pool, Input::Scale { workers, idlest: Vec::new() }).await
+    }
+
+    /// Starts one more worker.
+    ///
+    /// # Errors
+    /// As [`scale`](Self::scale).
+    ///
+    /// # Cancel safety
+    /// What was asked for goes on without its caller.
+    pub async fn spawn_one(&self) -> Result<(), StartError> {
+        settle(&self.handle.pool, Input::SpawnOne).await
+    }
+
+    /// Drains this worker, and has one less.
+    ///
+    /// # Errors
+    /// As [`scale`](Self::scale).
+    ///
+    /// # Cancel safety
+    /// What was asked for goes on without its caller.
+    pub async fn unspawn_one(&self, worker: WorkerId) -> Result<(), StartError> {
+        settle(&self.handle.pool, Input::UnspawnOne(worker)).await
+    }
+
+    /// Drains all workers: they finish what they have begun. Queries that wait, in the queue or in a worker, fail with
+    /// [`QueryError::NoWorkers`](super::error::QueryError::NoWorkers), and so do all others until the pool is scaled again.
+    ///
+    /// # Errors
+    /// As [`scale`](Self::scale).
+    ///
+    /// # Cancel safety
+    /// What was asked for goes on without its caller.
+    pub async fn unspawn(&self) -> Result<(), StartError> {
+        settle(&self.handle.pool, Input::Unspawn).await
+    }
+
+    /// Replaces all workers by as many new ones. The old ones drain as the new ones get ready; no query is lost.
+    ///
+    /// # Errors
+    /// As [`scale`](Self::scale); where the new ones cannot be started, old ones may still serve.
+    ///
+    /// # Cancel safety
+    /// What was asked for goes on without its caller.
+    pub async fn respawn(&self) -> Result<(), StartError> {
+        settle(&self.handle.pool, Input::Respawn { workers: None, drain: None }).await
+    }
+
+    /// The same with another number of workers, and a limit for the drain of the old ones: what is then left of them is killed.
+    ///
+    /// # Errors
+    /// As [`respawn`](Self::respawn).
+    ///
+    /// # Cancel safety
+    /// What was asked for goes on without its caller.
+    pub async fn respawn_with(&self, workers: u32, drain: Option<Duration>) -> Result<(), StartError> {
+        let workers = Some(within_limits(workers)?);
+        settle(&self.handle.pool, Input::Respawn { workers, drain }).await
+    }
+
+    /// Begins anew after the pool gave up.
+    ///
+    /// # Errors
+    /// As [`scale`](Self::scale).
+    ///
+    /// # Cancel safety
+    /// What was asked for goes on without its caller.
+    pub async fn revive(&self) -> Result<(), StartError> {
+        settle(&self.handle.pool, Input::Revive).await
+    }
+
+    /// Takes no further query, lets those finish that were taken, for at most 30 s, and ends all workers. Returns once they are gone.
+    ///
+    /// # Cancel safety
+    /// A shutdown that has begun goes on without its caller.
+    pub async fn shutdown(&self) {
+        self.shutdown_within(Some(registry::SHUTDOWN_LIMIT)).await;
+    }
+
+    /// The same with another limit, or with none.
+    ///
+    /// # Cancel safety
+    /// A shutdown that has begun goes on without its caller.
+    pub async fn shutdown_within(&self, limit: Option<Duration>) {
+        registry::shut_down(self.handle.pool.clone(), limit).await;
+    }
+
+    /// Kills one of the workers, picked by this number, to see what happens. It counts against no budget.
+    pub fn chaos(&self, random: u64) {
+        // A pool that is too busy for chaos has enough of it.
+        let _ = self.handle.pool.commands().try_send(Command::Chaos(random));
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("name", self.handle.pool.name()).finish_non_exhaustive()
+    }
+}
+
+async fn settle(pool: &Arc<dyn AnyPool>, input: Input) -> Result<(), StartError> {
+    let (answer, settled) = oneshot::channel();
+    // What could not be sent holds the answer's other end, and nobody would ever drop it while this waits.
+    pool.commands().send(Command::Settle(input, answer)).await.map_err(|_| StartError::ShuttingDown)?;
+    settled.await.unwrap_or(Err(StartError::ShuttingDown))
+}
+
+pub(super) async fn begin(pool: &Arc<dyn AnyPool>, workers: u32) -> Result<(), StartError> {
+    let (answer, started) = oneshot::channel();
+    let command = Command::Start(Input::Scale { workers, idlest: Vec::new() }, answer);
+    pool.commands().send(command).await.map_err(|_| StartError::ShuttingDown)?;
+    started.await.unwrap_or(Err(StartError::ShuttingDown))
+}

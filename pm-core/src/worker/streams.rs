@@ -1,0 +1,141 @@
+//! The streams at a desk: what the frames of the manager mean to them, and how their own come to the link.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::context::Deadline;
+use super::desk::{Desk, Ended, Job, State, unlock};
+use crate::driver::flow::{Carrier, Flow, Outlet, Pushed};
+use crate::face::error::StreamError;
+use crate::machine::frame::{Header, Kind};
+use crate::machine::payload::{Lent, Payload};
+use crate::machine::stream::Grant;
+
+/// The streams that the manager has opened, and that have no answer yet.
+#[derive(Default)]
+pub(super) struct Streams {
+    /// What the manager may send on each before anything is read, and what this side may. None where the calls are queries.
+    windows: Option<(Grant, Grant)>,
+    flows: HashMap<u64, Arc<Flow>>,
+    /// Those that owe something.
+    owing: Vec<u64>,
+}
+
+impl Streams {
+    pub(super) fn is_any(&self) -> bool {
+        self.windows.is_some()
+    }
+
+    pub(super) fn owes(&self) -> bool {
+        !self.owing.is_empty()
+    }
+}
+
+impl State {
+    /// The stream with this id is over, if there is one.
+    pub(super) fn end_stream(&mut self, id: u64) {
+        if let Some(flow) = self.streams.flows.remove(&id) {
+            flow.end(Err(StreamError::Ended), &mut self.wakers);
+        }
+    }
+
+    /// The link has ended, and all streams with it.
+    pub(super) fn end_streams(&mut self) {
+        for (_, flow) in self.streams.flows.drain() {
+            flow.end(Err(StreamError::Ended), &mut self.wakers);
+        }
+    }
+}
+
+impl Desk {
+    /// The calls are streams from here on. `window` is what the manager may send on each, and `credit` what it has granted.
+    pub(super) fn take_streams(&self, window: Grant, credit: Grant) {
+        self.state().streams.windows = Some((window, credit));
+    }
+
+    /// Wakes those who wait for something that will not come: this worker serves no more.
+    pub(super) fn let_go(&self) {
+        unlock(self.state());
+    }
+
+    /// Takes a frame of a stream. One that has ended here needs no more of them.
+    pub(super) fn handle_stream(&self, state: &mut State, header: Header, payload: Payload) -> Result<(), Ended> {
+        let kind = match Kind::from_wire(header.kind) {
+            Some(Kind::Open) => return self.open_stream(state, header, payload),
+            Some(kind) => kind,
+            None => return Ok(()),
+        };
+        let Some(flow) = state.streams.flows.get(&header.id) else { return Ok(()) };
+        if let Err(fault) = flow.receive(kind, header.flags, Lent::from(payload), &mut state.wakers) {
+            let flow = state.streams.flows.remove(&header.id);
+            if let Some(flow) = flow {
+                flow.end(Err(StreamError::Fault(fault)), &mut state.wakers);
+            }
+        }
+        Ok(())
+    }
+
+    fn open_stream(&self, state: &mut State, header: Header, name: Payload) -> Result<(), Ended> {
+        if state.streams.flows.contains_key(&header.id) {
+            return Err(self.violation(state, &format!("a second OPEN of the stream {}", header.id)));
+        }
+        let (Some((window, credit)), Some(me)) = (state.streams.windows, self.me.upgrade()) else { return Ok(()) };
+        let flow = Flow::new(&String::from_utf8_lossy(&name));
+        flow.open(me, header.id, window, credit);
+        state.streams.flows.insert(header.id, flow.clone());
+        state.came += 1;
+        let deadline = header.remaining.duration().map(Deadline::after);
+        let number = state.came;
+        state.waiting.push_back(Job { id: header.id, number, deadline, input: Payload::default(), flow: Some(flow) });
+        Ok(())
+    }
+
+    /// Puts on the link, or into the outbox, what the streams owe.
+    pub(super) fn pay_streams(&self, state: &mut State) {
+        for id in std::mem::take(&mut state.streams.owing) {
+            if let Some(flow) = state.streams.flows.get(&id).cloned() {
+                let mut wakers = std::mem::take(&mut state.wakers);
+                flow.attend(&mut Out { desk: self, state }, &mut wakers);
+                state.wakers.append(&mut wakers);
+            }
+        }
+    }
+}
+
+/// A desk that is locked. Whoever sends there waits for room.
+struct Out<'a> {
+    desk: &'a Desk,
+    state: &'a mut State,
+}
+
+impl Outlet for Out<'_> {
+    fn push(&mut self, header: Header, payload: &[u8]) -> Pushed {
+        match self.desk.gather(self.state, header, payload) {
+            Ok(()) => Pushed::Taken,
+            Err(Ended) => Pushed::Closed,
+        }
+    }
+
+    fn remember(&mut self, _: u64) {}
+}
+
+impl Carrier for Desk {
+    fn with(&self, act: &mut dyn FnMut(&mut dyn Outlet)) {
+        let mut state = self.state();
+        act(&mut Out { desk: self, state: &mut state });
+        unlock(state);
+        self.news.notify_one();
+    }
+
+    fn owe(&self, id: u64) {
+        self.state().streams.owing.push(id);
+        self.news.notify_one();
+    }
+
+    /// The handler has its own way to end: it returns.
+    fn cancel(&self, id: u64) {
+        let mut state = self.state();
+        state.end_stream(id);
+        unlock(state);
+    }
+}

@@ -1,0 +1,377 @@
+//! Streams: many messages both ways, in one worker of many. Rows S1 to S9; faults 1, 12, 15, 18.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt, StreamExt};
+use libtest_mimic::Trial;
+use pm::{AnyTransport, Budget, Duplex, Incoming, PoolBuilder, QueryError, StreamError, Streams};
+use rustix::process::Signal as Kill;
+use serde::{Deserialize, Serialize};
+
+use crate::support::{LONG, contains, eventually, kill, over_all, pids, pool_of, within};
+
+pub static TALK: pm::Stream<Say, Heard> = pm::Stream::new("talk", &talk);
+
+/// Something that a stream's worker is told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Say {
+    Echo(Vec<u8>),
+    /// Sends so many numbers.
+    Count(u64),
+    Pid,
+    /// Says what the stream is called.
+    Name,
+    /// Sends an error, and goes on.
+    Complain(String),
+    /// Ends with an error.
+    Fail(String),
+    Panic(String),
+    /// Reads nothing more, and lives.
+    Deafen,
+    /// Ends its sending, and reads on.
+    Hush,
+    /// Leaves.
+    Leave,
+    Abort,
+    /// Computes for so long, and holds up all other streams.
+    Block(Duration),
+}
+
+/// What it says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Heard {
+    Bytes(Vec<u8>),
+    Number(u64),
+    Text(String),
+    /// How many messages came, once the last one has.
+    End(u64),
+}
+
+#[derive(Debug)]
+struct Sour(String);
+
+impl std::fmt::Display for Sour {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "sour: {}", self.0)
+    }
+}
+
+async fn talk(mut peer: Duplex<Heard, Say>) -> Result<(), Sour> {
+    let gone = |error: StreamError| Sour(error.to_string());
+    let mut came = 0;
+    while let Some(said) = peer.next_incoming().await {
+        came += 1;
+        let (said, reply) = match said.map_err(gone)? {
+            Incoming::Message(said) => (said, None),
+            Incoming::Call(said, reply) => (said, Some(reply)),
+        };
+        let heard = match said {
+            Say::Echo(bytes) => Heard::Bytes(bytes),
+            Say::Count(numbers) => {
+                for number in 0..numbers {
+                    peer.write(&Heard::Number(number)).await.map_err(gone)?;
+                }
+                continue;
+            }
+            Say::Pid => Heard::Number(std::process::id().into()),
+            Say::Name => Heard::Text(peer.name().to_string()),
+            Say::Complain(what) => {
+                match reply {
+                    Some(reply) => reply.fail(Sour(what)).await.map_err(gone)?,
+                    None => peer.write_error(Sour(what)).await.map_err(gone)?,
+                }
+                continue;
+            }
+            Say::Fail(what) => return Err(Sour(what)),
+            Say::Panic(what) => panic!("{what}"),
+            Say::Deafen => std::future::pending().await,
+            Say::Hush => {
+                peer.end();
+                continue;
+            }
+            Say::Leave => return Ok(()),
+            Say::Abort => std::process::abort(),
+            Say::Block(time) => {
+                std::thread::sleep(time);
+                continue;
+            }
+        };
+        match reply {
+            Some(reply) => reply.answer(&heard).await.map_err(gone)?,
+            None => peer.write(&heard).await.map_err(gone)?,
+        }
+    }
+    // Where it was told to hush this is one too many.
+    let _ = peer.write(&Heard::End(came)).await;
+    Ok(())
+}
+
+type Builder = PoolBuilder<Say, Heard, pm::Postcard, AnyTransport, Streams>;
+type Talk = Duplex<Say, Heard>;
+
+fn talks(transport: AnyTransport) -> Builder {
+    pool_of(&TALK, transport).streams()
+}
+
+pub fn tests() -> Vec<Trial> {
+    [
+        over_all("streams::messages_go_both_ways_in_order", messages_go_both_ways_in_order),
+        over_all("streams::halves_are_a_sink_and_a_stream", halves_are_a_sink_and_a_stream),
+        over_all("streams::either_end_closes_its_half", either_end_closes_its_half),
+        over_all("streams::errors_end_it_or_do_not", errors_end_it_or_do_not),
+        over_all("streams::calls_have_replies", calls_have_replies),
+        over_all(
+            "streams::a_killed_worker_ends_its_streams_and_no_others",
+            a_killed_worker_ends_its_streams_and_no_others,
+        ),
+        over_all("streams::what_came_before_a_kill_came_once", what_came_before_a_kill_came_once),
+        over_all("streams::a_slow_reader_suspends_the_writer", a_slow_reader_suspends_the_writer),
+        over_all("streams::in_process", in_process),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+async fn ask(stream: &mut Talk, say: Say) -> Heard {
+    stream.write(&say).await.unwrap();
+    within(stream.next()).await.expect("it goes on").unwrap()
+}
+
+async fn pid(stream: &mut Talk) -> u32 {
+    match ask(stream, Say::Pid).await {
+        Heard::Number(pid) => pid as u32,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn messages_go_both_ways_in_order(transport: AnyTransport) {
+    let pool = talks(transport).workers(2).start().await.unwrap();
+    let mut first = pool.create_stream_named("first").await.unwrap();
+    let mut second = pool.create_stream().await.unwrap();
+    assert_ne!(pid(&mut first).await, pid(&mut second).await, "each on the worker with the fewest");
+    assert_eq!(ask(&mut first, Say::Name).await, Heard::Text("first".into()));
+    assert_eq!(ask(&mut second, Say::Name).await, Heard::Text(String::new()));
+    for size in [0, 1, 100, 5_000, 300_000, 3 << 20] {
+        let bytes: Vec<u8> = (0..size).map(|at| (at * 7) as u8).collect();
+        assert_eq!(ask(&mut first, Say::Echo(bytes.clone())).await, Heard::Bytes(bytes));
+    }
+    second.write(&Say::Count(10_000)).await.unwrap();
+    for number in 0..10_000 {
+        assert_eq!(within(second.next()).await.unwrap().unwrap(), Heard::Number(number));
+    }
+    first.end();
+    assert_eq!(within(first.next()).await.unwrap().unwrap(), Heard::End(8));
+    assert!(within(first.next()).await.is_none());
+    assert!(within(first.next()).await.is_none());
+    within(first.close()).await.unwrap();
+    within(second.close()).await.unwrap();
+    eventually("no stream is open", || pool.info().load == 0).await;
+    within(pool.shutdown()).await;
+}
+
+async fn halves_are_a_sink_and_a_stream(transport: AnyTransport) {
+    let pool = talks(transport).start().await.unwrap();
+    let (mut sender, mut receiver) = pool.create_stream().await.unwrap().split();
+    let messages = 5_000;
+    let writer = tokio::spawn(async move {
+        for number in 0..messages {
+            SinkExt::send(&mut sender, Say::Echo(vec![number as u8; number % 300])).await.unwrap();
+        }
+        SinkExt::close(&mut sender).await.unwrap();
+    });
+    for number in 0..messages {
+        let heard = within(StreamExt::next(&mut receiver)).await.unwrap().unwrap();
+        assert_eq!(heard, Heard::Bytes(vec![number as u8; number % 300]));
+    }
+    assert_eq!(within(StreamExt::next(&mut receiver)).await.unwrap().unwrap(), Heard::End(messages as u64));
+    assert!(within(StreamExt::next(&mut receiver)).await.is_none());
+    writer.await.unwrap();
+}
+
+async fn either_end_closes_its_half(transport: AnyTransport) {
+    let pool = talks(transport).start().await.unwrap();
+    // This end first.
+    let mut stream = pool.create_stream().await.unwrap();
+    stream.write(&Say::Echo(vec![1])).await.unwrap();
+    stream.end();
+    assert!(matches!(stream.write(&Say::Pid).await, Err(StreamError::Ended)));
+    assert_eq!(within(stream.next()).await.unwrap().unwrap(), Heard::Bytes(vec![1]));
+    assert_eq!(within(stream.next()).await.unwrap().unwrap(), Heard::End(1));
+    assert!(within(stream.next()).await.is_none());
+    // The worker's first: it reads on.
+    let mut stream = pool.create_stream().await.unwrap();
+    stream.write(&Say::Hush).await.unwrap();
+    assert!(within(stream.next()).await.is_none());
+    stream.write(&Say::Block(Duration::ZERO)).await.unwrap();
+    stream.write(&Say::Fail("late".into())).await.unwrap();
+    let failed = within(stream.close()).await.unwrap_err();
+    contains(failed.to_string(), "sour: late");
+    // It leaves altogether.
+    let mut stream = pool.create_stream().await.unwrap();
+    stream.write(&Say::Leave).await.unwrap();
+    assert!(within(stream.next()).await.is_none());
+    let ended = within(async {
+        loop {
+            if let Err(error) = stream.write(&Say::Pid).await {
+                return error;
+            }
+        }
+    });
+    assert!(matches!(ended.await, StreamError::Ended));
+    within(stream.close()).await.unwrap();
+    assert_eq!(pool.workers().len(), 1);
+    assert_eq!(pool.info().crashes, 0);
+}
+
+async fn errors_end_it_or_do_not(transport: AnyTransport) {
+    let pool = talks(transport).start().await.unwrap();
+    let mut stream = pool.create_stream().await.unwrap();
+    stream.write(&Say::Complain("milk".into())).await.unwrap();
+    let error = within(stream.next()).await.unwrap().unwrap_err();
+    assert!(!error.is_final());
+    let StreamError::Sent(sent) = &error else { panic!("{error:?}") };
+    assert_eq!(sent.message, "sour: milk");
+    contains(&sent.type_name, "Sour");
+    stream.write(&Say::Echo(vec![7])).await.unwrap();
+    stream.write(&Say::Fail("wine".into())).await.unwrap();
+    assert_eq!(
+        within(stream.next()).await.unwrap().unwrap(),
+        Heard::Bytes(vec![7]),
+        "what came before the end is read"
+    );
+    let error = within(stream.next()).await.unwrap().unwrap_err();
+    assert!(error.is_final());
+    let Some(QueryError::Handler(handler)) = error.failed() else { panic!("{error:?}") };
+    assert_eq!((&*handler.message, &*handler.trace), ("sour: wine", r#"Sour("wine")"#));
+    assert!(within(stream.next()).await.is_none());
+    contains(stream.write(&Say::Pid).await.unwrap_err().to_string(), "sour: wine");
+    let mut stream = pool.create_stream().await.unwrap();
+    stream.write(&Say::Panic("grapes".into())).await.unwrap();
+    contains(within(stream.next()).await.unwrap().unwrap_err().to_string(), "the handler panicked: grapes");
+    assert_eq!(pool.info().crashes, 0);
+}
+
+async fn calls_have_replies(transport: AnyTransport) {
+    let pool = talks(transport).start().await.unwrap();
+    let mut stream = pool.create_stream().await.unwrap();
+    assert!(matches!(within(stream.call(&Say::Pid)).await.unwrap(), Heard::Number(_)));
+    // Many at the same time, and messages between them.
+    let calls: Vec<_> =
+        (0..300u32).map(|number| tokio::spawn(stream.call(&Say::Echo(number.to_be_bytes().into())))).collect();
+    stream.write(&Say::Echo(vec![1])).await.unwrap();
+    for (number, call) in calls.into_iter().enumerate() {
+        assert_eq!(within(call).await.unwrap().unwrap(), Heard::Bytes((number as u32).to_be_bytes().into()));
+    }
+    assert_eq!(within(stream.next()).await.unwrap().unwrap(), Heard::Bytes(vec![1]));
+    let error = within(stream.call(&Say::Complain("no".into()))).await.unwrap_err();
+    assert!(matches!(&error, StreamError::Sent(sent) if sent.message == "sour: no"), "{error:?}");
+    let error = within(stream.call(&Say::Block(Duration::ZERO))).await.unwrap_err();
+    assert!(matches!(error, StreamError::Unanswered) && !error.is_final());
+    // One that nobody waits for any more.
+    drop(stream.call(&Say::Echo(vec![2])));
+    let error = within(stream.call(&Say::Leave)).await.unwrap_err();
+    assert!(matches!(error, StreamError::Ended | StreamError::Unanswered), "{error:?}");
+    within(stream.close()).await.unwrap();
+}
+
+async fn a_killed_worker_ends_its_streams_and_no_others(transport: AnyTransport) {
+    let pool = talks(transport).workers(2).start().await.unwrap();
+    let mut streams = Vec::new();
+    for number in 0..200 {
+        let mut stream = pool.create_stream_named(&format!("talk {number}")).await.unwrap();
+        let pid = pid(&mut stream).await;
+        streams.push((pid, stream));
+    }
+    let victim = pids(&pool)[0];
+    let all: HashSet<u32> = streams.iter().map(|(pid, _)| *pid).collect();
+    assert_eq!(all.len(), 2);
+    let (lost, left): (Vec<_>, Vec<_>) = streams.into_iter().partition(|(pid, _)| *pid == victim);
+    assert_eq!((lost.len(), left.len()), (100, 100));
+    let readers: Vec<_> = lost
+        .into_iter()
+        .map(|(_, mut stream)| tokio::spawn(async move { (within(stream.next()).await, Instant::now(), stream) }))
+        .collect();
+    tokio::task::yield_now().await;
+    let begun = Instant::now();
+    kill(victim, Kill::KILL);
+    for reader in readers {
+        let (end, at, mut stream) = reader.await.unwrap();
+        let error = end.expect("an error, and not a quiet end").unwrap_err();
+        let Some(QueryError::WorkerLost(lost)) = error.failed() else { panic!("{error:?}") };
+        assert_eq!(lost.pid, victim);
+        contains(&lost.input, "talk ");
+        assert!(at - begun < LONG);
+        assert!(stream.next().await.is_none());
+        assert!(stream.write(&Say::Pid).await.is_err());
+    }
+    for (pid_before, mut stream) in left {
+        assert_eq!(pid(&mut stream).await, pid_before);
+        within(stream.close()).await.unwrap();
+    }
+    let mut stream = within(pool.create_stream()).await.unwrap();
+    pid(&mut stream).await;
+}
+
+/// Whatever a worker was at: what it had sent by then comes once, in order and without a gap, and then the error.
+async fn what_came_before_a_kill_came_once(transport: AnyTransport) {
+    const PATIENT: Budget = Budget::crash_loops(1000, LONG).backoff(Duration::from_millis(1), Duration::from_millis(2));
+    let pool = talks(transport).budget(PATIENT).start().await.unwrap();
+    for round in 0..40u64 {
+        let mut stream = within(pool.create_stream()).await.unwrap();
+        stream.write(&Say::Pid).await.unwrap();
+        let Some(Ok(Heard::Number(pid))) = within(stream.next()).await else { panic!("round {round}") };
+        stream.write(&Say::Count(u64::MAX)).await.unwrap();
+        let mut next = 0;
+        let error = loop {
+            match within(stream.next()).await.expect("an error at the end") {
+                Ok(heard) => assert_eq!(heard, Heard::Number(next), "round {round}"),
+                Err(error) => break error,
+            }
+            next += 1;
+            if next == 1 + 777 * round {
+                kill(pid as u32, Kill::KILL);
+            }
+        };
+        assert!(matches!(error.failed(), Some(QueryError::WorkerLost(_))), "{error:?}");
+    }
+}
+
+async fn a_slow_reader_suspends_the_writer(transport: AnyTransport) {
+    let pool = talks(transport).window(16, 1 << 20).start().await.unwrap();
+    let mut slow = pool.create_stream().await.unwrap();
+    slow.write(&Say::Count(1_000_000)).await.unwrap();
+    // Its worker is suspended in the middle of it, and serves others.
+    let mut other = pool.create_stream().await.unwrap();
+    for _ in 0..100 {
+        pid(&mut other).await;
+    }
+    // Of this end the same holds.
+    let mut deaf = pool.create_stream().await.unwrap();
+    deaf.write(&Say::Deafen).await.unwrap();
+    let mut sent = 0;
+    let stuck = tokio::time::timeout(Duration::from_millis(200), async {
+        loop {
+            deaf.write(&Say::Echo(vec![0; 1024])).await.unwrap();
+            sent += 1;
+        }
+    });
+    assert!(stuck.await.is_err());
+    assert!((100..300).contains(&sent), "{sent}");
+    for number in 0..100 {
+        assert_eq!(within(slow.next()).await.unwrap().unwrap(), Heard::Number(number));
+    }
+    drop((slow, deaf));
+    pid(&mut other).await;
+}
+
+async fn in_process(_: AnyTransport) {
+    let pool = TALK.pool().in_process().start().await.unwrap();
+    let mut stream = pool.create_stream().await.unwrap();
+    assert_eq!(ask(&mut stream, Say::Echo(vec![3])).await, Heard::Bytes(vec![3]));
+    stream.write(&Say::Fail("pickle".into())).await.unwrap();
+    contains(within(stream.next()).await.unwrap().unwrap_err().to_string(), "pickle");
+    let _open = pool.create_stream().await.unwrap();
+    within(pool.shutdown_within(Some(Duration::ZERO))).await;
+}
