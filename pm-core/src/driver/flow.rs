@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::face::error::{HandlerError, StreamError};
@@ -48,13 +48,6 @@ pub(crate) enum Pushed {
     Closed,
 }
 
-/// Something that came.
-#[derive(Debug)]
-pub(crate) struct Message {
-    pub(crate) content: Content,
-    payload: Payload,
-}
-
 /// What a message is.
 #[derive(Debug)]
 pub(crate) enum Content {
@@ -65,13 +58,93 @@ pub(crate) enum Content {
     Error(Box<HandlerError>),
 }
 
-impl Message {
-    /// Its value, encoded.
-    pub(crate) fn value(&self) -> &[u8] {
-        match self.content {
-            Content::Call(_) => self.payload.get(NUMBER..).unwrap_or_default(),
-            _ => &self.payload,
+/// A payload from this size on lies apart, in the memory in which it came. Smaller ones lie together.
+const APART: usize = 4 << 10;
+
+/// Memory that a stream keeps twice while its reader waits.
+const KEEP: usize = 512;
+
+/// Messages in the order in which they came. Their payloads lie one behind the other, so that they need no memory of their own.
+#[derive(Debug, Default)]
+struct Batch {
+    entries: VecDeque<(Content, Place)>,
+    bytes: Vec<u8>,
+    /// How many there were before these, and bytes of them: as many are likely to come again.
+    expected: (usize, usize),
+}
+
+#[derive(Debug)]
+enum Place {
+    /// So many bytes, behind those of the message before it.
+    Here(usize),
+    Apart(Box<Payload>),
+}
+
+impl Batch {
+    fn push(&mut self, content: Content, payload: Lent<'_>) {
+        if self.entries.capacity() == 0 {
+            let (messages, bytes) = self.expected;
+            self.entries.reserve(messages.max(1));
+            self.bytes.reserve(bytes.max(payload.len()));
         }
+        let place = if payload.len() < APART {
+            self.bytes.extend_from_slice(&payload);
+            Place::Here(payload.len())
+        } else {
+            let mut apart = Box::<Payload>::default();
+            payload.take_into(&mut apart);
+            Place::Apart(apart)
+        };
+        self.entries.push_back((content, place));
+    }
+}
+
+/// Messages on their way from a flow to its reader, who takes all at once that have come, so that it need not lock the flow for each.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    batch: Batch,
+    /// Where the next one begins.
+    at: usize,
+    /// The last one, where it lay apart.
+    apart: Payload,
+    /// How many were read since that was last reported, and bytes in them.
+    count: usize,
+    bytes: usize,
+    /// Once so much was read the peer gets credit for it.
+    report_at: Grant,
+}
+
+impl Taken {
+    fn is_due(&self) -> bool {
+        self.count >= self.report_at.messages as usize || self.bytes >= self.report_at.bytes as usize
+    }
+
+    /// The next message and its value, encoded, where [`Flow::poll_next`] has found one.
+    pub(crate) fn pop(&mut self) -> Option<(Content, &[u8])> {
+        let (content, place) = self.batch.entries.pop_front()?;
+        let payload = match place {
+            Place::Here(length) => {
+                self.at += length;
+                &self.batch.bytes[self.at - length..self.at]
+            }
+            Place::Apart(apart) => {
+                self.apart = *apart;
+                &self.apart[..]
+            }
+        };
+        self.count += 1;
+        self.bytes += payload.len();
+        let value = match content {
+            Content::Call(_) => payload.get(NUMBER..).unwrap_or_default(),
+            _ => payload,
+        };
+        Some((content, value))
+    }
+
+    /// It is empty: what comes next lies at its beginning.
+    fn clear(&mut self) {
+        (self.at, self.apart) = (0, Payload::default());
+        self.batch.bytes.clear();
     }
 }
 
@@ -79,16 +152,15 @@ impl Message {
 pub(crate) struct Flow {
     /// What it is about, as whoever opened it says.
     name: Box<str>,
+    /// Once it is on a link.
+    carrier: OnceLock<(Arc<dyn Carrier>, u64)>,
     state: Mutex<State>,
 }
 
 struct State {
     /// None until it is on a link.
     stream: Option<Stream>,
-    id: u64,
-    /// None before that, and once the stream is over.
-    carrier: Option<Arc<dyn Carrier>>,
-    inbox: VecDeque<Message>,
+    inbox: Batch,
     reader: Option<Waker>,
     /// The reader knows of the end.
     has_told: bool,
@@ -132,11 +204,10 @@ impl Flow {
     pub(crate) fn new(name: &str) -> Arc<Self> {
         Arc::new(Flow {
             name: name.into(),
+            carrier: OnceLock::new(),
             state: Mutex::new(State {
                 stream: None,
-                id: 0,
-                carrier: None,
-                inbox: VecDeque::new(),
+                inbox: Batch::default(),
                 reader: None,
                 has_told: false,
                 writers: Vec::new(),
@@ -162,10 +233,10 @@ impl Flow {
 
     /// It is on a link from here on. `window` is what the peer may send, and `credit` what this side may.
     pub(crate) fn open(&self, carrier: Arc<dyn Carrier>, id: u64, window: Grant, credit: Grant) {
-        let mut state = self.state();
-        state.id = id;
-        state.carrier = Some(carrier);
-        state.stream = Some(Stream::new(window, credit));
+        // A stream is opened once.
+        if self.carrier.set((carrier, id)).is_ok() {
+            self.state().stream = Some(Stream::new(window, credit));
+        }
     }
 
     /// Takes a frame of the peer. False where it means nothing any more.
@@ -188,9 +259,7 @@ impl Flow {
                     return Ok(false);
                 }
                 let content = Content::of(flags, &payload).map_err(|fault| stream.fail(fault))?;
-                let mut message = Message { content, payload: Payload::default() };
-                payload.take_into(&mut message.payload);
-                state.inbox.push_back(message);
+                state.inbox.push(content, payload);
                 wakers.extend(state.reader.take());
                 Ok(true)
             }
@@ -218,9 +287,10 @@ impl Flow {
 
     /// Says what is owed, as far as there is room, and wakes those who wait for room. True once all of it is said.
     pub(crate) fn attend(&self, out: &mut dyn Outlet, wakers: &mut Vec<Waker>) -> bool {
+        let Some(&(_, id)) = self.carrier.get() else { return true };
         let mut state = self.state();
         state.owed.is_known = false;
-        if !state.pay(out) {
+        if !state.pay(id, out) {
             state.owed.is_known = true;
             return false;
         }
@@ -242,12 +312,9 @@ impl Flow {
         }
         state.end = Some(result);
         state.owed = Owed::default();
-        let carrier = state.carrier.take();
         wakers.extend(state.reader.take());
         wakers.extend(state.writers.drain(..).map(|(_, waker)| waker));
         wakers.extend(state.calls.values_mut().filter_map(|call| call.waker.take()));
-        drop(guard);
-        drop(carrier);
     }
 
     // --- for the halves
@@ -270,13 +337,13 @@ impl Flow {
         payload: &[u8],
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), StreamError>> {
-        let Some(carrier) = self.carrier() else { return Poll::Ready(Err(self.state().why_closed())) };
+        let Some((carrier, id)) = self.carrier.get() else { return Poll::Ready(Err(StreamError::Ended)) };
         // Dropped where no lock is held: it may be the last that its executor has of a task.
         let mut before = None;
         let mut outcome = Poll::Pending;
         carrier.with(&mut |out| {
             let mut state = self.state();
-            outcome = state.write(out, ticket, flags, payload);
+            outcome = state.write(*id, out, ticket, flags, payload);
             if outcome.is_pending() {
                 before = state.wait(ticket, cx.waker());
             }
@@ -295,17 +362,30 @@ impl Flow {
         }
     }
 
-    /// The next message. None at the end, which an error may have come before.
-    pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Message, StreamError>>> {
+    /// Ready once there is a next message, which is in `taken` then. None at the end, which an error may have come before.
+    pub(crate) fn poll_next(&self, taken: &mut Taken, cx: &mut Context<'_>) -> Poll<Option<Result<(), StreamError>>> {
+        let is_here = !taken.batch.entries.is_empty();
+        if is_here && !taken.is_due() {
+            return Poll::Ready(Some(Ok(())));
+        }
         let mut guard = self.state();
         let state = &mut *guard;
-        if let Some(message) = state.inbox.pop_front() {
-            let grant = state.stream.as_mut().and_then(|stream| stream.take(message.payload.len()));
-            if let Some(grant) = grant {
-                state.owed.grant.get_or_insert(Grant::NONE).add(grant);
+        state.report(taken);
+        if is_here {
+            self.tell(guard);
+            return Poll::Ready(Some(Ok(())));
+        }
+        taken.clear();
+        if !state.inbox.entries.is_empty() {
+            std::mem::swap(&mut state.inbox, &mut taken.batch);
+            state.inbox.expected = (taken.batch.entries.len(), taken.batch.bytes.len());
+            self.tell(guard);
+            return Poll::Ready(Some(Ok(())));
+        }
+        for batch in [&mut taken.batch, &mut state.inbox] {
+            if batch.bytes.capacity() > KEEP {
+                *batch = Batch { expected: batch.expected, ..Batch::default() };
             }
-            State::tell(guard);
-            return Poll::Ready(Some(Ok(message)));
         }
         if let Some(end) = &state.end {
             let told = std::mem::replace(&mut state.has_told, true);
@@ -318,7 +398,7 @@ impl Flow {
             Some(waker) if waker.will_wake(cx.waker()) => None,
             _ => state.reader.replace(cx.waker().clone()),
         };
-        drop(guard);
+        self.tell(guard);
         // It may be the last that its executor has of a task.
         drop(before);
         Poll::Pending
@@ -340,30 +420,27 @@ impl Flow {
     pub(crate) fn finish(&self) {
         let mut state = self.state();
         state.owed.fin |= state.stream.as_mut().is_some_and(Stream::finish);
-        State::tell(state);
+        self.tell(state);
     }
 
     /// This side reads nothing more.
-    pub(crate) fn stop(&self) {
+    pub(crate) fn stop(&self, taken: &mut Taken) {
         let mut state = self.state();
         state.owed.rst |= state.stream.as_mut().is_some_and(Stream::stop);
-        let unread = std::mem::take(&mut state.inbox);
-        for message in &unread {
-            if let Content::Call(number) = message.content {
-                state.owed.unanswered.push(number);
+        let unread = [std::mem::take(&mut taken.batch), std::mem::take(&mut state.inbox)];
+        for (content, _) in unread.iter().flat_map(|batch| &batch.entries) {
+            if let Content::Call(number) = content {
+                state.owed.unanswered.push(*number);
             }
         }
-        State::tell(state);
+        self.tell(state);
         drop(unread);
     }
 
     /// Nobody here wants it any more: the peer is told to end it.
     pub(crate) fn cancel(&self) {
-        let state = self.state();
-        let (carrier, id) = (state.carrier.clone(), state.id);
-        drop(state);
-        if let Some(carrier) = carrier {
-            carrier.cancel(id);
+        if let Some((carrier, id)) = self.carrier.get() {
+            carrier.cancel(*id);
         }
     }
 
@@ -407,11 +484,18 @@ impl Flow {
         if state.end.is_none() {
             state.owed.unanswered.push(number);
         }
-        State::tell(state);
+        self.tell(state);
     }
 
-    fn carrier(&self) -> Option<Arc<dyn Carrier>> {
-        self.state().carrier.clone()
+    /// Unlocks it, and tells the carrier if something is owed that it does not know of.
+    fn tell(&self, mut state: MutexGuard<'_, State>) {
+        if state.end.is_some() || !state.owed.is_anything() || std::mem::replace(&mut state.owed.is_known, true) {
+            return;
+        }
+        drop(state);
+        if let Some((carrier, id)) = self.carrier.get() {
+            carrier.owe(*id);
+        }
     }
 }
 
@@ -420,20 +504,9 @@ impl Flow {
 pub(crate) struct Ticket(Option<u64>);
 
 impl State {
-    /// Tells the carrier if something is owed, with the lock open.
-    fn tell(mut state: MutexGuard<'_, State>) {
-        if !state.owed.is_anything() || std::mem::replace(&mut state.owed.is_known, true) {
-            return;
-        }
-        let (carrier, id) = (state.carrier.clone(), state.id);
-        drop(state);
-        if let Some(carrier) = carrier {
-            carrier.owe(id);
-        }
-    }
-
     fn write(
         &mut self,
+        id: u64,
         out: &mut dyn Outlet,
         ticket: &mut Ticket,
         flags: u8,
@@ -449,7 +522,7 @@ impl State {
         match may {
             Write::Never => return Poll::Ready(Err(self.why_closed())),
             Write::Waits => {}
-            Write::Goes => match out.push(Header { flags, ..Header::call(Kind::Data, self.id) }, payload) {
+            Write::Goes => match out.push(Header { flags, ..Header::call(Kind::Data, id) }, payload) {
                 Pushed::Taken => {
                     if let Some(stream) = self.stream.as_mut().filter(|_| !is_reply) {
                         stream.wrote(payload.len());
@@ -460,7 +533,7 @@ impl State {
                 Pushed::NoRoom => {
                     self.owed.room = true;
                     if !std::mem::replace(&mut self.owed.is_known, true) {
-                        out.remember(self.id);
+                        out.remember(id);
                     }
                 }
                 // The end of the link is on its way, and wakes all who wait.
@@ -468,6 +541,16 @@ impl State {
             },
         }
         Poll::Pending
+    }
+
+    /// Takes note of what was read.
+    fn report(&mut self, taken: &mut Taken) {
+        let Some(stream) = &mut self.stream else { return };
+        let (count, bytes) = (std::mem::take(&mut taken.count), std::mem::take(&mut taken.bytes));
+        if let Some(grant) = stream.take(count, bytes) {
+            self.owed.grant.get_or_insert(Grant::NONE).add(grant);
+        }
+        taken.report_at = stream.until_worth();
     }
 
     /// Puts a writer among those who wait. Gives the waker that it had there.
@@ -493,11 +576,10 @@ impl State {
     }
 
     /// Says what is owed, until there is no room.
-    fn pay(&mut self, out: &mut dyn Outlet) -> bool {
+    fn pay(&mut self, id: u64, out: &mut dyn Outlet) -> bool {
         if self.end.is_some() {
             return true;
         }
-        let id = self.id;
         let mut push = |kind, flags, payload: &[u8]| {
             out.push(Header { flags, ..Header::call(kind, id) }, payload) != Pushed::NoRoom
         };

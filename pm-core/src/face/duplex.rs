@@ -11,7 +11,7 @@ use futures_sink::Sink;
 
 use super::error::{HandlerError, QueryError, StreamError};
 use crate::codec::{Codec, CodecError};
-use crate::driver::flow::{Content, Flow, Message, NUMBER, Ticket};
+use crate::driver::flow::{Content, Flow, NUMBER, Taken, Ticket};
 use crate::machine::frame::{MAX_PAYLOAD, flag};
 use crate::worker::role::Answer;
 
@@ -45,6 +45,7 @@ pub struct StreamSender<S, R> {
 /// The receiving half of a [`Duplex`]: a futures `Stream`.
 pub struct StreamReceiver<S, R> {
     end: End<S, R>,
+    taken: Taken,
 }
 
 /// Something that came, where calls are told from messages.
@@ -99,7 +100,7 @@ impl<S, R> Duplex<S, R> {
             has_taken: false,
             ticket: Ticket::default(),
         };
-        Duplex { sender, receiver: StreamReceiver { end } }
+        Duplex { sender, receiver: StreamReceiver { end, taken: Taken::default() } }
     }
 
     /// What the stream is about, as whoever opened it says. Empty where nothing was said.
@@ -177,9 +178,7 @@ impl<S, R> Duplex<S, R> {
     /// This end is dropped.
     pub async fn close(mut self) -> Result<(), StreamError> {
         self.end();
-        while let Some(message) = poll_fn(|cx| self.receiver.end.flow.poll_next(cx)).await {
-            drop(message);
-        }
+        while poll_fn(|cx| self.receiver.poll_skip(cx)).await {}
         let flow = self.receiver.end.flow.clone();
         poll_fn(|cx| flow.poll_end(cx)).await
     }
@@ -309,18 +308,35 @@ impl<S, R> StreamReceiver<S, R> {
     /// # Cancel safety
     /// Nothing is lost.
     pub async fn next_incoming(&mut self) -> Option<Result<Incoming<S, R>, StreamError>> {
-        let message = poll_fn(|cx| self.end.flow.poll_next(cx)).await?;
-        Some(message.and_then(|message| self.end.read(message)))
+        poll_fn(|cx| self.poll_next_incoming(cx)).await
+    }
+
+    fn poll_next_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming<S, R>, StreamError>>> {
+        let StreamReceiver { end, taken } = self;
+        let next = match ready!(end.flow.poll_next(taken, cx)) {
+            Some(Ok(())) => taken.pop().map(|(content, value)| end.read(content, value)),
+            Some(Err(error)) => Some(Err(error)),
+            None => None,
+        };
+        Poll::Ready(next)
     }
 
     fn poll_next_value(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<R, StreamError>>> {
-        let message = ready!(self.end.flow.poll_next(cx));
-        let read = |message| {
-            Ok(match self.end.read(message)? {
-                Incoming::Message(value) | Incoming::Call(value, _) => value,
+        self.poll_next_incoming(cx).map(|next| {
+            next.map(|incoming| match incoming {
+                Ok(Incoming::Message(value) | Incoming::Call(value, _)) => Ok(value),
+                Err(error) => Err(error),
             })
-        };
-        Poll::Ready(message.map(|message| message.and_then(read)))
+        })
+    }
+
+    /// Drops a message, or an error. False at the end.
+    fn poll_skip(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let next = ready!(self.end.flow.poll_next(&mut self.taken, cx));
+        if let Some((Content::Call(number), _)) = self.taken.pop() {
+            self.end.flow.leave_unanswered(number);
+        }
+        Poll::Ready(next.is_some())
     }
 }
 
@@ -381,12 +397,12 @@ impl<S, R> End<S, R> {
             .map_err(|error| QueryError::Decode { codec: self.codec.name(), message: error.to_string() }.into())
     }
 
-    fn read(&self, message: Message) -> Result<Incoming<S, R>, StreamError> {
-        match message.content {
-            Content::Plain => Ok(Incoming::Message(self.decode(message.value())?)),
+    fn read(&self, content: Content, value: &[u8]) -> Result<Incoming<S, R>, StreamError> {
+        match content {
+            Content::Plain => Ok(Incoming::Message(self.decode(value)?)),
             Content::Call(number) => {
                 let reply = Reply { end: self.clone(), number, is_open: true };
-                Ok(Incoming::Call(self.decode(message.value())?, reply))
+                Ok(Incoming::Call(self.decode(value)?, reply))
             }
             Content::Error(error) => Err(StreamError::Sent(error)),
         }
@@ -414,7 +430,7 @@ impl<S, R> Drop for StreamSender<S, R> {
 
 impl<S, R> Drop for StreamReceiver<S, R> {
     fn drop(&mut self) {
-        self.end.flow.stop();
+        self.end.flow.stop(&mut self.taken);
     }
 }
 

@@ -91,7 +91,6 @@ pub struct Lent<'a>(Place<'a>);
 
 enum Place<'a> {
     Bytes(&'a [u8]),
-    Owned(Payload),
     /// The `length` bytes before `end`; behind it are those that nobody has read yet.
     Buffer {
         buffer: &'a mut Vec<u8>,
@@ -111,7 +110,6 @@ impl<'a> Lent<'a> {
     pub fn take_into(self, into: &mut Payload) {
         into.clear();
         match self.0 {
-            Place::Owned(payload) => *into = payload,
             Place::Buffer { buffer, end, length } if is_worth_taking(buffer, *end, length) => {
                 into.bytes.extend_from_slice(&buffer[*end..]);
                 buffer.truncate(*end);
@@ -137,19 +135,12 @@ impl<'a> From<&'a [u8]> for Lent<'a> {
     }
 }
 
-impl From<Payload> for Lent<'_> {
-    fn from(payload: Payload) -> Self {
-        Lent(Place::Owned(payload))
-    }
-}
-
 impl Deref for Lent<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Place::Bytes(bytes) => bytes,
-            Place::Owned(payload) => payload,
             Place::Buffer { buffer, end, length } => &buffer[**end - length..**end],
         }
     }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Credit for so many messages, and so many bytes in them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// Messages.
     pub messages: u32,
@@ -203,13 +203,14 @@ impl Stream {
         self.is_over = true;
     }
 
-    /// A message of so many bytes was taken out by its reader. Gives the credit that the peer gets for what was taken, once that is worth a frame.
-    pub fn take(&mut self, bytes: usize) -> Option<Grant> {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        self.taken.add(Grant { messages: 1, bytes });
+    /// So many messages were taken out by their reader, and bytes in them. Gives the credit that the peer gets for what was taken, once that is
+    /// [worth](Self::until_worth) a frame.
+    pub fn take(&mut self, messages: usize, bytes: usize) -> Option<Grant> {
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        self.taken.add(Grant { messages: count(messages), bytes: count(bytes) });
         // A writer without credit has spent its window: as soon as all of that is taken, this is true.
-        let is_worth = self.taken.messages >= self.window.messages.div_ceil(2)
-            || self.taken.bytes >= self.window.bytes.div_ceil(2);
+        let left = self.until_worth();
+        let is_worth = left.messages == 0 || left.bytes == 0;
         if !is_worth || self.has_all() || self.has_stopped {
             return None;
         }
@@ -218,6 +219,15 @@ impl Stream {
         self.allowance.messages += grant.messages;
         self.allowance.bytes += i64::from(grant.bytes);
         Some(grant)
+    }
+
+    /// How much more, of either, is to be taken until that is worth a frame: half the window together.
+    pub fn until_worth(&self) -> Grant {
+        let Grant { messages, bytes } = self.window;
+        Grant {
+            messages: messages.div_ceil(2).saturating_sub(self.taken.messages),
+            bytes: bytes.div_ceil(2).saturating_sub(self.taken.bytes),
+        }
     }
 
     /// The peer sent a message of so many bytes. False where nobody wants it: it was on its way when this side stopped, or the stream ended.
@@ -325,7 +335,7 @@ mod tests {
             let Some((number, bytes)) = self.held.pop_front() else { return false };
             assert_eq!(number, self.seen, "in order, and none lost");
             self.seen += 1;
-            self.out.extend(self.stream.take(bytes).map(Frame::Credit));
+            self.out.extend(self.stream.take(1, bytes).map(Frame::Credit));
             true
         }
 
@@ -482,7 +492,7 @@ mod tests {
         assert!(stream.has_all() && !stream.stop(), "whoever has finished need not be told that nobody reads");
         let mut stream = Stream::new(grant, grant);
         assert!(stream.stop() && !stream.stop());
-        assert_eq!((stream.may_write(), stream.data(1), stream.take(1)), (Write::Goes, Ok(false), None));
+        assert_eq!((stream.may_write(), stream.data(1), stream.take(1, 1)), (Write::Goes, Ok(false), None));
         assert!(stream.peer_stopped() && !stream.peer_stopped());
         assert_eq!((stream.may_write(), stream.granted(grant)), (Write::Never, Ok(false)));
         let mut stream = Stream::new(grant, grant);
@@ -499,7 +509,7 @@ mod tests {
         writer.wrote(1 << 20);
         assert_eq!(writer.may_write(), Write::Waits);
         assert_eq!(reader.data(1 << 20), Ok(true));
-        let credit = reader.take(1 << 20).expect("all of it was taken");
+        let credit = reader.take(1, 1 << 20).expect("all of it was taken");
         assert_eq!(credit, Grant { messages: 1, bytes: 1 << 20 });
         assert_eq!(writer.granted(credit), Ok(true));
         assert_eq!(writer.may_write(), Write::Goes);

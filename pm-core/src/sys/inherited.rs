@@ -1,7 +1,10 @@
 //! What a process was given by the one that started it.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Takes over a descriptor that this process was started with, and keeps it from children.
 ///
@@ -18,6 +21,16 @@ pub(crate) fn take_descriptor(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: The descriptor is open, and by the contract of the environment variable that named it, it is this process's
     // link and nobody else's; it is taken once, before anything else of the program runs.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Has the runtime that this is called in watch for what comes over a descriptor.
+///
+/// # Errors
+/// What the operating system says of a descriptor that cannot be watched.
+pub(crate) fn watch(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
+    let fd = fd.try_clone_to_owned()?;
+    // SAFETY: An OwnedFd is open for as long as it lives, and always the same descriptor; it goes where the AsyncFd goes.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
 /// Takes variables out of the environment, so that no child of this process sees them.

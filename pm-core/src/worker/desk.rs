@@ -1,12 +1,13 @@
 //! The desk of a worker: the calls that came and have not been answered, and the frames about them.
 //!
 //! Whoever is free reads the link: the thread that runs handlers while it has nothing to run, its attendant while it has. So a call
-//! that has not started can be given back, a PING is answered and a cancel is heard, however long a handler computes.
+//! that has not started can be given back, a PING is answered and a cancel is heard, however long a handler computes. Handlers that are futures give way to
+//! each other, and to the link ([`Intake`](super::intake::Intake)).
 
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -29,6 +30,9 @@ const MAX_WAITING: usize = 4096;
 
 /// How old an answer may get in the outbox while calls go on, in nanoseconds. Long enough for some ten quick calls, and below what anybody feels.
 const GATHER_NANOS: u64 = 50_000;
+
+/// Messages of streams gather up to this many bytes: while the manager reads some, more are made. Together they would go only once there is nothing left to do.
+const GATHER_OF_STREAMS: usize = 8 << 10;
 
 /// A payload from this size on is sent from where it lies. Below it a copy costs less than a second piece.
 const APART: usize = 4 << 10;
@@ -63,15 +67,13 @@ pub(super) struct Job {
 
 /// See the [module](self).
 pub(crate) struct Desk {
-    link: Box<dyn WorkerLink>,
+    pub(super) link: Box<dyn WorkerLink>,
     at_end: AtEnd,
     /// For the streams that come here.
     pub(super) me: Weak<Desk>,
     state: Mutex<State>,
     /// Something came, or waits to be sent, for those who serve with futures.
     pub(super) news: Notify,
-    /// Fewer calls wait than before: the reader may go on.
-    room: Condvar,
 }
 
 pub(super) struct State {
@@ -102,7 +104,6 @@ impl Desk {
             at_end,
             me: me.clone(),
             news: Notify::new(),
-            room: Condvar::new(),
             state: Mutex::new(State {
                 decoder: Decoder::new(MAX_PAYLOAD),
                 waiting: VecDeque::new(),
@@ -184,7 +185,8 @@ impl Desk {
         let header_bytes = header.encode(payload.len());
         if let Some(outbox) = &mut state.outbox {
             if outbox.add(&header_bytes, payload) {
-                if outbox.frames().len() >= self.link.gather() {
+                let most = if state.streams.is_any() { GATHER_OF_STREAMS } else { usize::MAX };
+                if outbox.frames().len() >= self.link.gather().min(most) {
                     return self.flush(state);
                 }
                 state.oldest.get_or_insert_with(clock::nanos);
@@ -211,7 +213,7 @@ impl Desk {
     /// Whether there is something to put there.
     pub(super) fn has_gathered(&self) -> bool {
         let state = self.state();
-        state.oldest.is_some() || state.streams.owes()
+        state.has_gathered() || state.streams.owes()
     }
 
     /// Puts what is in the outbox on the link.
@@ -322,17 +324,19 @@ impl Desk {
         false
     }
 
-    /// Takes in what came, or waits for it, and sorts it. The end of the stream means nothing after DRAIN.
-    fn receive(&self, state: &mut State) -> Result<(), Ended> {
+    /// Takes in what came, or waits for it, and sorts it: so many bytes. The end of the stream means nothing after DRAIN.
+    fn receive(&self, state: &mut State) -> Result<usize, Ended> {
         let received = self.link.recv(state.decoder.buffer());
         self.sort(state)?;
         match received {
-            Ok(0) | Err(_) if state.draining => state.heard_all = true,
-            Err(error) => return Err(self.receive_failed(state, &error)),
-            Ok(0) => return Err(self.end(state, 0)),
-            Ok(_) => {}
+            Ok(0) | Err(_) if state.draining => {
+                state.heard_all = true;
+                Ok(0)
+            }
+            Err(error) => Err(self.receive_failed(state, &error)),
+            Ok(0) => Err(self.end(state, 0)),
+            Ok(count) => Ok(count),
         }
-        Ok(())
     }
 
     /// Looks after the link while handlers run, for at most `patience`: takes in what comes, in place of the thread that is busy.
@@ -359,30 +363,33 @@ impl Desk {
         }
         let taken = self.receive(&mut state);
         unlock(state);
-        taken.map(|()| true)
+        taken.map(|_| true)
     }
 
-    /// Waits for frames, and sorts them: for a reader that does nothing else, and has nothing to do where this fails.
-    pub(super) fn read(&self) -> Result<(), Ended> {
-        self.link.wait(None).map_err(|_| Ended)?;
+    /// Takes in what has come, or waits for it: so many bytes. For a thread that runs futures.
+    pub(super) fn take_in(&self) -> Result<usize, Ended> {
         let mut state = self.state();
-        while state.waiting.len() >= MAX_WAITING {
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
         let taken = self.receive(&mut state);
-        let heard_all = state.heard_all;
         unlock(state);
-        self.news.notify_one();
-        if heard_all { Err(Ended) } else { taken }
+        taken
+    }
+
+    /// Whether more may be taken in: not where the manager has said all it will, or too many calls wait here.
+    pub(super) fn wants_more(&self) -> bool {
+        let state = self.state();
+        !state.heard_all && state.waiting.len() < MAX_WAITING
     }
 
     /// Puts calls among those that wait, and does what the other frames say.
     fn sort(&self, state: &mut State) -> Result<(), Ended> {
         loop {
-            match state.decoder.next() {
+            let State { decoder, streams, wakers, .. } = state;
+            match decoder.next() {
                 Ok(Some(frame)) => {
-                    let frame = Owned::of(frame);
-                    self.handle(state, frame)?;
+                    if let Some(frame) = streams.receive(frame, wakers) {
+                        let frame = Owned::of(frame);
+                        self.handle(state, frame)?;
+                    }
                 }
                 Ok(None) => return Ok(()),
                 Err(error) => return Err(self.violation(state, &error.to_string())),
@@ -393,12 +400,7 @@ impl Desk {
     /// Takes a call that waits. None where none waits now, and an error where none will come.
     pub(super) fn poll_next(&self, job: &mut Job, cancel: &Arc<CancelFlag>) -> Result<Option<()>, Ended> {
         let mut state = self.state();
-        let waiting = state.waiting.len();
-        let is_taken = self.take_waiting(&mut state, job);
-        if state.waiting.len() < waiting {
-            self.room.notify_one();
-        }
-        if is_taken {
+        if self.take_waiting(&mut state, job) {
             state.begin(job, cancel);
             return Ok(Some(()));
         }
@@ -422,9 +424,7 @@ impl Desk {
                     flow: None,
                 });
             }
-            Some(Kind::Open | Kind::Data | Kind::Fin | Kind::Rst | Kind::Credit) if state.streams.is_any() => {
-                return self.handle_stream(state, header, payload);
-            }
+            Some(Kind::Open) if state.streams.is_any() => return self.open_stream(state, header, &payload),
             Some(kind @ (Kind::Recall | Kind::Cancel)) => {
                 let place = state.waiting.iter().position(|job| job.id == header.id);
                 if let Some(place) = place {
@@ -538,7 +538,6 @@ impl Desk {
         state.ended = true;
         state.waiting.clear();
         state.end_streams();
-        self.room.notify_one();
         for cancel in state.running.iter() {
             state.hooks.extend(cancel.cancel());
         }
@@ -547,6 +546,11 @@ impl Desk {
 }
 
 impl State {
+    /// Whether answers lie in the outbox.
+    pub(super) fn has_gathered(&self) -> bool {
+        self.oldest.is_some()
+    }
+
     /// A call is in the hands of a handler from here on, and the manager can know it after the worst.
     fn begin(&mut self, job: &Job, cancel: &Arc<CancelFlag>) {
         self.running.begin(job.id, cancel);

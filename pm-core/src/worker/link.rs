@@ -1,7 +1,7 @@
 //! The worker's half of a link, as the worker's runtime uses it.
 
 use std::io::{self, ErrorKind, IoSlice};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -10,10 +10,13 @@ use rustix::io::Errno;
 /// Bytes that are asked for at a time.
 const READ_CHUNK: usize = 64 << 10;
 
+/// Whoever receives less than this from a descriptor has emptied it: there is room for as much at least.
+pub(super) const SHORT: usize = READ_CHUNK / 2;
+
 /// A blocking byte stream to the manager.
 ///
 /// Two threads of a worker use it: the one that runs the handler, and its attendant, which looks after the link while a handler
-/// computes; or the reader and the thread on which async handlers run. They never receive at the same time.
+/// computes; or the one on which async handlers run, and another one that waits for it where it cannot. They never receive or wait at the same time.
 pub trait WorkerLink: Send + Sync {
     /// Appends bytes that came; waits for the first. 0 is the end of the stream.
     ///
@@ -27,6 +30,12 @@ pub trait WorkerLink: Send + Sync {
     /// # Errors
     /// What the operating system says.
     fn wait(&self, timeout: Option<Duration>) -> io::Result<bool>;
+
+    /// A descriptor that becomes readable when something has come, for a thread that waits for other things as well. None where there is none such: then another
+    /// thread waits here.
+    fn readable(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Takes a call, by its number: REQ frames are counted from 1. False where the manager has taken it back; then it is passed over.
     fn claim(&self, number: u64) -> bool {
@@ -77,7 +86,7 @@ impl FdLink {
 
 impl WorkerLink for FdLink {
     fn recv(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
-        buffer.reserve(READ_CHUNK.saturating_sub(buffer.capacity() - buffer.len()).min(READ_CHUNK / 2));
+        buffer.reserve(READ_CHUNK.saturating_sub(buffer.capacity() - buffer.len()).min(SHORT));
         loop {
             match rustix::io::read(&self.read, rustix::buffer::spare_capacity(buffer)) {
                 Ok(count) => return Ok(count),
@@ -98,6 +107,10 @@ impl WorkerLink for FdLink {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    fn readable(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.read.as_fd())
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {

@@ -7,6 +7,7 @@
 //! | `desk` | the calls that came and have not been answered |
 //! | `streams` | those of them that are streams |
 //! | `serve` | the loop that runs a blocking handler, and its attendant |
+//! | `intake` | how a thread that runs futures hears of what comes |
 //! | `serve_async` | the same for handlers that are futures |
 //! | [`error`] | why a worker cannot serve |
 //! | [`context`] | what a handler can ask and say while it runs |
@@ -16,6 +17,7 @@
 pub mod context;
 mod desk;
 pub mod error;
+mod intake;
 pub mod link;
 pub mod role;
 mod serve;

@@ -5,13 +5,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::thread;
 
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::context::{self, CancelFlag, Current};
 use super::desk::{Desk, Ended, Job};
 use super::error::ServeError;
+use super::intake::Intake;
 use super::role::BoxFuture;
 use crate::face::error::HandlerError;
 
@@ -24,22 +24,24 @@ pub(super) fn serve(desk: &Arc<Desk>, concurrency: u32, begin: &Begin<'_>) -> Re
         .enable_all()
         .build()
         .map_err(|source| ServeError::Resources { what: "the handlers' runtime", source })?;
-    let reader = {
-        let desk = desk.clone();
-        thread::Builder::new().name("pm-reader".into()).stack_size(128 << 10).spawn(move || {
-            while desk.read().is_ok() {}
-            desk.news.notify_one();
-        })
+    let mut intake = {
+        let _in_it = runtime.enter();
+        Intake::new(desk)?
     };
-    reader.map_err(|source| ServeError::Resources { what: "the reader's thread", source })?;
-    let _ = runtime.block_on(serve_calls(desk, concurrency as usize, begin));
+    let _ = runtime.block_on(serve_calls(desk, &mut intake, concurrency as usize, begin));
     // Work on other threads may outlive its call; nobody waits for it.
+    drop(intake);
     runtime.shutdown_background();
     desk.let_go();
     Ok(())
 }
 
-async fn serve_calls(desk: &Arc<Desk>, concurrency: usize, begin: &Begin<'_>) -> Result<Infallible, Ended> {
+async fn serve_calls(
+    desk: &Arc<Desk>,
+    intake: &mut Intake,
+    concurrency: usize,
+    begin: &Begin<'_>,
+) -> Result<Infallible, Ended> {
     let mut running: JoinSet<(u64, Result<Vec<u8>, HandlerError>)> = JoinSet::new();
     let mut ids: Vec<(tokio::task::Id, u64)> = Vec::new();
     loop {
@@ -71,8 +73,13 @@ async fn serve_calls(desk: &Arc<Desk>, concurrency: usize, begin: &Begin<'_>) ->
                     desk.send_answers()?;
                 }
                 tokio::select! {
+                    biased;
                     Some(ended) = running.join_next_with_id() => ended,
                     () = desk.news.notified() => continue,
+                    came = intake.next(), if desk.wants_more() => {
+                        came?;
+                        continue;
+                    }
                 }
             }
         };

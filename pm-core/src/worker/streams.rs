@@ -1,14 +1,16 @@
 //! The streams at a desk: what the frames of the manager mean to them, and how their own come to the link.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::task::Waker;
 
 use super::context::Deadline;
 use super::desk::{Desk, Ended, Job, State, unlock};
 use crate::driver::flow::{Carrier, Flow, Outlet, Pushed};
 use crate::face::error::StreamError;
-use crate::machine::frame::{Header, Kind};
-use crate::machine::payload::{Lent, Payload};
+use crate::machine::frame::{Frame, Header, Kind};
+use crate::machine::payload::Payload;
 use crate::machine::stream::Grant;
 
 /// The streams that the manager has opened, and that have no answer yet.
@@ -16,9 +18,28 @@ use crate::machine::stream::Grant;
 pub(super) struct Streams {
     /// What the manager may send on each before anything is read, and what this side may. None where the calls are queries.
     windows: Option<(Grant, Grant)>,
-    flows: HashMap<u64, Arc<Flow>>,
+    flows: HashMap<u64, Arc<Flow>, BuildHasherDefault<ById>>,
     /// Those that owe something.
     owing: Vec<u64>,
+}
+
+/// Ids are numbers that the manager counts up, so they need no better hash.
+#[derive(Default)]
+struct ById(u64);
+
+impl Hasher for ById {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        // The lowest bits of an id, and the highest of a hash, tell one from another: fibonacci hashing spreads the first over the second.
+        self.0 = (self.0 ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
 }
 
 impl Streams {
@@ -28,6 +49,21 @@ impl Streams {
 
     pub(super) fn owes(&self) -> bool {
         !self.owing.is_empty()
+    }
+
+    /// Takes a frame of a stream that is open, or gives it back where it is another one. One that has ended here needs no more of them.
+    pub(super) fn receive<'a>(&mut self, frame: Frame<'a>, wakers: &mut Vec<Waker>) -> Option<Frame<'a>> {
+        let Frame { header, payload } = frame;
+        let kind = match Kind::from_wire(header.kind) {
+            Some(kind @ (Kind::Data | Kind::Fin | Kind::Rst | Kind::Credit)) if self.is_any() => kind,
+            _ => return Some(Frame { header, payload }),
+        };
+        let flow = self.flows.get(&header.id)?;
+        if let Err(fault) = flow.receive(kind, header.flags, payload, wakers) {
+            flow.end(Err(StreamError::Fault(fault)), wakers);
+            self.flows.remove(&header.id);
+        }
+        None
     }
 }
 
@@ -58,29 +94,13 @@ impl Desk {
         unlock(self.state());
     }
 
-    /// Takes a frame of a stream. One that has ended here needs no more of them.
-    pub(super) fn handle_stream(&self, state: &mut State, header: Header, payload: Payload) -> Result<(), Ended> {
-        let kind = match Kind::from_wire(header.kind) {
-            Some(Kind::Open) => return self.open_stream(state, header, payload),
-            Some(kind) => kind,
-            None => return Ok(()),
-        };
-        let Some(flow) = state.streams.flows.get(&header.id) else { return Ok(()) };
-        if let Err(fault) = flow.receive(kind, header.flags, Lent::from(payload), &mut state.wakers) {
-            let flow = state.streams.flows.remove(&header.id);
-            if let Some(flow) = flow {
-                flow.end(Err(StreamError::Fault(fault)), &mut state.wakers);
-            }
-        }
-        Ok(())
-    }
-
-    fn open_stream(&self, state: &mut State, header: Header, name: Payload) -> Result<(), Ended> {
+    /// The manager opens a stream.
+    pub(super) fn open_stream(&self, state: &mut State, header: Header, name: &[u8]) -> Result<(), Ended> {
         if state.streams.flows.contains_key(&header.id) {
             return Err(self.violation(state, &format!("a second OPEN of the stream {}", header.id)));
         }
         let (Some((window, credit)), Some(me)) = (state.streams.windows, self.me.upgrade()) else { return Ok(()) };
-        let flow = Flow::new(&String::from_utf8_lossy(&name));
+        let flow = Flow::new(&String::from_utf8_lossy(name));
         flow.open(me, header.id, window, credit);
         state.streams.flows.insert(header.id, flow.clone());
         state.came += 1;
@@ -122,9 +142,13 @@ impl Outlet for Out<'_> {
 impl Carrier for Desk {
     fn with(&self, act: &mut dyn FnMut(&mut dyn Outlet)) {
         let mut state = self.state();
+        let had = state.has_gathered();
         act(&mut Out { desk: self, state: &mut state });
+        let has = state.has_gathered();
         unlock(state);
-        self.news.notify_one();
+        if has && !had {
+            self.news.notify_one();
+        }
     }
 
     fn owe(&self, id: u64) {

@@ -12,7 +12,7 @@ use crate::transport::LinkTx;
 
 /// So many calls go to the worker before all others have joined: while it computes, the next ones are encoded. Fewer would pay for more
 /// system calls and wake-ups than that gains, where each call wakes a task of its own.
-const FLUSH_AT: u32 = 128;
+pub(super) const FLUSH_AT: u32 = 128;
 
 /// The same where a write costs no system call, or the calls are those of one task, which boards no more at a time.
 pub(crate) const FLUSH_AT_CHEAP: u32 = 32;

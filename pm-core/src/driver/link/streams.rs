@@ -33,12 +33,13 @@ pub(super) struct Streams {
     owing: Vec<CallId>,
     /// A message came since the last write.
     has_heard: bool,
-    last_write: Time,
+    /// When a message last went, and none before it waited.
+    last_alone: Time,
 }
 
 impl Streams {
     pub(super) fn new(windows: Option<(Grant, Grant)>) -> Self {
-        Streams { windows, owing: Vec::new(), has_heard: true, last_write: Time::ZERO }
+        Streams { windows, owing: Vec::new(), has_heard: true, last_alone: Time::ZERO }
     }
 
     /// Whether the calls are streams.
@@ -50,6 +51,13 @@ impl Streams {
     pub(super) fn open(&self, flow: &Flow, link: Arc<dyn Carrier>, id: CallId) {
         let (window, credit) = self.windows.unwrap_or((Grant::NONE, Grant::NONE));
         flow.open(link, id.to_wire(), window, credit);
+    }
+
+    /// Whether a message that goes now need not wait for others: it is the answer to one that came alone, or none has gone for a while. In a flood it does.
+    fn comes_alone(&mut self) -> bool {
+        let now = clock::now();
+        let before = std::mem::replace(&mut self.last_alone, now);
+        std::mem::take(&mut self.has_heard) || now.since(before) > ALONE_AFTER
     }
 
     /// Some messages came together.
@@ -158,12 +166,7 @@ impl<Tx: LinkTx> Carrier for LinkShared<Tx> {
         if !has_pushed && core.streams.owing.len() == owing {
             return;
         }
-        let now = clock::now();
-        // One that comes alone, or is the answer to one that did, need not wait for others. In a flood it does.
-        let is_alone = unsent == 0
-            && core.last_batch <= 1
-            && (std::mem::take(&mut core.streams.has_heard) || now.since(core.streams.last_write) > ALONE_AFTER);
-        core.streams.last_write = now;
+        let is_alone = unsent == 0 && core.last_batch <= 1 && core.streams.comes_alone();
         let flushes = is_alone || core.unsent >= FLUSH_AT_CHEAP;
         let is_gone =
             flushes && matches!(core.poll_flush(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())));
