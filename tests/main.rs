@@ -46,6 +46,7 @@ fn main() {
         &roles::ASYNC_TIDY,
         &allocations::COUNT,
         &streams::TALK,
+        &streams::FEW,
     ]);
     manager_killed::helper();
 

@@ -5,13 +5,20 @@ use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use libtest_mimic::Trial;
-use pm::{AnyTransport, Budget, Duplex, Incoming, PoolBuilder, QueryError, StreamError, Streams};
+use pm::{
+    AnyTransport, Budget, Duplex, ExitCause, Incoming, PoolBuilder, QueryError, QueryErrorKind, StreamError, Streams,
+};
 use rustix::process::Signal as Kill;
 use serde::{Deserialize, Serialize};
 
-use crate::support::{LONG, contains, eventually, kill, over_all, pids, pool_of, within};
+use crate::support::{
+    LONG, contains, eventually, gone_within, kill, over_all, over_all_alone, pids, pool_of, resident, within,
+};
 
 pub static TALK: pm::Stream<Say, Heard> = pm::Stream::new("talk", &talk);
+
+/// The same, but a worker has two at the same time at most.
+pub static FEW: pm::Stream<Say, Heard> = pm::Stream::new("few-talk", &talk).concurrency(2);
 
 /// Something that a stream's worker is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -127,6 +134,17 @@ pub fn tests() -> Vec<Trial> {
         ),
         over_all("streams::what_came_before_a_kill_came_once", what_came_before_a_kill_came_once),
         over_all("streams::a_slow_reader_suspends_the_writer", a_slow_reader_suspends_the_writer),
+        over_all("streams::either_half_may_be_dropped_at_any_moment", either_half_may_be_dropped_at_any_moment),
+        over_all("streams::a_shutdown_waits_for_them_until_its_deadline", a_shutdown_waits_for_them_until_its_deadline),
+        over_all("streams::a_respawn_leaves_them_where_they_are", a_respawn_leaves_them_where_they_are),
+        over_all("streams::a_broadcast_reaches_all_that_are_open", a_broadcast_reaches_all_that_are_open),
+        over_all(
+            "streams::a_full_worker_takes_the_next_one_when_it_has_room",
+            a_full_worker_takes_the_next_one_when_it_has_room,
+        ),
+        over_all("streams::cancelling_ends_the_handler", cancelling_ends_the_handler),
+        over_all("streams::one_worker_alone", one_worker_alone),
+        over_all_alone("streams::ten_thousand_on_one_worker", ten_thousand_on_one_worker),
         over_all("streams::in_process", in_process),
     ]
     .into_iter()
@@ -364,6 +382,230 @@ async fn a_slow_reader_suspends_the_writer(transport: AnyTransport) {
     }
     drop((slow, deaf));
     pid(&mut other).await;
+}
+
+/// Whoever drops what at whatever moment: the worker and its other streams go on, and nothing is left of it.
+async fn either_half_may_be_dropped_at_any_moment(transport: AnyTransport) {
+    let pool = talks(transport).window(4, 4000).start().await.unwrap();
+    let mut steady = pool.create_stream().await.unwrap();
+    let mut random = 11_u64;
+    let mut below = |limit: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % limit
+    };
+    for _ in 0..150 {
+        let mut stream = pool.create_stream().await.unwrap();
+        for _ in 0..below(5) {
+            let say = match below(5) {
+                0 => Say::Count(below(20)),
+                1 => Say::Echo(vec![0; below(3000) as usize]),
+                2 => Say::Hush,
+                3 => Say::Complain("x".into()),
+                _ => Say::Pid,
+            };
+            // Its worker may wait for this end to read.
+            let write = stream.write(&say);
+            drop(tokio::time::timeout(Duration::from_millis(below(3)), write).await);
+        }
+        if below(2) == 0 {
+            let next = stream.next();
+            drop(tokio::time::timeout(Duration::from_millis(below(3)), next).await);
+        }
+        match below(6) {
+            0 => drop(stream),
+            1 => stream.cancel(),
+            2 => drop(within(stream.close()).await),
+            3 => {
+                let (sender, mut receiver) = stream.split();
+                drop(sender);
+                while within(receiver.next()).await.is_some() {}
+            }
+            4 => {
+                let (mut sender, receiver) = stream.split();
+                drop(receiver);
+                let mut open = true;
+                while open && below(4) > 0 {
+                    let write = sender.write(&Say::Pid);
+                    open = !matches!(tokio::time::timeout(Duration::from_millis(2), write).await, Ok(Err(_)));
+                }
+            }
+            _ => {
+                let call = stream.call(&Say::Pid);
+                drop(stream);
+                drop(tokio::time::timeout(Duration::from_millis(below(3)), call).await);
+            }
+        }
+        pid(&mut steady).await;
+    }
+    eventually("the others have ended", || pool.info().load == 1).await;
+    within(steady.close()).await.unwrap();
+    assert_eq!(pool.info().crashes, 0);
+    within(pool.shutdown()).await;
+}
+
+async fn a_shutdown_waits_for_them_until_its_deadline(transport: AnyTransport) {
+    // Until the last one has ended.
+    let pool = talks(transport).start().await.unwrap();
+    let mut stream = pool.create_stream().await.unwrap();
+    pid(&mut stream).await;
+    let shutdown = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.shutdown_within(None).await }
+    });
+    within(async {
+        while pool.create_stream().await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let refused = pool.create_stream().await.unwrap_err();
+    assert_eq!(refused.failed().unwrap().kind(), QueryErrorKind::ShuttingDown);
+    pid(&mut stream).await;
+    assert!(!shutdown.is_finished());
+    within(stream.close()).await.unwrap();
+    within(shutdown).await.unwrap();
+    // Until the deadline.
+    let pool = talks(transport).workers(2).start().await.unwrap();
+    let mut streams = Vec::new();
+    for _ in 0..20 {
+        let mut stream = pool.create_stream().await.unwrap();
+        pid(&mut stream).await;
+        streams.push(stream);
+    }
+    within(pool.shutdown_within(Some(Duration::from_millis(50)))).await;
+    for mut stream in streams {
+        let ended = within(stream.next()).await.unwrap().unwrap_err();
+        assert_eq!(ended.failed().unwrap().kind(), QueryErrorKind::ShuttingDown, "{ended:?}");
+        assert!(stream.next().await.is_none());
+    }
+}
+
+async fn a_respawn_leaves_them_where_they_are(transport: AnyTransport) {
+    let pool = talks(transport).start().await.unwrap();
+    let mut old = pool.create_stream().await.unwrap();
+    let before = pid(&mut old).await;
+    let respawn = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.respawn().await }
+    });
+    eventually("another worker serves", || pids(&pool).iter().any(|pid| *pid != before)).await;
+    let mut new = within(pool.create_stream()).await.unwrap();
+    let after = pid(&mut new).await;
+    assert_ne!(after, before);
+    for _ in 0..20 {
+        assert_eq!(pid(&mut old).await, before);
+    }
+    within(old.close()).await.unwrap();
+    within(respawn).await.unwrap().unwrap();
+    gone_within(before, Duration::ZERO);
+    // Or until the deadline of the drain.
+    within(pool.respawn_with(1, Some(Duration::from_millis(50)))).await.unwrap();
+    let ended = within(new.next()).await.unwrap().unwrap_err();
+    let Some(QueryError::WorkerLost(lost)) = ended.failed() else { panic!("{ended:?}") };
+    assert_eq!((lost.pid, &lost.cause), (after, &ExitCause::Requested));
+    assert_eq!(pool.info().crashes, 0);
+}
+
+async fn a_broadcast_reaches_all_that_are_open(transport: AnyTransport) {
+    let pool = talks(transport).workers(2).start().await.unwrap();
+    assert_eq!(within(pool.broadcast(&Say::Pid)).await.unwrap(), 0);
+    let mut streams = Vec::new();
+    for _ in 0..30 {
+        streams.push(pool.create_stream().await.unwrap());
+    }
+    let mut ended = pool.create_stream().await.unwrap();
+    ended.write(&Say::Leave).await.unwrap();
+    assert!(within(ended.next()).await.is_none());
+    assert_eq!(within(pool.broadcast(&Say::Pid)).await.unwrap(), 30);
+    let mut all = HashSet::new();
+    for stream in &mut streams {
+        all.insert(format!("{:?}", within(stream.next()).await.unwrap().unwrap()));
+    }
+    assert_eq!(all.len(), 2);
+    // One that has no room keeps nobody waiting but the broadcast itself.
+    streams[0].write(&Say::Deafen).await.unwrap();
+    let stuck = tokio::time::timeout(Duration::from_millis(100), async {
+        loop {
+            streams[0].write(&Say::Pid).await.unwrap();
+        }
+    });
+    assert!(stuck.await.is_err());
+    let broadcast = tokio::spawn(pool.broadcast(&Say::Pid));
+    for stream in &mut streams[1..] {
+        within(stream.next()).await.unwrap().unwrap();
+    }
+    assert!(!broadcast.is_finished());
+    drop(streams.remove(0));
+    assert_eq!(within(broadcast).await.unwrap().unwrap(), 29);
+}
+
+async fn a_full_worker_takes_the_next_one_when_it_has_room(transport: AnyTransport) {
+    let pool: pm::StreamManager<Say, Heard> = pool_of(&FEW, transport).streams().start().await.unwrap();
+    let mut first = pool.create_stream().await.unwrap();
+    let second = pool.create_stream().await.unwrap();
+    pid(&mut first).await;
+    let mut third = Box::pin(pool.create_stream());
+    let none = tokio::time::timeout(Duration::from_millis(100), &mut third).await;
+    assert!(none.is_err(), "it has two");
+    assert_eq!(pool.info().queued, 1);
+    within(second.close()).await.unwrap();
+    let mut third = within(third).await.unwrap();
+    pid(&mut third).await;
+    // One that is dropped while it waits leaves the line.
+    let mut fourth = Box::pin(pool.create_stream());
+    assert!(tokio::time::timeout(Duration::from_millis(20), &mut fourth).await.is_err());
+    drop(fourth);
+    assert_eq!(pool.info().queued, 0);
+    within(first.close()).await.unwrap();
+    within(third.close()).await.unwrap();
+    eventually("nothing is open", || pool.info().load == 0).await;
+}
+
+/// A handler that waits for something else is dropped, and its slot is free again.
+async fn cancelling_ends_the_handler(transport: AnyTransport) {
+    let pool: pm::StreamManager<Say, Heard> = pool_of(&FEW, transport).streams().start().await.unwrap();
+    for _ in 0..10 {
+        let mut stream = within(pool.create_stream()).await.unwrap();
+        stream.write(&Say::Deafen).await.unwrap();
+        stream.cancel();
+    }
+    eventually("nothing is open", || pool.info().load == 0).await;
+    assert_eq!(pool.info().crashes, 0);
+}
+
+async fn one_worker_alone(transport: AnyTransport) {
+    let worker = talks(transport).start_worker().await.unwrap();
+    let mut stream = worker.create_stream().await.unwrap();
+    assert_eq!(pid(&mut stream).await, worker.info().unwrap().pid);
+    stream.write(&Say::Abort).await.unwrap();
+    let error = within(stream.next()).await.unwrap().unwrap_err();
+    assert!(matches!(error.failed(), Some(QueryError::WorkerLost(_))), "{error:?}");
+    let error = within(worker.create_stream()).await.unwrap_err();
+    assert!(matches!(error.failed(), Some(QueryError::GaveUp { .. })), "{error:?}");
+    within(worker.release()).await;
+}
+
+async fn ten_thousand_on_one_worker(transport: AnyTransport) {
+    let pool = talks(transport).start().await.unwrap();
+    let before = resident(std::process::id());
+    let mut streams = Vec::new();
+    for _ in 0..10_000 {
+        streams.push(pool.create_stream().await.unwrap());
+    }
+    assert_eq!(pool.info().load, 10_000);
+    let grown = resident(std::process::id()).saturating_sub(before);
+    assert!(grown < 40 << 20, "{grown} bytes for 10,000 idle streams, in a debug build");
+    for stream in &mut streams {
+        stream.write(&Say::Echo(vec![5])).await.unwrap();
+    }
+    for stream in &mut streams {
+        assert_eq!(within(stream.next()).await.unwrap().unwrap(), Heard::Bytes(vec![5]));
+    }
+    for stream in streams {
+        within(stream.close()).await.unwrap();
+    }
+    eventually("nothing is open", || pool.info().load == 0).await;
+    within(pool.shutdown()).await;
 }
 
 async fn in_process(_: AnyTransport) {

@@ -4,6 +4,7 @@
 //! misbehave as a test wants.
 
 mod script;
+mod streams;
 
 use std::time::Duration;
 
@@ -215,6 +216,7 @@ pub fn tests() -> Vec<Trial> {
         over_all_alone("hostile::a_flood_of_notices_takes_no_memory", a_flood_of_notices_takes_no_memory),
     ];
     trials.extend(more.into_iter().flatten());
+    trials.extend(streams::tests());
     trials
 }
 

@@ -8,6 +8,7 @@ use pm_core::worker::link::WorkerLink;
 use serde::{Deserialize, Serialize};
 
 use crate::roles::{JOB, sleep_for_ever};
+use crate::streams::TALK;
 
 pub(super) const SCRIPT: &str = "PM_TEST_SCRIPT";
 pub(super) const TOKENS: &str = "PM_TEST_TOKENS";
@@ -38,6 +39,12 @@ pub(super) enum Step {
     Close,
     /// Answers every call that it has and gets, as it should.
     Serve,
+    /// Sends a READY that serves streams, with this window.
+    ReadyForStreams(u32, u32),
+    /// Waits for so many more streams.
+    Opens(usize),
+    /// Gives back every message of those streams that it was not told of before, and ends those whose other end is ended.
+    EchoTheRest,
     Sleep,
 }
 
@@ -100,11 +107,18 @@ pub(super) fn ready(codec: &str, version: u64, concurrency: u64, ahead: u64) -> 
 pub fn helper() {
     let (Ok(script), Ok(tokens)) = (std::env::var(SCRIPT), std::env::var(TOKENS)) else { return };
     let Some(token) = take(Path::new(&tokens)) else {
-        let _ = pm::serve(&JOB);
+        let _ = if script.contains("ReadyForStreams") { pm::serve(&TALK) } else { pm::serve(&JOB) };
         std::process::exit(70)
     };
     let steps: Vec<Step> = serde_json::from_str(&script).expect("a script");
-    let mut actor = Actor { link: None, decoder: Decoder::new(MAX_PAYLOAD), calls: Vec::new(), answered: 0, token };
+    let mut actor = Actor {
+        link: None,
+        decoder: Decoder::new(MAX_PAYLOAD),
+        calls: Vec::new(),
+        answered: 0,
+        token,
+        held: Vec::new(),
+    };
     for step in steps {
         actor.act(step);
     }
@@ -126,6 +140,8 @@ struct Actor {
     calls: Vec<u64>,
     answered: usize,
     token: usize,
+    /// Frames that came while it waited for others: kind, flags, id and payload.
+    held: Vec<(u8, u8, u64, Vec<u8>)>,
 }
 
 impl Actor {
@@ -166,6 +182,22 @@ impl Actor {
             }
             Step::Close => self.link = None,
             Step::Serve => self.serve(),
+            Step::ReadyForStreams(messages, bytes) => {
+                let ready = format!(
+                    r#"{{"version":1,"codec":"postcard","role":"talk","concurrency":100,"ahead":100,"streams":{{"messages":{messages},"bytes":{bytes}}}}}"#
+                );
+                self.send(
+                    &Sent::Frame { kind: 2, flags: 0, id: Of::Nothing, content: Content::Text(ready) },
+                    usize::MAX,
+                );
+            }
+            Step::Opens(count) => {
+                for _ in 0..count {
+                    let id = self.next(Kind::Open);
+                    self.calls.push(id);
+                }
+            }
+            Step::EchoTheRest => self.echo_the_rest(),
             Step::Sleep => sleep_for_ever(),
         }
     }
@@ -189,7 +221,10 @@ impl Actor {
             match self.decoder.next().expect("an honest manager") {
                 Some(frame) if frame.header.kind == wanted as u8 => return frame.header.id,
                 Some(frame) if frame.header.kind == Kind::Req as u8 => self.calls.push(frame.header.id),
-                Some(_) => {}
+                Some(frame) => {
+                    let header = frame.header;
+                    self.held.push((header.kind, header.flags, header.id, frame.payload.to_vec()));
+                }
                 None => self.receive(),
             }
         }
@@ -216,6 +251,41 @@ impl Actor {
                 Some(frame) if frame.header.kind == Kind::Drain as u8 => std::process::exit(0),
                 Some(_) => {}
                 None => self.receive(),
+            }
+        }
+    }
+
+    fn echo_the_rest(&mut self) -> ! {
+        // What came before it got here was for others.
+        let mut held = std::mem::take(&mut self.held);
+        loop {
+            let next = match held.is_empty() {
+                false => Some(held.remove(0)),
+                true => self
+                    .decoder
+                    .next()
+                    .expect("an honest manager")
+                    .map(|frame| (frame.header.kind, frame.header.flags, frame.header.id, frame.payload.to_vec())),
+            };
+            let Some((kind, flags, id, payload)) = next else {
+                self.receive();
+                continue;
+            };
+            let is_other = !self.calls.contains(&id);
+            let mut send = |kind, flags, payload: Vec<u8>| {
+                self.send(
+                    &Sent::Frame { kind, flags, id: Of::Number(id), content: Content::Bytes(payload) },
+                    usize::MAX,
+                );
+            };
+            match Kind::from_wire(kind) {
+                Some(Kind::Drain) => std::process::exit(0),
+                Some(Kind::Data) if is_other => {
+                    send(8, 0, [1_u32.to_be_bytes(), (payload.len() as u32).to_be_bytes()].concat());
+                    send(33, flags, payload);
+                }
+                Some(Kind::Fin) if is_other => send(17, 0, Vec::new()),
+                _ => {}
             }
         }
     }

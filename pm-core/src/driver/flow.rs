@@ -322,10 +322,11 @@ impl Flow {
     /// Whether it is on a link, or why it never will be.
     pub(crate) fn poll_open(&self) -> Poll<Result<(), StreamError>> {
         let state = self.state();
-        match (&state.end, &state.stream) {
-            (Some(Err(error)), _) => Poll::Ready(Err(error.clone())),
-            (_, Some(_)) => Poll::Ready(Ok(())),
-            (_, None) => Poll::Pending,
+        match (&state.stream, &state.end) {
+            // If it has ended since, its reader is told.
+            (Some(_), _) => Poll::Ready(Ok(())),
+            (None, Some(Err(error))) => Poll::Ready(Err(error.clone())),
+            (None, _) => Poll::Pending,
         }
     }
 
@@ -416,11 +417,13 @@ impl Flow {
         Poll::Pending
     }
 
-    /// This side writes nothing more.
+    /// This side writes nothing more, nor do those that wait to.
     pub(crate) fn finish(&self) {
         let mut state = self.state();
         state.owed.fin |= state.stream.as_mut().is_some_and(Stream::finish);
+        let writers = std::mem::take(&mut state.writers);
         self.tell(state);
+        writers.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
     /// This side reads nothing more.

@@ -5,7 +5,7 @@ use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use super::duplex::Duplex;
 use super::error::{QueryError, StreamError};
@@ -13,7 +13,8 @@ use super::pool::{Handle, Pool};
 use crate::codec::{Codec, Postcard};
 use crate::driver::call::Call;
 use crate::driver::clock;
-use crate::driver::flow::Flow;
+use crate::driver::flow::{Flow, Ticket};
+use crate::machine::frame::MAX_PAYLOAD;
 
 /// The longest name of a stream, in bytes.
 pub const MAX_NAME: usize = 4096;
@@ -64,6 +65,61 @@ impl<I, O, C: Codec<I> + Codec<O>> StreamManager<I, O, C> {
             let opening = Opening { call: Call::stream(flow.clone()), handle, is_open: false };
             opening.wait(&flow).await?;
             Ok(Duplex::new(flow, codec))
+        }
+    }
+}
+
+impl<I, O, C: Codec<I>> StreamManager<I, O, C> {
+    /// Sends a message on every stream that is open now. To each as soon as it has room: streams that read wait for none that do not. Returns how many it went to,
+    /// once the others have ended.
+    ///
+    /// # Cancel safety
+    /// Those that have no room until this is dropped go without.
+    ///
+    /// # Errors
+    /// [`StreamError::Failed`] where the message cannot be encoded; then it goes to none.
+    pub fn broadcast(&self, message: &I) -> impl Future<Output = Result<usize, StreamError>> + Send + use<I, O, C> {
+        let mut payload = Vec::new();
+        let encoded = self.codec.encode(message, &mut payload);
+        let encoded =
+            encoded.map_err(|error| QueryError::Encode { codec: self.codec.name(), message: error.to_string() });
+        let encoded = encoded.and_then(|()| match payload.len() {
+            size if size > MAX_PAYLOAD => Err(QueryError::TooLarge { size, limit: MAX_PAYLOAD }),
+            _ => Ok(payload),
+        });
+        let handle = self.pool.handle.clone();
+        async move {
+            let payload = encoded?;
+            let waiting = handle.pool.streams().into_iter().map(|flow| (flow, Ticket::default())).collect();
+            let mut broadcast = Broadcast { waiting, sent: 0 };
+            Ok(poll_fn(|cx| broadcast.poll(&payload, cx)).await)
+        }
+    }
+}
+
+/// Streams to which a message goes as soon as they have room.
+struct Broadcast {
+    waiting: Vec<(Arc<Flow>, Ticket)>,
+    sent: usize,
+}
+
+impl Broadcast {
+    fn poll(&mut self, payload: &[u8], cx: &mut Context<'_>) -> Poll<usize> {
+        self.waiting.retain_mut(|(flow, ticket)| match flow.poll_write(ticket, 0, payload, cx) {
+            Poll::Ready(written) => {
+                self.sent += usize::from(written.is_ok());
+                false
+            }
+            Poll::Pending => true,
+        });
+        if self.waiting.is_empty() { Poll::Ready(self.sent) } else { Poll::Pending }
+    }
+}
+
+impl Drop for Broadcast {
+    fn drop(&mut self) {
+        for (flow, ticket) in &mut self.waiting {
+            flow.give_up(ticket);
         }
     }
 }

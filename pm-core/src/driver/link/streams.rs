@@ -102,9 +102,11 @@ impl<Tx: LinkTx> Core<Tx> {
 
     /// Ends a stream for its caller, and tells the worker.
     fn end_stream(&mut self, now: Time, id: CallId, error: StreamError, wakers: &mut Vec<Waker>) {
-        if self.session.cancel(now, id) == Cancel::Tell {
-            self.tell_cancelled(id);
+        if self.session.cancel(now, id) == Cancel::Gone {
+            // Its slot may have another one by now.
+            return;
         }
+        self.tell_cancelled(id);
         if let Some(Aboard { call, .. }) = self.take(id) {
             call.end_stream(Err(error), wakers);
         }
@@ -136,6 +138,14 @@ impl<Tx: LinkTx> Core<Tx> {
                 return flushed;
             }
         }
+    }
+}
+
+impl<Tx: LinkTx> LinkShared<Tx> {
+    /// The streams that are open.
+    pub(crate) fn streams(&self) -> Vec<Arc<Flow>> {
+        let core = self.core();
+        core.calls.iter().flatten().filter_map(|aboard| aboard.call.flow.clone()).collect()
     }
 }
 

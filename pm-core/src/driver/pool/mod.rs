@@ -18,6 +18,7 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use super::call::Call;
 use super::clock;
+use super::flow::Flow;
 use super::link::{Admission, Exchange, LinkSettings, LinkShared, Submit, Yard};
 use super::start::Starter;
 use super::worker::{Plan, TxOf};
@@ -125,6 +126,8 @@ pub(crate) trait AnyPool: Send + Sync {
     fn submit_to(&self, worker: WorkerId, call: &Arc<Call>) -> Result<(), QueryError>;
     /// The caller of this call has gone.
     fn abandon(&self, call: &Arc<Call>);
+    /// The streams that workers have.
+    fn streams(&self) -> Vec<Arc<Flow>>;
     /// The runtime of its tasks.
     fn runtime(&self) -> &tokio::runtime::Handle;
     fn workers(&self) -> Vec<WorkerInfo>;
@@ -507,6 +510,14 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         if let Some(link) = link {
             link.cancel(id);
         }
+    }
+
+    fn streams(&self) -> Vec<Arc<Flow>> {
+        // In this order, so that a link that moves from here to there is not missed.
+        let serving = self.links.load_full();
+        let leaving = lock(&self.leaving).clone();
+        let is_new = |link: &&Arc<LinkShared<Tx>>| !serving.iter().any(|known| Arc::ptr_eq(known, link));
+        serving.iter().chain(leaving.iter().filter(is_new)).flat_map(|link| link.streams()).collect()
     }
 
     fn runtime(&self) -> &tokio::runtime::Handle {
