@@ -88,9 +88,36 @@
 //! # }).unwrap();
 //! ```
 //!
+//! # Streams
+//!
+//! A [`Stream`] is a call with many messages both ways; its [pool](StreamManager) has thousands of them in each worker. Both sides hold a [`Duplex`].
+//!
+//! ```
+//! static SHOUT: pm::Stream<String, String> = pm::Stream::new("shout", &shout);
+//!
+//! async fn shout(mut peer: pm::Duplex<String, String>) -> Result<(), pm::StreamError> {
+//!     while let Some(text) = peer.next().await {
+//!         peer.write(&text?.to_uppercase()).await?;
+//!     }
+//!     Ok(())
+//! }
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! let pool = SHOUT.pool().in_process().start().await?;
+//! let mut stream = pool.create_stream().await?;
+//! stream.write(&"hello".to_string()).await?;
+//! assert_eq!(stream.next().await.unwrap()?, "HELLO");
+//! stream.close().await?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # }).unwrap();
+//! ```
+//!
+//! A write waits for the peer's credit: see [`Duplex`] for backpressure, and for what it means to drop a half. A message that the worker had sent is read before the end,
+//! and the end says what became of the stream: nothing more, or a [`StreamError`].
+//!
 //! # Cancelling
 //!
-//! Dropping the future of a query cancels it. A handler that looks at [`cancelled`] or asks to be told by [`on_cancel`] can stop early; an async
+//! Dropping the future of a query cancels it; a stream is ended by [`cancel`](Duplex::cancel). A handler that looks at [`cancelled`] or asks to be told by [`on_cancel`] can stop early; an async
 //! handler is dropped at its next await; one that does neither is killed with its worker after the cancel grace (1 s).
 //!
 //! # Other programs
