@@ -295,6 +295,20 @@ async fn other_costs(scheme: &str, is_test: bool) {
     );
     pool.shutdown_within(Some(Duration::ZERO)).await;
 
+    let pool = POUR.pool().transport(transport).start().await.expect("a pool");
+    let mut one = pool.create_stream().await.expect("a stream");
+    let rounds = if is_test { 100 } else { 20_000 };
+    let alone = p99(&mut one, rounds).await;
+    let mut stalled = Vec::new();
+    for _ in 0..16 {
+        let mut stream = pool.create_stream().await.expect("a stream");
+        stream.write(&(u32::MAX, 1024)).await.expect("it lives");
+        stalled.push(stream);
+    }
+    let beside = p99(&mut one, rounds).await;
+    println!("{scheme}: p99 of one stream {alone:.0} µs, beside 16 that nobody reads {beside:.0} µs (target: 2 x)");
+    pool.shutdown_within(Some(Duration::ZERO)).await;
+
     let mut times = Vec::new();
     for _ in 0..if is_test { 1 } else { 5 } {
         let pool = ECHO.pool().transport(transport).start().await.expect("a pool");
@@ -320,6 +334,19 @@ async fn other_costs(scheme: &str, is_test: bool) {
         "{scheme}: a worker killed with 100 streams: all readers know after {:.1} ms (target: 100)",
         median(times)
     );
+}
+
+/// Of so many messages that are asked for one at a time, in microseconds.
+async fn p99(stream: &mut Duplex<(u32, u32), Bytes>, rounds: usize) -> f64 {
+    let mut times = Vec::with_capacity(rounds);
+    for _ in 0..rounds {
+        let began = Instant::now();
+        stream.write(&(1, 64)).await.expect("it lives");
+        stream.next().await.expect("it goes on").expect("it lives");
+        times.push(began.elapsed().as_secs_f64() * 1e6);
+    }
+    times.sort_by(f64::total_cmp);
+    times[times.len() * 99 / 100]
 }
 
 /// Bytes of this process in memory.

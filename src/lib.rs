@@ -169,7 +169,7 @@ pub use pm_core::machine::spec::{Inherit, Resource, Spec, SpecBuilder, Stderr};
 pub use pm_core::transport::Transport;
 pub use pm_core::worker::context::{cancelled, notice, on_cancel, time_left};
 pub use pm_core::worker::error::ServeError;
-pub use pm_core::worker::role::{ByteQuery, Role};
+pub use pm_core::worker::role::{ByteQuery, ByteStream, Role};
 
 #[cfg(feature = "shm")]
 pub use pm_transport_shm::{Shm, Wake};

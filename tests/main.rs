@@ -47,6 +47,7 @@ fn main() {
         &allocations::COUNT,
         &streams::TALK,
         &streams::FEW,
+        &streams::BACKWARDS,
     ]);
     manager_killed::helper();
 

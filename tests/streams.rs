@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use futures_util::{SinkExt, StreamExt};
 use libtest_mimic::Trial;
 use pm::{
-    AnyTransport, Budget, Duplex, ExitCause, Incoming, PoolBuilder, QueryError, QueryErrorKind, StreamError, Streams,
+    AnyTransport, Budget, Bytes, Duplex, ExitCause, Incoming, PoolBuilder, QueryError, QueryErrorKind, StreamError,
+    Streams, Verbatim,
 };
 use rustix::process::Signal as Kill;
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,16 @@ pub static TALK: pm::Stream<Say, Heard> = pm::Stream::new("talk", &talk);
 
 /// The same, but a worker has two at the same time at most.
 pub static FEW: pm::Stream<Say, Heard> = pm::Stream::new("few-talk", &talk).concurrency(2);
+
+/// Sends what it gets, backwards.
+pub static BACKWARDS: pm::ByteStream = pm::ByteStream::new("backwards", "bytes", &backwards);
+
+async fn backwards(mut peer: Duplex<Bytes, Bytes>) -> Result<(), StreamError> {
+    while let Some(bytes) = peer.next().await {
+        peer.write(&bytes?.iter().rev().copied().collect()).await?;
+    }
+    Ok(())
+}
 
 /// Something that a stream's worker is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -124,6 +135,7 @@ fn talks(transport: AnyTransport) -> Builder {
 pub fn tests() -> Vec<Trial> {
     [
         over_all("streams::messages_go_both_ways_in_order", messages_go_both_ways_in_order),
+        over_all("streams::bytes_pass_as_they_are", bytes_pass_as_they_are),
         over_all("streams::halves_are_a_sink_and_a_stream", halves_are_a_sink_and_a_stream),
         over_all("streams::either_end_closes_its_half", either_end_closes_its_half),
         over_all("streams::errors_end_it_or_do_not", errors_end_it_or_do_not),
@@ -187,6 +199,21 @@ async fn messages_go_both_ways_in_order(transport: AnyTransport) {
     within(second.close()).await.unwrap();
     eventually("no stream is open", || pool.info().load == 0).await;
     within(pool.shutdown()).await;
+}
+
+async fn bytes_pass_as_they_are(transport: AnyTransport) {
+    let pool = PoolBuilder::<Bytes, Bytes, _, _>::role(&BACKWARDS, transport, Verbatim("bytes")).streams();
+    let pool = pool.start().await.unwrap();
+    let mut stream = pool.create_stream().await.unwrap();
+    for bytes in [Bytes::new(), Bytes::from_static(&[0]), (0..=255).cycle().take(100_000).collect()] {
+        stream.write(&bytes).await.unwrap();
+        let back = within(stream.next()).await.unwrap().unwrap();
+        assert!(back.iter().rev().eq(bytes.iter()), "{} bytes", bytes.len());
+        let back = within(stream.call(&bytes)).await.unwrap_err();
+        assert!(matches!(back, StreamError::Unanswered), "it does not tell calls from messages");
+        within(stream.next()).await.unwrap().unwrap();
+    }
+    within(stream.close()).await.unwrap();
 }
 
 async fn halves_are_a_sink_and_a_stream(transport: AnyTransport) {

@@ -8,11 +8,15 @@ program requires this file first: in a process that pm started, it takes the lin
 console.log goes to stderr, stdin is empty, and no child inherits the link. A handler returns a result or the promise of
 one, and each answer is written before a call starts that would exceed `concurrency`. What it throws answers its call
 and the worker lives on; process.exit, and an exception outside of the calls, end it as they end any program.
+`serve(streams(handler))` serves calls with many messages both ways: see the class Stream.
 docs/PROTOCOL.md says what passes over the link. */
 const fs = require('fs'), net = require('net'), url = require('url'), util = require('util');
 const [HELLO, READY, PING, PONG, DRAIN, BYE, NOTICE] = [1, 2, 3, 4, 5, 6, 7];
 const [REQ, RESP, ERR, CANCEL, RECALL] = [16, 17, 18, 19, 20];
+const [CREDIT, OPEN, DATA, FIN, RST] = [8, 32, 33, 34, 35], MAX_CREDIT = 2 ** 31 - 1;
 const [NOT_STARTED, CANCELLED, CRITICAL] = [0x01, 0x02, 0x80];
+const [AN_ERROR, A_CALL, A_REPLY] = [0x01, 0x02, 0x04]; // what a DATA is that is no message
+const WINDOW = Symbol.for('pm.streams'); // the mark of a handler of streams, the same in every copy of this file
 const MAX_FRAME = (64 << 20) + 12; // until HELLO names another
 const MAX_TEXT = 64 << 10; // bytes of a notice, characters of each text in an error
 const MAX_WAITING = 1 << 20; // bytes of calls that wait in this process, each 1 KiB more: with more, nothing is read
@@ -62,12 +66,190 @@ class Call {
   constructor(id, payload, deadline) { Object.assign(this, { id, payload, deadline, notice }); }
   get signal() { return this.controller.signal; } // an AbortSignal, raised when nobody waits for the call any more
   get controller() { return (this.lazy ??= new AbortController()); }
+  cancel() { this.controller.abort(); }
+}
+
+const ended = (text = 'the stream has ended') => Object.assign(new Error(text), { name: 'StreamEnded' });
+
+/** What one side of a stream may still send, or has taken: messages, and bytes in them. */
+class Credit {
+  constructor({ messages = 0, bytes = 0 } = {}) { Object.assign(this, { messages, bytes }); }
+  get isThere() { return this.messages > 0 && this.bytes > 0; }
+  add(messages, bytes) { this.messages += messages; this.bytes += bytes; }
+}
+
+/** A call with many messages. `for await (const message of stream)` reads those of the manager; to break out is to read
+    no more. An error that the manager sent, or what cannot be decoded, is thrown there, and another loop goes on. */
+class Stream extends Call {
+  #inbox = []; #readers = []; // messages that nobody has read, or those who wait for one
+  #outbox = []; // messages that wait for credit, or for room on the link
+  #allowance = new Credit(serving.window); #taken = new Credit(); #credit = new Credit(serving.credit);
+  #hasAll = false; #hasStopped = false; #isUnread = false; // FIN has come, RST was sent, RST has come
+  #fin = 0; // 1: no more writes, 2: and FIN was sent
+  #over = null; // why both ways have ended
+  #answer = null;
+
+  get name() { return this.payload.toString(); } // what the stream is about, as whoever opened it says
+  [Symbol.asyncIterator]() { return this; }
+
+  async next() {
+    for (; !this.#inbox.length; await new Promise(wake => this.#readers.push(wake))) {
+      if (this.#over || this.#hasAll || this.#hasStopped) return { value: undefined, done: true };
+    }
+    const { size, bytes, number, error } = this.#inbox.shift();
+    this.#take(size);
+    if (error) throw error;
+    if (number) this.#reply(number, '', AN_ERROR);
+    return { value: serving.decode(bytes), done: false };
+  }
+
+  async return(value) {
+    if (!this.#over && !this.#hasAll && !this.#hasStopped) send(RST, this.id);
+    this.#hasStopped = true;
+    for (const { number } of this.#inbox.splice(0)) if (number) this.#reply(number, '', AN_ERROR);
+    this.#wake();
+    return { value, done: true };
+  }
+
+  /** Resolves when the message is on its way, and rejects with StreamEnded where none goes any more. */
+  write(value) { return this.#write(0, () => encoded(value)); }
+
+  /** Sends an error, after which the stream goes on. */
+  error(error) { return this.#write(AN_ERROR, () => shown(error, 'error')); }
+
+  /** Nothing more is sent once that has gone which waits. */
+  end() { this.#fin ||= 1; this.flush(); }
+
+  /** A function (value) whose results answer the calls of the manager. Without one they are read as messages. */
+  get onCall() { return this.#answer; }
+  set onCall(answer) {
+    this.#answer = answer;
+    for (const message of this.#inbox.splice(0)) this.#put(message);
+  }
+
+  #write(flags, encode) {
+    const message = { flags, payload: '', size: 0 };
+    const gone = message.gone = new Promise((...settle) => { [message.resolve, message.reject] = settle; });
+    if (this.#over || this.#fin || this.#isUnread) message.reject(this.#over ?? ended('nothing more goes on the stream'));
+    else {
+      try { message.size = Buffer.byteLength(message.payload = encode()); } catch (error) { return Promise.reject(error); }
+      this.#outbox.push(message);
+      this.flush();
+    }
+    gone.catch(() => {}); // whoever awaits none of its writes need not hear of the end
+    return gone;
+  }
+
+  #put(message) { message.number && this.#answer ? this.#call(message, this.#answer) : this.#inbox.push(message); }
+
+  async #call({ size, bytes, number }, answer) {
+    this.#take(size);
+    await null; // first comes the rest of the frames, or of the code that sets `onCall`
+    let kind = 'decode';
+    try {
+      const value = serving.decode(bytes);
+      kind = 'error';
+      this.#reply(number, encoded(await answer(value), number.length));
+    } catch (error) {
+      this.#reply(number, shown(error, kind), AN_ERROR);
+    }
+  }
+
+  #reply(number, payload, flags = 0) { // needs no credit: whoever made the call has room for it
+    const goes = !this.#over && !this.#isUnread && this.#fin < 2;
+    if (goes) send(DATA, this.id, Buffer.concat([number, Buffer.from(payload)]), A_REPLY | flags);
+  }
+
+  #take(size) { // grants what was taken once that is half of the window
+    const { window } = serving, { messages, bytes } = this.#taken;
+    this.#taken.add(1, size);
+    const isWorth = 2 * (messages + 1) >= window.messages || 2 * (bytes + size) >= window.bytes;
+    if (!isWorth || this.#over || this.#hasAll || this.#hasStopped) return;
+    this.#allowance.add(messages + 1, bytes + size);
+    this.#taken = new Credit();
+    const grant = Buffer.allocUnsafe(8);
+    grant.writeUInt32BE(bytes + size, grant.writeUInt32BE(messages + 1));
+    send(CREDIT, this.id, grant);
+  }
+
+  #wake() { for (const wake of this.#readers.splice(0)) wake(); }
+  #drop(why) { for (const { reject } of this.#outbox.splice(0)) reject(why); }
+
+  #data(flags, payload) {
+    const message = { size: payload.length, bytes: payload, number: null, error: null };
+    if (flags & A_REPLY || (flags & (A_CALL | AN_ERROR)) === A_CALL) {
+      if (payload.length < 8) throw new Error('a call or a reply without its number');
+      [message.number, message.bytes] = [payload.subarray(0, 8), payload.subarray(8)];
+    }
+    if (flags & A_REPLY) return; // this side makes no calls, so nobody waits for it
+    if (this.#hasAll) throw new Error('a message after its last one');
+    if (!this.#allowance.isThere) throw new Error('a message for which it had no credit');
+    this.#allowance.add(-1, -payload.length);
+    if (flags & AN_ERROR) message.error = decodeError(payload);
+    if (!this.#hasStopped) this.#put(message);
+    else if (message.number) this.#reply(message.number, '', AN_ERROR);
+    this.#wake();
+  }
+
+  #grant(payload) {
+    if (payload.length !== 8) throw new Error(`credit of ${payload.length} bytes`);
+    this.#credit.add(payload.readUInt32BE(0), payload.readUInt32BE(4));
+    if (Math.max(this.#credit.messages, this.#credit.bytes) > MAX_CREDIT) throw new Error('more credit than 2^31 - 1');
+    this.flush();
+  }
+
+  // From here on it is for the conversation below.
+
+  flush() { // sends what there is credit and room for
+    while (this.#outbox.length && this.#credit.isThere) {
+      if (output.writableLength) return void crowd.add(this);
+      const { flags, payload, size, resolve } = this.#outbox.shift();
+      this.#credit.add(-1, -size);
+      send(DATA, this.id, payload, flags);
+      resolve();
+    }
+    if (this.#fin === 1 && !this.#outbox.length && !this.#over) { this.#fin = 2; send(FIN, this.id); }
+  }
+
+  receive(kind, flags, payload) { // what breaks the rules ends this stream, and nothing else
+    if (this.#over) return;
+    try {
+      if (kind === DATA) this.#data(flags, payload);
+      else if (kind === CREDIT) this.#grant(payload);
+      else if (kind === RST) { this.#isUnread = true; this.#drop(ended('the manager reads no more')); this.flush(); }
+      else if (this.#hasAll) throw new Error('a second end');
+      else { this.#hasAll = true; this.#wake(); }
+    } catch ({ message }) {
+      this.cut(ended(`the manager broke the rules of the stream: ${message}`), true);
+    }
+  }
+
+  cut(why, isTold = false) { // ends both ways; a reader is told once where it cannot know
+    this.#over ??= why;
+    this.#inbox = isTold ? [{ size: 0, error: why }] : [];
+    this.#drop(why);
+    this.#wake();
+  }
+
+  cancel() { this.cut(ended('the stream was cancelled')); super.cancel(); }
+
+  async settle() { // the handler has returned, and may not have awaited its last writes
+    await Promise.allSettled(this.#outbox.map(({ gone }) => gone));
+    if (this.#over) throw this.#over;
+  }
+}
+
+function decodeError(payload) {
+  const sent = fromJson(payload), { kind = 'error', type: name = '', message = '', trace = '' } = sent;
+  const isOne = Object(sent) === sent && [kind, name, message, trace].every(text => typeof text === 'string');
+  if (!isOne) throw new Error('an error that cannot be read');
+  return Object.assign(new Error(message), { kind, name, trace });
 }
 
 // The one conversation of this process, and the calls that wait and that run in it, the oldest first.
 let serving, input, output, maxFrame = MAX_FRAME, ready = false, draining = false, resting = false, look = 0, held = 0;
 let parts = [], lack = 4; // of the frame that is not whole yet: its bytes, and how many more it takes at least
-const waiting = new Map(), running = new Map();
+const waiting = new Map(), running = new Map(), crowd = new Set(); // streams that wait for room on the link
 const enqueue = call => { held += 1024 + call.payload.length; waiting.set(call.id, call); };
 const dequeue = call => { held -= 1024 + call.payload.length; waiting.delete(call.id); return call; };
 
@@ -86,10 +268,17 @@ function receive(chunk) {
 
 function take({ kind, flags, remaining, id, payload }) {
   if ((kind === HELLO) === ready) quit(70, `violation: a frame of kind ${kind} ${ready ? 'after' : 'before'} HELLO`);
-  if (kind === REQ) enqueue(new Call(id, payload, remaining && performance.now() + decodeRemaining(remaining)));
-  else if (kind === CANCEL || kind === RECALL) {
+  const { window } = serving, deadline = remaining && performance.now() + decodeRemaining(remaining);
+  if (kind === REQ && !window) enqueue(new Call(id, payload, deadline));
+  else if (window && (kind === CREDIT || kind > OPEN && kind <= RST)) {
+    (running.get(id) ?? waiting.get(id))?.receive(kind, flags, payload);
+  } else if (window && (kind === REQ || kind === OPEN)) {
+    if (kind === REQ) quit(70, 'violation: a query for a worker of streams');
+    if (running.has(id) || waiting.has(id)) quit(70, `violation: a second OPEN of the stream ${id}`);
+    enqueue(new Stream(id, payload, deadline));
+  } else if (kind === CANCEL || kind === RECALL) {
     if (waiting.has(id)) send(ERR, dequeue(waiting.get(id)).id, '', kind === CANCEL ? CANCELLED : NOT_STARTED);
-    else if (kind === CANCEL) running.get(id)?.controller.abort();
+    else if (kind === CANCEL) running.get(id)?.cancel();
   } else if (kind === PING) send(PONG, id, payload);
   else if (kind === DRAIN) draining = true;
   else if (kind === HELLO) shakeHands(payload);
@@ -98,22 +287,29 @@ function take({ kind, flags, remaining, id, payload }) {
 
 function shakeHands(payload) {
   const hello = attempt(() => Object(fromJson(payload)), error => quit(70, `violation: not a HELLO: ${error.message}`));
-  const { handler, codec, concurrency } = serving, roles = typeof handler === 'function' ? null : Object.keys(handler);
+  const { handler, codec } = serving, roles = typeof handler === 'function' ? null : Object.keys(handler);
   const role = serving.role ?? hello.role ?? PM_ROLE ?? (roles?.length === 1 ? roles[0] : null);
   if (roles && !roles.includes(role)) quit(64, `there is no role '${role}' here, only ${roles.join(', ')}`);
   if (roles) serving.handler = handler[role];
   maxFrame = hello.max_frame ?? maxFrame;
-  send(READY, 0, JSON.stringify({ version: 1, codec, role, concurrency, ahead: concurrency }));
+  const window = serving.handler[WINDOW], concurrency = (serving.concurrency ??= window ? 10000 : 1);
+  Object.assign(serving, { window, credit: hello.streams });
+  send(READY, 0, JSON.stringify({ version: 1, codec, role, concurrency, ahead: concurrency, streams: window }));
   ready = true;
 }
 
 /** Starts what may start. Slow calls give the event loop a chance to read, which it takes between two immediates. */
 function run() {
   const rested = () => { resting = false; look = performance.now() + LOOK; run(); };
+  for (const stream of crowd) {
+    if (output.writableLength) break;
+    crowd.delete(stream);
+    stream.flush();
+  }
   for (const call of waiting.values()) {
     if (resting || running.size >= serving.concurrency || output.writableLength) break;
     if ((resting = performance.now() > look && setImmediate(setImmediate, rested))) break;
-    start(dequeue(call));
+    (serving.window ? host : start)(dequeue(call));
   }
   input[held >= MAX_WAITING || output.writableLength ? 'pause' : 'resume']();
   if (!draining || waiting.size || running.size) return;
@@ -122,21 +318,42 @@ function run() {
 }
 
 async function start(call) { // has answered when it returns, unless the handler returned a promise
-  let kind = 'decode', { handler, decode, encode } = serving;
+  let kind = 'decode', { handler, decode } = serving;
   try {
     const value = decode(call.payload);
     kind = 'error';
     let result = handler(value, call);
     if (typeof result?.then === 'function') { running.set(call.id, call); result = await result; }
-    const payload = encode(result), rest = 12 + Buffer.byteLength(payload);
-    if (rest > maxFrame) throw new RangeError(`the result's frame has ${rest} bytes; max_frame is ${maxFrame}`);
-    send(RESP, call.id, payload);
+    send(RESP, call.id, encoded(result));
   } catch (error) {
-    const text = () => attempt(() => describe(error, kind), () => describe('what was thrown cannot be shown', kind));
-    send(ERR, call.id, ...(call.lazy?.signal.aborted ? ['', CANCELLED] : [text()]));
+    fail(call, error, kind);
   }
   if (running.delete(call.id)) run();
 }
+
+async function host(stream) {
+  running.set(stream.id, stream);
+  try {
+    await serving.handler(stream);
+    await stream.settle();
+    send(RESP, stream.id);
+  } catch (error) {
+    fail(stream, error, 'error');
+  }
+  stream.cut(ended());
+  running.delete(stream.id);
+  run();
+}
+
+/** A value as the payload of a frame, behind so many other bytes. */
+function encoded(value, before = 0) {
+  const payload = serving.encode(value), rest = 12 + before + Buffer.byteLength(payload);
+  if (rest > maxFrame) throw new RangeError(`the value's frame has ${rest} bytes; max_frame is ${maxFrame}`);
+  return payload;
+}
+
+const fail = (call, error, kind) => send(ERR, call.id, ...(call.lazy?.signal.aborted ? ['', CANCELLED] : [shown(error, kind)]));
+const shown = (error, kind) => attempt(() => describe(error, kind), () => describe('what was thrown cannot be shown', kind));
 
 function describe(error, kind) {
   const most = Math.min(MAX_TEXT, Math.floor(maxFrame / 20)); // there are three texts, and six bytes make a character
@@ -152,14 +369,21 @@ function send(kind, id, payload, flags) {
 }
 
 /** Answers calls with `handler`, a function (value, call) or an object of them by role, until the manager drains this
-    worker or is gone; then exits with code 0. The codec 'bytes' passes Buffers; `role` overrules the manager's. */
-function serve(handler, { role = null, codec = 'json', concurrency = 1 } = {}) {
+    worker or is gone; then exits with code 0. The codec 'bytes' passes Buffers; `role` overrules the manager's;
+    `concurrency` is 1 for calls and 10000 for streams unless given. */
+function serve(handler, { role = null, codec = 'json', concurrency } = {}) {
   if (!link) quit(64, 'no manager started this worker: PM_LINK does not say where the link is');
   serving = { handler, role, codec, concurrency, decode: codecs[codec][0], encode: codecs[codec][1] };
   input = new net.Socket({ fd: link[0], allowHalfOpen: true }).on('data', receive);
   output = link[0] === link[1] ? input : new net.Socket({ fd: link[1], readable: false });
   for (const socket of [input, output]) socket.on('error', () => process.exit(0)); // the manager is gone
   input.on('end', () => draining || process.exit(0));
+}
+
+/** Makes `handler`, an async function (stream), one of streams, which end when it does. The manager may send `messages`
+    and `bytes` in them on each beyond what was read. */
+function streams(handler, { messages = 256, bytes = 262144 } = {}) {
+  return Object.assign(stream => handler(stream), { [WINDOW]: { messages, bytes } });
 }
 
 /** Writes to the manager's log; before the handshake of `serve`, and outside of pm, to stderr. */
@@ -195,5 +419,5 @@ function takeLink({ PM_LINK, PM_LINK_FD }) {
 }
 
 const { PM_ROLE } = process.env, link = takeLink(process.env);
-module.exports = { serve, notice, encodeFrame, decodeFrame, decodeRemaining };
+module.exports = { serve, streams, notice, encodeFrame, decodeFrame, decodeRemaining };
 if (require.main === module || module.id === '[eval]') main(process.argv[require.main ? 2 : 1]);

@@ -7,10 +7,11 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::codec::{Codec, Json, Postcard};
+use crate::codec::{Codec, Json, Postcard, Verbatim};
 use crate::driver::flow::Flow;
 use crate::face::duplex::Duplex;
 use crate::face::error::{HandlerError, HandlerErrorKind};
@@ -417,6 +418,47 @@ impl Role for ByteQuery {
 
     fn service(&'static self, codec: &str) -> Option<Service> {
         (codec == self.codec[0]).then(|| Service::Blocking(Box::new(self.handler)))
+    }
+}
+
+/// A stream over bytes, whose handler reads and writes its payloads itself: a bridge to other programs, or a codec of its own.
+pub struct ByteStream {
+    stream: Stream<Bytes, Bytes>,
+    codec: [&'static str; 1],
+}
+
+impl ByteStream {
+    /// A stream whose payloads are in the codec of this name.
+    pub const fn new<H: HandleStream<Bytes, Bytes>>(
+        name: &'static str,
+        codec: &'static str,
+        handler: &'static H,
+    ) -> Self {
+        ByteStream { stream: Stream::new(name, handler), codec: [codec] }
+    }
+
+    /// As [`Stream::concurrency`].
+    pub const fn concurrency(self, streams: u32) -> Self {
+        ByteStream { stream: self.stream.concurrency(streams), codec: self.codec }
+    }
+
+    /// As [`Stream::window`].
+    pub const fn window(self, messages: u32, bytes: u32) -> Self {
+        ByteStream { stream: self.stream.window(messages, bytes), codec: self.codec }
+    }
+}
+
+impl Role for ByteStream {
+    fn name(&self) -> &'static str {
+        self.stream.name
+    }
+
+    fn codecs(&self) -> &[&'static str] {
+        &self.codec
+    }
+
+    fn service(&'static self, codec: &str) -> Option<Service> {
+        (codec == self.codec[0]).then(|| self.stream.serve_with(Verbatim(self.codec[0])))
     }
 }
 
