@@ -8,10 +8,15 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::machine::frame::{BadFrame, Decoder, Kind};
+use bytes::Bytes;
+
+use crate::face::duplex::{Duplex, Incoming};
+use crate::face::error::StreamError;
+use crate::machine::frame::{BadFrame, Decoder, Header, Kind, flag};
 use crate::machine::handshake::{Hello, Mismatch, Ready};
+use crate::machine::stream::Grant;
 use crate::worker::link::WorkerLink;
-use crate::worker::role::ByteQuery;
+use crate::worker::role::{ByteQuery, ByteStream, Role};
 
 /// The largest payload that [`frame_decoder`] accepts: small, so that lengths beyond it are met often.
 const LIMIT: usize = 1 << 10;
@@ -82,42 +87,101 @@ static ECHO: ByteQuery = ByteQuery::new("echo", "bytes", &|input: &[u8], output:
     Ok(())
 });
 
+/// Gives messages back, and answers calls with what they bring.
+async fn echo(mut peer: Duplex<Bytes, Bytes>) -> Result<(), StreamError> {
+    while let Some(incoming) = peer.next_incoming().await {
+        match incoming? {
+            Incoming::Message(message) => peer.write(&message).await?,
+            Incoming::Call(message, reply) => reply.answer(&message).await?,
+        }
+    }
+    Ok(())
+}
+
+static ECHO_STREAM: ByteStream = ByteStream::new("echo-stream", "bytes", &echo);
+
 /// A worker whose manager sends these bytes: it ends, sends whole frames and nothing before READY, and answers each request at most
-/// once, and nothing else.
+/// once, and nothing else. One that serves streams sends nothing on a stream that is not open, no message for which it has no credit, and nothing
+/// after its end.
 ///
 /// # Panics
 /// Where one of that does not hold.
 pub fn worker(bytes: &[u8]) {
+    let (sent, mut said) = conversation(bytes, &ECHO);
+    let mut asked: BTreeMap<u64, usize> = BTreeMap::new();
+    for (header, _) in sent.iter().filter(|(header, _)| header.kind == Kind::Req as u8) {
+        *asked.entry(header.id).or_default() += 1;
+    }
+    while let Some((header, _)) = said.next() {
+        match Kind::from_wire(header.kind) {
+            Some(Kind::Resp | Kind::Err) => match asked.get_mut(&header.id) {
+                Some(left @ 1..) => *left -= 1,
+                _ => panic!("an answer to call {} that nobody waits for", header.id),
+            },
+            Some(Kind::Ready | Kind::Pong | Kind::Bye) => {}
+            _ => panic!("a worker sent a frame of kind {}", header.kind),
+        }
+    }
+
+    let (sent, mut said) = conversation(bytes, &ECHO_STREAM);
+    let first = sent.first().and_then(|(_, hello)| Hello::decode(hello).ok()?.streams).unwrap_or(Grant::NONE);
+    // The most that it may have sent on each stream, and whether it may send at all.
+    let mut open: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
+    for (header, payload) in &sent {
+        match Kind::from_wire(header.kind) {
+            Some(Kind::Open) => {
+                let stream = open.entry(header.id).or_insert((first.messages.into(), 0));
+                stream.1 += 1;
+            }
+            Some(Kind::Credit) => {
+                if let (Some(stream), Some(grant)) = (open.get_mut(&header.id), Grant::decode(payload)) {
+                    stream.0 += u64::from(grant.messages);
+                }
+            }
+            _ => {}
+        }
+    }
+    while let Some((header, _)) = said.next() {
+        let kind = Kind::from_wire(header.kind);
+        let stream = open.get_mut(&header.id).filter(|(_, opened)| *opened > 0);
+        match (kind, stream) {
+            (Some(Kind::Ready | Kind::Pong | Kind::Bye), _) => {}
+            (Some(Kind::Data), Some(_)) if header.flags & flag::REPLY != 0 => {}
+            (Some(Kind::Data), Some((credit, _))) => {
+                *credit = credit.checked_sub(1).unwrap_or_else(|| panic!("a message without credit on {}", header.id));
+            }
+            (Some(Kind::Credit | Kind::Fin | Kind::Rst), Some(_)) => {}
+            (Some(Kind::Resp | Kind::Err), Some((_, opened))) => *opened -= 1,
+            _ => panic!("a frame of kind {} for {}, which is not open", header.kind, header.id),
+        }
+    }
+}
+
+/// What a manager sent that is a frame, and the frames that a worker of this role said to it.
+fn conversation(
+    bytes: &[u8],
+    role: &'static dyn Role,
+) -> (Vec<(Header, Vec<u8>)>, impl Iterator<Item = (Header, Vec<u8>)>) {
     let said = Arc::new(Mutex::new(Vec::new()));
     let link = Script { bytes: Mutex::new(bytes.to_vec()), said: said.clone() };
     // What it says of its end is for people.
-    let _ = crate::worker::serve_in_thread(Box::new(link), &ECHO);
-    let said = std::mem::take(&mut *lock(&said));
-    let mut asked: BTreeMap<u64, usize> = BTreeMap::new();
+    let _ = crate::worker::serve_in_thread(Box::new(link), role);
+    let mut sent = Vec::new();
     let mut requests = Decoder::new(crate::machine::frame::MAX_PAYLOAD);
     requests.buffer().extend_from_slice(bytes);
     while let Ok(Some(frame)) = requests.next() {
-        if frame.header.kind == Kind::Req as u8 {
-            *asked.entry(frame.header.id).or_default() += 1;
-        }
+        sent.push((frame.header, frame.payload.to_vec()));
     }
     let mut answers = Decoder::new(crate::machine::frame::MAX_PAYLOAD);
-    answers.buffer().extend_from_slice(&said);
-    let mut is_ready = false;
+    answers.buffer().extend_from_slice(&std::mem::take(&mut *lock(&said)));
+    let mut all = Vec::new();
     while let Some(frame) = answers.next().unwrap_or_else(|error| panic!("a worker sent no frame: {error}")) {
-        let kind = Kind::from_wire(frame.header.kind);
-        assert_eq!(kind == Some(Kind::Ready), !is_ready, "READY comes first, and once");
-        is_ready = true;
-        match kind {
-            Some(Kind::Resp | Kind::Err) => match asked.get_mut(&frame.header.id) {
-                Some(left @ 1..) => *left -= 1,
-                _ => panic!("an answer to call {} that nobody waits for", frame.header.id),
-            },
-            Some(Kind::Ready | Kind::Pong | Kind::Bye) => {}
-            _ => panic!("a worker sent a frame of kind {}", frame.header.kind),
-        }
+        let is_ready = frame.header.kind == Kind::Ready as u8;
+        assert_eq!(is_ready, all.is_empty(), "READY comes first, and once");
+        all.push((frame.header, frame.payload.to_vec()));
     }
     assert_eq!(answers.finish(), Ok(()), "a worker sent half a frame");
+    (sent, all.into_iter())
 }
 
 /// A manager that has said all it will ever say.
@@ -153,19 +217,24 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::machine::budget::SplitMix;
-    use crate::machine::frame::{HEADER, Header, Remaining};
+    use crate::machine::frame::{HEADER, Remaining};
 
     /// Frames, most of them good, of which some bytes were changed, lost or added.
     fn stream(random: &mut SplitMix) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let hello = Hello { version: 1, codec: "bytes".into(), role: None, max_frame: 1 << 20, streams: None };
+        let streams = Grant { messages: random.below(4) as u32, bytes: random.below(100) as u32 };
+        let streams = (random.below(2) == 0).then_some(streams);
+        let hello = Hello { version: 1, codec: "bytes".into(), role: None, max_frame: 1 << 20, streams };
         if random.below(8) > 0 {
             let payload = hello.encode();
             bytes.extend_from_slice(&Header::new(Kind::Hello).encode(payload.len()));
             bytes.extend_from_slice(&payload);
         }
         for _ in 0..random.below(12) {
-            let kinds = [3, 5, 16, 16, 16, 16, 16, 19, 20, random.below(256)];
+            let kinds = match streams {
+                None => [3, 5, 16, 16, 16, 16, 16, 19, 20, random.below(256)],
+                Some(_) => [8, 19, 32, 32, 32, 33, 33, 34, 35, random.below(256)],
+            };
             let header = Header {
                 kind: kinds[random.below(kinds.len() as u64) as usize] as u8,
                 flags: [0, 0, 0, 0x80, random.below(256)][random.below(5) as usize] as u8,

@@ -413,6 +413,9 @@ impl Desk {
     fn handle(&self, state: &mut State, frame: Owned) -> Result<(), Ended> {
         let Owned { header, payload } = frame;
         match Kind::from_wire(header.kind) {
+            Some(kind @ (Kind::Req | Kind::Recall)) if state.streams.is_any() => {
+                return Err(self.violation(state, &format!("a frame of kind {kind:?} on a link of streams")));
+            }
             Some(Kind::Req) => {
                 let deadline = header.remaining.duration().map(Deadline::after);
                 state.came += 1;
