@@ -158,7 +158,7 @@ impl Kit {
             Kit::Node => (NODE, "-e", "workers/node"),
         };
         let directory = format!("{}/{directory}", env!("CARGO_MANIFEST_DIR"));
-        let code = code.replace("KIT", &directory).replace("SERVE", serve);
+        let code = code.replace("SERVE", serve).replace("KIT", &directory);
         let interpreter = self.interpreter().expect("the interpreter was found before");
         Spec::program(interpreter).arg(flag).arg(code).stderr(Stderr::Quiet).limit(Resource::Core, 0)
     }
@@ -204,7 +204,7 @@ pub fn tests() -> Vec<Trial> {
 }
 
 /// A test of both kits over both transports.
-fn each<F: Future<Output = ()>>(
+pub fn each<F: Future<Output = ()>>(
     name: &str,
     test: impl Fn(Kit, AnyTransport) -> F + Clone + Send + 'static,
 ) -> Vec<Trial> {

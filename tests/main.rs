@@ -12,6 +12,7 @@ mod conformance;
 mod deaths;
 mod ends;
 mod hostile;
+mod kit_streams;
 mod kits;
 mod launch;
 mod lifecycle;
@@ -76,6 +77,7 @@ fn main() {
     trials.extend(processes::tests());
     trials.extend(manager_killed::tests());
     trials.extend(kits::tests());
+    trials.extend(kit_streams::tests());
     trials.extend(wire::tests());
     libtest_mimic::run(&arguments, trials).exit();
 }

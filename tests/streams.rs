@@ -13,7 +13,7 @@ use rustix::process::Signal as Kill;
 use serde::{Deserialize, Serialize};
 
 use crate::support::{
-    LONG, contains, eventually, gone_within, kill, over_all, over_all_alone, pids, pool_of, resident, within,
+    LONG, contains, eventually, gone_within, kill, one, over_all, over_all_alone, pids, pool_of, resident, within,
 };
 
 pub static TALK: pm::Stream<Say, Heard> = pm::Stream::new("talk", &talk);
@@ -49,6 +49,10 @@ pub enum Say {
     Deafen,
     /// Ends its sending, and reads on.
     Hush,
+    /// Drops its receiving half, and lives.
+    Unread,
+    /// Waits for the end of the other side, and leaves.
+    Close,
     /// Leaves.
     Leave,
     Abort,
@@ -108,6 +112,12 @@ async fn talk(mut peer: Duplex<Heard, Say>) -> Result<(), Sour> {
                 peer.end();
                 continue;
             }
+            Say::Unread => {
+                let (_sender, receiver) = peer.split();
+                drop(receiver);
+                return std::future::pending().await;
+            }
+            Say::Close => return peer.close().await.map_err(gone),
             Say::Leave => return Ok(()),
             Say::Abort => std::process::abort(),
             Say::Block(time) => {
@@ -156,6 +166,16 @@ pub fn tests() -> Vec<Trial> {
         ),
         over_all("streams::cancelling_ends_the_handler", cancelling_ends_the_handler),
         over_all("streams::one_worker_alone", one_worker_alone),
+        over_all("streams::a_handler_may_close_its_end", a_handler_may_close_its_end),
+        over_all("streams::a_call_that_nobody_reads_is_unanswered", a_call_that_nobody_reads_is_unanswered),
+        over_all(
+            "streams::the_errors_of_many_handlers_reach_their_readers",
+            the_errors_of_many_handlers_reach_their_readers,
+        ),
+        over_all("streams::errors_are_cut_to_fit", errors_are_cut_to_fit),
+        over_all_alone("streams::writers_that_wait_cost_nothing", writers_that_wait_cost_nothing),
+        over_all_alone("streams::cancels_that_find_no_room_are_not_lost", cancels_that_find_no_room_are_not_lost),
+        one("streams::a_thread_that_writes_ends_with_its_pool", a_thread_that_writes_ends_with_its_pool),
         over_all_alone("streams::ten_thousand_on_one_worker", ten_thousand_on_one_worker),
         over_all("streams::in_process", in_process),
     ]
@@ -610,6 +630,158 @@ async fn one_worker_alone(transport: AnyTransport) {
     let error = within(worker.create_stream()).await.unwrap_err();
     assert!(matches!(error.failed(), Some(QueryError::GaveUp { .. })), "{error:?}");
     within(worker.release()).await;
+}
+
+async fn a_handler_may_close_its_end(transport: AnyTransport) {
+    let pool = talks(transport).start().await.unwrap();
+    let mut stream = pool.create_stream().await.unwrap();
+    stream.write(&Say::Close).await.unwrap();
+    stream.write(&Say::Pid).await.unwrap();
+    assert!(within(stream.next()).await.is_none());
+    within(stream.close()).await.unwrap();
+}
+
+/// Whether its call comes before or after the worker has said that it reads nothing more.
+async fn a_call_that_nobody_reads_is_unanswered(transport: AnyTransport) {
+    let pool = talks(transport).start().await.unwrap();
+    for round in 0..100 {
+        let mut stream = pool.create_stream().await.unwrap();
+        stream.write(&Say::Unread).await.unwrap();
+        for _ in 0..round % 4 {
+            tokio::task::yield_now().await;
+        }
+        let error = within(stream.call(&Say::Pid)).await.unwrap_err();
+        assert!(matches!(error, StreamError::Unanswered | StreamError::Ended), "{error:?}");
+        stream.cancel();
+    }
+}
+
+async fn the_errors_of_many_handlers_reach_their_readers(transport: AnyTransport) {
+    let pool = talks(transport).start().await.unwrap();
+    let talk = |number: u8| {
+        let pool = pool.clone();
+        async move {
+            let mut stream = pool.create_stream().await.unwrap();
+            for _ in 0..number % 5 {
+                stream.write(&Say::Echo(vec![number])).await.unwrap();
+            }
+            stream.write(&Say::Fail("sour".into())).await.unwrap();
+            for _ in 0..number % 5 {
+                assert_eq!(within(stream.next()).await.unwrap().unwrap(), Heard::Bytes(vec![number]));
+            }
+            let error = within(stream.next()).await.expect("an error, and not a quiet end").unwrap_err();
+            assert!(matches!(error.failed(), Some(QueryError::Handler(_))), "{error:?}");
+        }
+    };
+    for _ in 0..5 {
+        let all: Vec<_> = (0..200).map(|number| tokio::spawn(talk(number))).collect();
+        for one in all {
+            one.await.unwrap();
+        }
+    }
+}
+
+async fn errors_are_cut_to_fit(transport: AnyTransport) {
+    let pool = talks(transport).start().await.unwrap();
+    let mut stream = pool.create_stream().await.unwrap();
+    let long = "é".repeat(1 << 20);
+    stream.write(&Say::Complain(long.clone())).await.unwrap();
+    let error = within(stream.next()).await.unwrap().unwrap_err();
+    assert!(matches!(&error, StreamError::Sent(sent) if sent.message.chars().count() == 64 << 10), "{error}");
+    within(stream.write_error(&long)).await.unwrap();
+    let error = within(stream.next()).await.unwrap().unwrap_err();
+    contains(error.to_string(), "ééé");
+    assert_eq!(pool.info().crashes, 0);
+}
+
+/// The link is full, for its worker computes; whoever waits for room waits, and does not ask for it again and again.
+async fn writers_that_wait_cost_nothing(transport: AnyTransport) {
+    let pool = talks(transport).start().await.unwrap();
+    let mut busy = pool.create_stream().await.unwrap();
+    let mut writers = Vec::new();
+    for _ in 0..8 {
+        let mut stream = pool.create_stream().await.unwrap();
+        pid(&mut stream).await;
+        writers.push(stream);
+    }
+    busy.write(&Say::Block(Duration::from_millis(1500))).await.unwrap();
+    let writers: Vec<_> = writers
+        .into_iter()
+        .map(|mut stream| {
+            tokio::spawn(async move {
+                for _ in 0..300 {
+                    stream.write(&Say::Echo(vec![0; 4096])).await.unwrap();
+                    // What comes back is dropped.
+                    while tokio::time::timeout(Duration::ZERO, stream.next()).await.is_ok() {}
+                }
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let before = processor_time();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let burnt = processor_time() - before;
+    assert!(burnt < Duration::from_millis(150), "{burnt:?} in half a second of waiting");
+    for writer in writers {
+        within(writer).await.unwrap();
+    }
+    within(busy.close()).await.unwrap();
+}
+
+/// Of this process so far.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(time).expect("it has begun")
+}
+
+async fn cancels_that_find_no_room_are_not_lost(transport: AnyTransport) {
+    let pool = talks(transport).start().await.unwrap();
+    let mut all = Vec::new();
+    for _ in 0..9_000 {
+        all.push(pool.create_stream().await.unwrap());
+    }
+    let mut busy = pool.create_stream().await.unwrap();
+    pid(&mut busy).await;
+    busy.write(&Say::Block(Duration::from_millis(700))).await.unwrap();
+    for _ in 0..4 {
+        let mut flood = pool.create_stream().await.unwrap();
+        let full = async {
+            for _ in 0..100 {
+                flood.write(&Say::Block(Duration::ZERO)).await.unwrap();
+                flood.write(&Say::Echo(vec![0; 200_000])).await.unwrap();
+            }
+        };
+        drop(tokio::time::timeout(Duration::from_millis(20), full).await);
+        all.push(flood);
+    }
+    for stream in all {
+        stream.cancel();
+    }
+    eventually("all are cancelled", || pool.info().load == 1).await;
+    within(busy.close()).await.unwrap();
+    within(pool.shutdown_within(None)).await;
+    assert_eq!(pool.info().crashes, 0);
+}
+
+/// A worker that is a thread finds that its pool is gone while it writes.
+async fn a_thread_that_writes_ends_with_its_pool() {
+    let threads = || {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("threads");
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names.filter(|name| name.starts_with("pm-few-talk")).count()
+    };
+    for round in 0..20 {
+        let pool: pm::StreamManager<Say, Heard> =
+            pool_of(&FEW, AnyTransport::Uds(pm::Uds)).streams().in_process().start().await.unwrap();
+        let mut stream = pool.create_stream().await.unwrap();
+        stream.write(&Say::Count(u64::MAX)).await.unwrap();
+        for _ in 0..round * 10 {
+            within(stream.next()).await.unwrap().unwrap();
+        }
+        drop(pool);
+        while within(stream.next()).await.is_some() {}
+    }
+    eventually("the threads have ended", || threads() == 0).await;
 }
 
 async fn ten_thousand_on_one_worker(transport: AnyTransport) {

@@ -70,20 +70,16 @@ class Call {
 }
 
 const ended = (text = 'the stream has ended') => Object.assign(new Error(text), { name: 'StreamEnded' });
-
-/** What one side of a stream may still send, or has taken: messages, and bytes in them. */
-class Credit {
-  constructor({ messages = 0, bytes = 0 } = {}) { Object.assign(this, { messages, bytes }); }
-  get isThere() { return this.messages > 0 && this.bytes > 0; }
-  add(messages, bytes) { this.messages += messages; this.bytes += bytes; }
-}
+const add = (credit, messages, bytes) => { credit.messages += messages; credit.bytes += bytes; };
+const isThere = ({ messages, bytes }) => messages > 0 && bytes > 0; // bytes fall below zero by one message at most
 
 /** A call with many messages. `for await (const message of stream)` reads those of the manager; to break out is to read
     no more. An error that the manager sent, or what cannot be decoded, is thrown there, and another loop goes on. */
 class Stream extends Call {
   #inbox = []; #readers = []; // messages that nobody has read, or those who wait for one
   #outbox = []; // messages that wait for credit, or for room on the link
-  #allowance = new Credit(serving.window); #taken = new Credit(); #credit = new Credit(serving.credit);
+  #credit = { ...serving.credit }; // for writes
+  #allowance = { ...serving.window }; #taken = { messages: 0, bytes: 0 }; // of the manager, and by the reader since then
   #hasAll = false; #hasStopped = false; #isUnread = false; // FIN has come, RST was sent, RST has come
   #fin = 0; // 1: no more writes, 2: and FIN was sent
   #over = null; // why both ways have ended
@@ -161,15 +157,15 @@ class Stream extends Call {
   }
 
   #take(size) { // grants what was taken once that is half of the window
-    const { window } = serving, { messages, bytes } = this.#taken;
-    this.#taken.add(1, size);
-    const isWorth = 2 * (messages + 1) >= window.messages || 2 * (bytes + size) >= window.bytes;
+    const { window } = serving, taken = this.#taken;
+    add(taken, 1, size);
+    const isWorth = 2 * taken.messages >= window.messages || 2 * taken.bytes >= window.bytes;
     if (!isWorth || this.#over || this.#hasAll || this.#hasStopped) return;
-    this.#allowance.add(messages + 1, bytes + size);
-    this.#taken = new Credit();
+    add(this.#allowance, taken.messages, taken.bytes);
     const grant = Buffer.allocUnsafe(8);
-    grant.writeUInt32BE(bytes + size, grant.writeUInt32BE(messages + 1));
+    grant.writeUInt32BE(taken.bytes, grant.writeUInt32BE(taken.messages));
     send(CREDIT, this.id, grant);
+    this.#taken = { messages: 0, bytes: 0 };
   }
 
   #wake() { for (const wake of this.#readers.splice(0)) wake(); }
@@ -183,8 +179,8 @@ class Stream extends Call {
     }
     if (flags & A_REPLY) return; // this side makes no calls, so nobody waits for it
     if (this.#hasAll) throw new Error('a message after its last one');
-    if (!this.#allowance.isThere) throw new Error('a message for which it had no credit');
-    this.#allowance.add(-1, -payload.length);
+    if (!isThere(this.#allowance)) throw new Error('a message for which it had no credit');
+    add(this.#allowance, -1, -payload.length);
     if (flags & AN_ERROR) message.error = decodeError(payload);
     if (!this.#hasStopped) this.#put(message);
     else if (message.number) this.#reply(message.number, '', AN_ERROR);
@@ -193,7 +189,7 @@ class Stream extends Call {
 
   #grant(payload) {
     if (payload.length !== 8) throw new Error(`credit of ${payload.length} bytes`);
-    this.#credit.add(payload.readUInt32BE(0), payload.readUInt32BE(4));
+    add(this.#credit, payload.readUInt32BE(0), payload.readUInt32BE(4));
     if (Math.max(this.#credit.messages, this.#credit.bytes) > MAX_CREDIT) throw new Error('more credit than 2^31 - 1');
     this.flush();
   }
@@ -201,10 +197,10 @@ class Stream extends Call {
   // From here on it is for the conversation below.
 
   flush() { // sends what there is credit and room for
-    while (this.#outbox.length && this.#credit.isThere) {
+    while (this.#outbox.length && isThere(this.#credit)) {
       if (output.writableLength) return void crowd.add(this);
       const { flags, payload, size, resolve } = this.#outbox.shift();
-      this.#credit.add(-1, -size);
+      add(this.#credit, -1, -size);
       send(DATA, this.id, payload, flags);
       resolve();
     }
@@ -272,8 +268,8 @@ function take({ kind, flags, remaining, id, payload }) {
   if (kind === REQ && !window) enqueue(new Call(id, payload, deadline));
   else if (window && (kind === CREDIT || kind > OPEN && kind <= RST)) {
     (running.get(id) ?? waiting.get(id))?.receive(kind, flags, payload);
-  } else if (window && (kind === REQ || kind === OPEN)) {
-    if (kind === REQ) quit(70, 'violation: a query for a worker of streams');
+  } else if (window && (kind === REQ || kind === RECALL)) quit(70, `violation: a frame of kind ${kind} among streams`);
+  else if (window && kind === OPEN) {
     if (running.has(id) || waiting.has(id)) quit(70, `violation: a second OPEN of the stream ${id}`);
     enqueue(new Stream(id, payload, deadline));
   } else if (kind === CANCEL || kind === RECALL) {
@@ -352,8 +348,12 @@ function encoded(value, before = 0) {
   return payload;
 }
 
-const fail = (call, error, kind) => send(ERR, call.id, ...(call.lazy?.signal.aborted ? ['', CANCELLED] : [shown(error, kind)]));
-const shown = (error, kind) => attempt(() => describe(error, kind), () => describe('what was thrown cannot be shown', kind));
+function fail({ id, lazy }, error, kind) {
+  send(ERR, id, ...(lazy?.signal.aborted ? ['', CANCELLED] : [shown(error, kind)]));
+}
+
+const shown = (error, kind) =>
+  attempt(() => describe(error, kind), () => describe('what was thrown cannot be shown', kind));
 
 function describe(error, kind) {
   const most = Math.min(MAX_TEXT, Math.floor(maxFrame / 20)); // there are three texts, and six bytes make a character

@@ -17,7 +17,9 @@ const KIT = path.join(__dirname, 'pm_worker.js');
 const PROTOCOL = path.join(__dirname, '..', '..', 'docs', 'PROTOCOL.md');
 const [HELLO, READY, PING, PONG, DRAIN, BYE, NOTICE] = [1, 2, 3, 4, 5, 6, 7];
 const [REQ, RESP, ERR, CANCEL, RECALL] = [16, 17, 18, 19, 20];
+const [CREDIT, OPEN, DATA, FIN, RST] = [8, 32, 33, 34, 35];
 const [NOT_STARTED, CANCELLED, CRITICAL] = [0x01, 0x02, 0x80];
+const [AN_ERROR, A_CALL, A_REPLY] = [0x01, 0x02, 0x04];
 const MAX_FRAME = (64 << 20) + 12;
 
 // The worker's side
@@ -80,14 +82,121 @@ const handlers = {
 };
 const call = ([name, argument], call) => handlers[name](argument, call);
 
+const told = async promise => promise.then(() => 'sent', ({ name }) => name);
+
+/** By the name of the stream. */
+const players = {
+  echo: async stream => { for await (const message of stream) await stream.write(message); },
+  plain: () => {},
+  name: async stream => stream.write([stream.name, stream.deadline]),
+  sum: async stream => {
+    let sum = 0;
+    for await (const message of stream) sum += message;
+    await stream.write(sum);
+  },
+  first: async stream => { // ends its own side, and reads on
+    await stream.write('only');
+    stream.end();
+    stream.end();
+    assert.equal(await told(stream.write('never')), 'StreamEnded');
+    for await (const file of stream) fs.writeFileSync(file, '');
+  },
+  count: async stream => { for (let n = 0; n < 10; n += 1) await stream.write(n); },
+  hasty: stream => { // awaits nothing
+    for (let n = 0; n < 10; n += 1) stream.write(n);
+    stream.end();
+  },
+  slow: async stream => { // reads as many as its gates are called
+    const gate = stream.name.slice(5);
+    for (const count of [1, 2, 1]) {
+      await handlers.gate(`${gate}${count}`);
+      for (let n = 0; n < count; n += 1) await stream.next();
+    }
+    await stream.next();
+  },
+  calls: async stream => {
+    stream.onCall = async ([name, argument]) => {
+      if (name === 'later') await later;
+      return handlers[name](argument);
+    };
+    const later = stream.next();
+    const { value } = await later;
+    await stream.write(value);
+    await stream.next();
+  },
+  late: async stream => { // is asked before it says who answers
+    await new Promise(setImmediate);
+    stream.onCall = value => value + base;
+    const base = 1;
+    for await (const message of stream) await stream.write(message);
+  },
+  replies: async stream => { // has no onCall
+    for await (const message of stream) await stream.write(message);
+  },
+  stumbles: async stream => {
+    for (let isOpen = true; isOpen;) {
+      try {
+        for await (const message of stream) {
+          if (message === 'ask') await stream.error(new RangeError('not a number'));
+          else await stream.write(message);
+        }
+        isOpen = false;
+      } catch (error) {
+        await stream.write([error.name, error.message, error.kind ?? null, error.trace ?? null]);
+      }
+    }
+  },
+  unsendable: async stream => {
+    for (const name of ['surrogate', 'cycle', 'big', 'function', 'long']) {
+      await stream.write(handlers[name](70_000)).catch(error => stream.write(error.name));
+    }
+  },
+  fails: async stream => { await stream.next(); throw new RangeError('not a number'); },
+  throws: () => raise('at once'),
+  waits: async stream => {
+    const written = [told(stream.write(1)), told(stream.write(2)), told(stream.error(3))];
+    stream.signal.addEventListener('abort', () => kit.notice('aborted'));
+    for await (const _ of stream) assert.fail('something came');
+    kit.notice(`${await Promise.all(written)}, ${await told(stream.write(4))}, ${stream.signal.aborted}`);
+  },
+  deaf: async (stream, after = stream.write(1).then(() => stream.write(2))) => { await after; },
+  breaks: async stream => {
+    for await (const message of stream) if (message === 'stop') break;
+    await stream.write('stopped');
+    assert((await stream.next()).done);
+    await stream.write('more');
+    await handlers.gate(process.env.GATE);
+  },
+  reads: async stream => {
+    try {
+      for await (const message of stream) await stream.write(message);
+    } catch (error) {
+      kit.notice(`${error.name}: ${error.message}; ${await told(stream.write(1))}; ${(await stream.next()).done}`);
+    }
+  },
+  pours: async stream => {
+    const { value: file } = await stream.next(), text = 'x'.repeat(100_000);
+    for (let n = 1; n <= 80; n += 1) { await stream.write(text); fs.writeFileSync(file, `${n}`); }
+  },
+};
+const play = stream => players[stream.name.split(' ')[0]](stream);
+
 function work(mode) {
   kit.notice('not ready yet');
-  if (mode === 'roles') kit.serve({ call, length: value => value.length });
+  const windows = { streams: {}, narrow: { messages: 4, bytes: 100 } };
+  if (windows[mode]) kit.serve(kit.streams(play, windows[mode]));
+  else if (mode === 'mixed') kit.serve({ check: value => value, battle: kit.streams(play) });
+  else if (mode === 'few') kit.serve(kit.streams(play), { concurrency: 3 });
+  else if (mode === 'raw') kit.serve(kit.streams(players.echo), { codec: 'bytes' });
+  else if (mode === 'roles') kit.serve({ call, length: value => value.length });
   else if (mode === 'bytes') kit.serve(bytes => (bytes.length ? bytes.reverse() : 5), { codec: 'bytes' });
   else kit.serve(call, { role: mode === 'named' ? mode : null, concurrency: mode === 'three' ? 3 : 1 });
 }
 
 // The manager's side
+
+const swap = n => Buffer.from(new Uint32Array([n]).buffer).readUInt32BE();
+const END = [RESP, 0, ''];
 
 /** A worker, and the frames that it sent. What spawn calls a pipe is a socket, so what has to be a pipe is a named one. */
 class Manager {
@@ -151,6 +260,29 @@ class Manager {
     return JSON.parse(text);
   }
 
+  /** Opens a stream, and returns its end here. */
+  stream(name) {
+    const id = this.next += 1, send = (kind, payload, flags) => this.send(kind, id, payload, flags);
+    send(OPEN, name);
+    const numbers = counts => Buffer.from(new Uint32Array(counts).map(swap).buffer);
+    const numbered = (name, value) => Buffer.from(`\0\0\0\0\0\0\0${name}${JSON.stringify(value)}`);
+    return {
+      id,
+      send,
+      write: (value, flags) => send(DATA, JSON.stringify(value), flags),
+      call: (name, value, flags = A_CALL) => send(DATA, numbered(name, value), flags), // its number is a character
+      grant: (...counts) => send(CREDIT, numbers(counts)),
+      /** The next frame, which is of this stream: [kind, flags, value]. */
+      read: async () => {
+        const [kind, flags, , of, text] = await this.read();
+        assert.equal(of, id, `${kind}: ${text}`);
+        if (kind === CREDIT) return [kind, flags, [0, 4].map(at => Buffer.from(text, 'latin1').readUInt32BE(at))];
+        if (flags & A_REPLY && kind === DATA) return [kind, flags, text[7], text.slice(8) && JSON.parse(text.slice(8))];
+        return [kind, flags, text && JSON.parse(text)];
+      },
+    };
+  }
+
   request(name, argument, remaining) {
     this.next += 1;
     this.send(REQ, this.next, JSON.stringify([name, argument]), 0, remaining);
@@ -161,6 +293,14 @@ class Manager {
     const [kind, flags, , answered, text] = await this.read();
     assert.deepEqual([answered, flags], [id, 0], text);
     return [kind, JSON.parse(text)];
+  }
+
+  /** Nothing has come, and nothing is on its way: handlers have gone on between two answers. */
+  async silent() {
+    for (let n = 0; n < 4; n += 1) {
+      this.send(PING, 0, 'silence');
+      assert.deepEqual(await this.read(), [PONG, 0, 0, 0, 'silence']);
+    }
   }
 
   async ask(...request) {
@@ -247,7 +387,11 @@ function conversations(transport, declare) {
     await there();
     await end.close();
   };
-  const drained = async manager => {
+  const drained = async (manager, ...streams) => {
+    for (const stream of streams) {
+      stream.send(FIN);
+      assert.deepEqual(await stream.read(), END);
+    }
     manager.send(DRAIN);
     assert.deepEqual(await manager.read(), [BYE, 0, 0, 0, '']);
     assert.equal(await manager.read(), null);
@@ -597,6 +741,397 @@ function conversations(transport, declare) {
       assert.equal(ended, code);
       assert.match(stderr, said);
     }
+  });
+
+  const wide = { streams: { messages: 1000, bytes: 1 << 20 } };
+  const flowing = (mode = 'streams', streams = wide.streams) => ready(mode, { streams });
+  const grantOf = (...counts) => [CREDIT, 0, counts];
+
+  test('streams: handshake', async () => {
+    const window = { messages: 256, bytes: 262144 }, hello = async (how, members) => (await start(how)).hello(members);
+    const plain = { version: 1, codec: 'json', role: null, concurrency: 10000, ahead: 10000, streams: window };
+    assert.deepEqual(await hello('streams', wide), plain);
+    assert.deepEqual(await hello('streams'), plain); // the manager reports it
+    assert.deepEqual(await hello('narrow', wide), { ...plain, streams: { messages: 4, bytes: 100 } });
+    assert.deepEqual(await hello('few', wide), { ...plain, concurrency: 3, ahead: 3 });
+    const { streams, ...check } = { ...plain, role: 'check', concurrency: 1, ahead: 1 };
+    for (const members of [{}, wide]) {
+      assert.deepEqual(await hello('mixed', { role: 'check', ...members }), check);
+      assert.deepEqual(await hello('mixed', { role: 'battle', ...members }), { ...plain, role: 'battle' });
+    }
+  });
+
+  test('streams: echo', async () => {
+    const manager = await flowing(), stream = manager.stream('echo');
+    for (const value of [1, { deep: ['✓ \0 \u{1f600} \ufffd'] }, null, 'x'.repeat(100_000)]) {
+      stream.write(value);
+      assert.deepEqual(await stream.read(), [DATA, 0, value]);
+    }
+    stream.send(FIN);
+    assert.deepEqual(await stream.read(), END);
+    for (const [kind, payload] of [[DATA, '1'], [FIN], [RST], [CREDIT, 'odd'], [CANCEL]]) { // it has ended
+      manager.send(kind, stream.id, payload, CRITICAL);
+      manager.send(kind, 12345, payload); // never seen
+    }
+    const again = manager.stream('name \u{1f600}');
+    assert.deepEqual(await again.read(), [DATA, 0, ['name \u{1f600}', 0]]);
+    assert.deepEqual(await again.read(), END);
+    assert.deepEqual(await manager.stream('plain').read(), END);
+    await drained(manager);
+  });
+
+  test('streams: bytes', async () => {
+    const manager = await flowing('raw', wide.streams), stream = manager.stream('');
+    for (const bytes of ['', 'abc']) {
+      stream.send(DATA, bytes);
+      assert.deepEqual(await manager.read(), [DATA, 0, 0, stream.id, bytes]);
+    }
+    stream.send(FIN);
+    assert.deepEqual(await stream.read(), END);
+    await drained(manager);
+  });
+
+  test('streams: half close', async () => {
+    const manager = await flowing(), sum = manager.stream('sum'), first = manager.stream('first'), touched = file();
+    assert.deepEqual(await first.read(), [DATA, 0, 'only']);
+    assert.deepEqual(await first.read(), [FIN, 0, '']);
+    for (const n of [1, 2, 3]) sum.write(n);
+    sum.send(FIN); // all in front of it counts
+    assert.deepEqual(await sum.read(), [DATA, 0, 6]);
+    assert.deepEqual(await sum.read(), END);
+    first.write(touched);
+    await manager.silent();
+    assert(fs.existsSync(touched));
+    first.send(FIN);
+    assert.deepEqual(await first.read(), END);
+    await drained(manager);
+  });
+
+  test('streams: credit to write', async () => {
+    const manager = await flowing('streams', { messages: 2, bytes: 3 });
+    for (const name of ['count', 'hasty']) {
+      const stream = manager.stream(name), expect = async (...values) => {
+        for (const value of values) assert.deepEqual(await stream.read(), [DATA, 0, value]);
+        await manager.silent();
+      };
+      await expect(0, 1);
+      stream.grant(0, 5); // bytes alone are not enough
+      await expect();
+      stream.grant(3, 0);
+      await expect(2, 3, 4);
+      stream.grant(100, 0);
+      await expect(5, 6, 7); // which spend the bytes: 3 + 5 - 8
+      stream.grant(0, 1);
+      await expect(8);
+      stream.grant(0, 1);
+      assert.deepEqual(await stream.read(), [DATA, 0, 9]);
+      if (name === 'hasty') assert.deepEqual(await stream.read(), [FIN, 0, '']);
+      assert.deepEqual(await stream.read(), END); // although it awaited none of them
+    }
+    await drained(manager);
+  });
+
+  test('streams: a message may be larger than the credit', async () => {
+    const manager = await flowing('streams', { messages: 9, bytes: 1 }), stream = manager.stream('echo');
+    stream.write('x'.repeat(98)); // a hundred bytes
+    assert.equal((await stream.read())[2].length, 98);
+    stream.write(1);
+    stream.grant(0, 99); // up to nothing
+    await manager.silent();
+    stream.grant(0, 1);
+    assert.deepEqual(await stream.read(), [DATA, 0, 1]);
+  });
+
+  test('streams: credit that is granted', async () => {
+    const gate = file();
+    for (const n of [1, 2]) execFileSync('mkfifo', [`${gate}${n}`]);
+    const manager = await flowing('narrow'), stream = manager.stream(`slow ${gate}`);
+    for (const n of [1, 2, 3, 4]) stream.write(n);
+    await manager.silent(); // nobody reads
+    await pass(`${gate}1`, () => manager.silent());
+    await manager.silent(); // one message is less than half
+    await pass(`${gate}2`);
+    assert.deepEqual(await stream.read(), grantOf(2, 2));
+    await pass(`${gate}1`);
+    assert.deepEqual(await stream.read(), grantOf(2, 2));
+    const sum = manager.stream('sum');
+    sum.write('x'.repeat(47)); // a byte less than half
+    await manager.silent();
+    sum.write('');
+    assert.deepEqual(await sum.read(), grantOf(2, 51));
+    sum.send(FIN);
+    assert.equal((await sum.read())[2].length, 48); // 0 and both texts
+    assert.deepEqual(await sum.read(), END);
+    await drained(manager, stream);
+  });
+
+  test('streams: long ones keep their windows', async () => {
+    const manager = await flowing('narrow', { messages: 4, bytes: 100 }), stream = manager.stream('echo');
+    let [sent, seen, credit] = [0, 0, 4];
+    while (seen < 1000) {
+      for (; credit && sent < 1000; credit -= 1) stream.write(sent++);
+      const [kind, , value] = await stream.read();
+      if (kind === CREDIT) credit += value[0];
+      else assert.equal(value, seen++);
+      if (kind === DATA) stream.grant(1, String(value).length);
+      assert(credit <= 4);
+    }
+    await drained(manager, stream);
+  });
+
+  test('streams: calls', async () => {
+    const manager = await flowing(), stream = manager.stream('calls');
+    for (const [name, value] of [['a', ['later', 1]], ['b', ['echo', '✓']], ['c', ['fail', 'not a number']], ['d', ['big']]]) stream.call(name, value);
+    assert.deepEqual(await stream.read(), [DATA, A_REPLY, 'b', '✓']);
+    for (const [name, type] of [['c', 'RangeError'], ['d', 'TypeError']]) {
+      const [kind, flags, of, error] = await stream.read();
+      assert.deepEqual([kind, flags, of, error.kind, error.type], [DATA, A_REPLY | AN_ERROR, name, 'error', type]);
+    }
+    stream.send(DATA, '\0\0\0\0\0\0\0e{', A_CALL);
+    assert.equal((await stream.read())[3].kind, 'decode');
+    stream.call('x', 1, A_REPLY); // nobody asked
+    stream.write('go');
+    assert.deepEqual([await stream.read(), await stream.read()].sort(), [[DATA, 0, 'go'], [DATA, A_REPLY, 'a', 1]]);
+    stream.send(FIN);
+    assert.deepEqual(await stream.read(), END);
+
+    const late = manager.stream('late');
+    late.write(1);
+    late.call('a', 1);
+    late.write(2);
+    const came = [await late.read(), await late.read(), await late.read()];
+    assert.deepEqual(came.find(frame => frame[1]), [DATA, A_REPLY, 'a', 2]);
+    assert.deepEqual(came.filter(frame => !frame[1]), [[DATA, 0, 1], [DATA, 0, 2]]);
+    late.send(FIN);
+    assert.deepEqual(await late.read(), END);
+
+    const none = manager.stream('replies');
+    none.call('a', 'asked');
+    assert.deepEqual(await none.read(), [DATA, A_REPLY | AN_ERROR, 'a', '']);
+    assert.deepEqual(await none.read(), [DATA, 0, 'asked']);
+    await drained(manager, none);
+  });
+
+  test('streams: a call spends credit, and its reply none', async () => {
+    const manager = await flowing('narrow', { messages: 1, bytes: 1 }), stream = manager.stream('calls');
+    for (const name of 'abcdefgh') {
+      stream.call(name, ['echo', name]);
+      if ('bdfh'.includes(name)) assert.equal((await stream.read())[0], CREDIT);
+      assert.deepEqual(await stream.read(), [DATA, A_REPLY, name, name]);
+    }
+  });
+
+  test('streams: errors after which they go on', async () => {
+    const manager = await flowing(), stream = manager.stream('stumbles'), sent = { kind: 'error', type: 'KeyError', message: 'no', trace: 'at' };
+    stream.write('ask');
+    const [kind, flags, error] = await stream.read();
+    assert.deepEqual([kind, flags, error.kind, error.type, error.message], [DATA, AN_ERROR, 'error', 'RangeError', 'not a number']);
+    stream.write(sent, AN_ERROR);
+    assert.deepEqual(await stream.read(), [DATA, 0, ['KeyError', 'no', 'error', 'at']]);
+    stream.send(DATA, '{');
+    assert.equal((await stream.read())[2][0], 'SyntaxError');
+    stream.write('on');
+    assert.deepEqual(await stream.read(), [DATA, 0, 'on']);
+    stream.send(FIN);
+    assert.deepEqual(await stream.read(), END);
+    const small = await ready('streams', { ...wide, max_frame: 70_000 }), unsendable = small.stream('unsendable');
+    for (const name of ['TypeError', 'TypeError', 'TypeError', 'TypeError', 'RangeError']) assert.deepEqual(await unsendable.read(), [DATA, 0, name]);
+    assert.deepEqual(await unsendable.read(), END);
+    await drained(manager);
+  });
+
+  test('streams: errors of handlers', async () => {
+    const manager = await flowing(), stream = manager.stream('fails'), other = manager.stream('echo');
+    stream.write(1);
+    const [kind, flags, error] = await stream.read();
+    assert.deepEqual([kind, flags, error.kind, error.type, error.message], [ERR, 0, 'error', 'RangeError', 'not a number']);
+    assert.match(error.trace, /test_pm_worker\.js/);
+    assert.equal((await manager.stream('throws').read())[2].message, 'at once');
+    assert.equal((await manager.stream('nobody').read())[2].type, 'TypeError');
+    other.write('alive');
+    assert.deepEqual(await other.read(), [DATA, 0, 'alive']);
+    await drained(manager, other);
+  });
+
+  test('streams: cancel', async () => {
+    const manager = await flowing('streams', { messages: 1, bytes: 100 }), stream = manager.stream('waits');
+    assert.deepEqual(await stream.read(), [DATA, 0, 1]);
+    stream.send(CANCEL);
+    assert.deepEqual(await manager.read(), [NOTICE, 0, 0, 0, 'aborted']);
+    assert.deepEqual(await manager.read(), [NOTICE, 0, 0, 0, 'sent,StreamEnded,StreamEnded, StreamEnded, true']);
+    assert.deepEqual(await stream.read(), [ERR, CANCELLED, '']);
+    const echo = manager.stream('echo'); // does not look at its signal
+    echo.write(1);
+    assert.deepEqual(await echo.read(), [DATA, 0, 1]);
+    echo.write(2); // and waits for credit
+    echo.write(3);
+    await manager.silent();
+    for (const kind of [CANCEL, CANCEL, FIN]) echo.send(kind);
+    const [kind] = await echo.read();
+    assert.equal(kind, ERR);
+    await drained(manager);
+  });
+
+  test('streams: what the manager does not read', async () => {
+    const manager = await flowing('streams', { messages: 1, bytes: 100 });
+    for (const name of ['hasty', 'deaf']) {
+      const stream = manager.stream(name);
+      assert.equal((await stream.read())[0], DATA);
+      stream.send(RST);
+      if (name === 'hasty') { // awaited nothing, so that there was no error
+        assert.deepEqual(await stream.read(), [FIN, 0, '']);
+        assert.deepEqual(await stream.read(), END);
+      } else assert.equal((await stream.read())[2].type, 'StreamEnded');
+    }
+    const sum = manager.stream('first'); // goes on to read
+    assert.deepEqual(await sum.read(), [DATA, 0, 'only']);
+    assert.deepEqual(await sum.read(), [FIN, 0, '']);
+    const touched = file();
+    sum.send(RST);
+    sum.write(touched);
+    sum.send(FIN);
+    assert.deepEqual(await sum.read(), END);
+    assert(fs.existsSync(touched));
+    await drained(manager);
+  });
+
+  test('streams: what the worker does not read', async () => {
+    const gate = fifo();
+    process.env.GATE = gate;
+    const manager = await flowing(), stream = manager.stream('breaks');
+    for (const message of ['go', 'stop', 'dropped']) stream.write(message);
+    assert.deepEqual(await stream.read(), [RST, 0, '']);
+    for (const text of ['stopped', 'more']) assert.deepEqual(await stream.read(), [DATA, 0, text]);
+    stream.call('a', 1); // was on its way
+    assert.deepEqual(await stream.read(), [DATA, A_REPLY | AN_ERROR, 'a', '']);
+    for (let n = 0; n < 200; n += 1) stream.write(n);
+    await manager.silent(); // no credit for what nobody reads
+    await pass(gate);
+    assert.deepEqual(await stream.read(), END);
+    const whole = manager.stream('breaks');
+    manager.write(Buffer.concat([[DATA, '"stop"'], [DATA, '1'], [FIN]].map(([kind, text]) => Buffer.from(kit.encodeFrame(kind, whole.id, text)))));
+    assert.deepEqual(await whole.read(), [DATA, 0, 'stopped']); // there was nothing left to say
+    assert.deepEqual(await whole.read(), [DATA, 0, 'more']);
+    await pass(gate);
+    assert.deepEqual(await whole.read(), END);
+    await drained(manager);
+  });
+
+  test('streams: broken rules end the stream and nothing else', async () => {
+    const manager = await ready('narrow', wide), other = manager.stream('echo');
+    const credit = (...counts) => { const bytes = Buffer.alloc(8); counts.forEach((n, at) => bytes.writeUInt32BE(n, 4 * at)); return [CREDIT, bytes]; };
+    const rows = [
+      [/no credit/, Array(9).fill([DATA, '""'])],
+      [/last one/, [[FIN], [DATA, '1']]],
+      [/second end/, [[FIN], [FIN]]],
+      [/2\^31/, [credit(2 ** 31 - 1000, 0)]],
+      [/2\^31/, [credit(0, 2 ** 31)]],
+      [/credit of 7/, [[CREDIT, '1234567']]],
+      [/number/, [[DATA, '1234567', A_CALL]]],
+      [/number/, [[DATA, '1234567', A_REPLY]]],
+      [/./, [[DATA, 'oh', AN_ERROR]]],
+      [/cannot be read/, [[DATA, '{"message":5}', AN_ERROR]]],
+      [/cannot be read/, [[DATA, '5', AN_ERROR]]],
+    ];
+    for (const [what, sent] of rows) {
+      for (const name of ['reads', 'echo', 'waits']) {
+        const stream = manager.stream(name), frames = [];
+        if (name === 'reads') await manager.silent(); // it reads already
+        manager.write(Buffer.concat(sent.map(([kind, ...rest]) => Buffer.from(kit.encodeFrame(kind, stream.id, ...rest))))); // at once
+        let frame;
+        do frames.push(frame = await manager.read()); while (frame[0] !== ERR && frame[0] !== RESP);
+        assert.deepEqual([frame[0], frame[1], frame[3]], [ERR, 0, stream.id], `${what} ${name}`);
+        if (name !== 'waits') assert.match(JSON.parse(frame[4]).message, what);
+        if (name === 'reads') assert.match(frames.find(([kind]) => kind === NOTICE)[4], /^StreamEnded: .*broke.*; StreamEnded; true$/);
+      }
+      other.write('alive');
+      for (let frame = [CREDIT]; frame[0] !== DATA;) frame = await other.read();
+    }
+    await drained(manager, other);
+  });
+
+  test('streams: violations', async () => {
+    for (const [kind, payload, flags] of [[OPEN, 'echo'], [REQ, '1'], [RECALL], [99, '', CRITICAL], [HELLO, '{}']]) {
+      const manager = await flowing(), stream = manager.stream('echo');
+      manager.send(99);
+      manager.send(kind, stream.id, payload, flags);
+      assert.equal(await manager.read(), null);
+      const [code, stderr] = await manager.end();
+      assert.equal(code, 70);
+      assert.match(stderr, /violation/);
+    }
+    for (const kind of [CREDIT, OPEN, DATA, FIN, RST]) { // are unknown to a worker of queries
+      const manager = await ready('mixed', { role: 'check' });
+      manager.send(kind, 1, 'x');
+      manager.send(REQ, 2, '1');
+      assert.deepEqual(await manager.answer(2), [RESP, 1]);
+      manager.send(kind, 1, 'x', CRITICAL);
+      assert.equal(await manager.read(), null);
+      assert.equal((await manager.end())[0], 70);
+    }
+  });
+
+  test('streams: many at once', async () => {
+    const manager = await flowing(), streams = Array.from({ length: 2000 }, () => manager.stream('echo'));
+    const seen = new Map(streams.map(({ id }) => [id, []])), values = [1, 'two', { three: 3 }];
+    for (const value of values) for (const stream of streams) stream.write(value);
+    for (let n = 0; n < 6000; n += 1) {
+      const [kind, , , id, text] = await manager.read();
+      assert.equal(kind, DATA);
+      seen.get(id).push(JSON.parse(text));
+    }
+    for (const came of seen.values()) assert.deepEqual(came, values);
+    for (const stream of streams) stream.send(FIN);
+    for (const _ of streams) assert.equal((await manager.read())[0], RESP);
+    await drained(manager);
+  });
+
+  test('streams: concurrency', async () => {
+    const manager = await flowing('few'), streams = ['echo', 'echo', 'echo', 'sum', 'sum'].map(name => manager.stream(name));
+    for (const stream of streams) { stream.write(5); stream.send(FIN); } // is kept for those that wait
+    streams[4].send(CANCEL);
+    const ends = [];
+    for (let n = 0; n < 9; n += 1) ends.push((await manager.read()).filter((_, at) => at !== 2));
+    for (const { id } of streams.slice(0, 4)) {
+      assert.deepEqual(ends.filter(frame => frame[2] === id), [[DATA, 0, id, '5'], [RESP, 0, id, '']]);
+    }
+    assert.deepEqual(ends.filter(frame => frame[2] === streams[4].id), [[ERR, CANCELLED, streams[4].id, '']]);
+    await drained(manager);
+  });
+
+  test('streams: drain waits for their ends', async () => {
+    const manager = await flowing(), stream = manager.stream('echo'), sum = manager.stream('sum');
+    manager.send(DRAIN);
+    for (const value of [1, 2]) {
+      stream.write(value);
+      sum.write(value);
+      assert.deepEqual(await stream.read(), [DATA, 0, value]);
+    }
+    stream.send(FIN);
+    assert.deepEqual(await stream.read(), END);
+    await sum.send(FIN);
+    manager.output.end(); // means nothing now
+    assert.deepEqual([await sum.read(), await sum.read()], [[DATA, 0, 3], END]);
+    assert.deepEqual(await manager.read(), [BYE, 0, 0, 0, '']);
+    assert.equal((await manager.end())[0], 0);
+    const gone = await flowing();
+    gone.stream('echo');
+    await gone.silent();
+    gone.output.destroy();
+    assert.deepEqual(await gone.end(), [0, 'not ready yet\n']);
+  });
+
+  test('streams: a manager that does not look', async () => {
+    const most = { messages: 2 ** 31 - 1, bytes: 2 ** 31 - 1 }, manager = await flowing('streams', most);
+    const stream = manager.stream('pours'), counts = file();
+    manager.input.pause();
+    stream.write(counts);
+    await new Promise(resolve => setTimeout(resolve, 500));
+    assert(Number(fs.readFileSync(counts)) < 40); // all others wait in the handler
+    manager.input.resume();
+    for (let n = 0; n < 80; n += 1) assert.equal((await stream.read())[2].length, 100_000);
+    assert.deepEqual(await stream.read(), END);
+    await drained(manager);
   });
 
   test('FILE:FUNC', async () => {

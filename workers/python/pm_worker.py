@@ -9,7 +9,7 @@ stderr, stdin is empty, and no child inherits the link. Calls run one after the 
 and each answer is written before the next call starts. An exception answers its call and the worker lives on, but
 SystemExit and KeyboardInterrupt end it as they end any program. docs/PROTOCOL.md says what passes over the link.
 
-A worker of streams, calls with many messages both ways, runs each of them in a thread of its own:
+Streams are calls with many messages both ways. Each has its handler in a thread of its own:
 
     def echo(stream):
         for message in stream:
@@ -66,7 +66,7 @@ class _Worker:
         self.handler, self.role, self.codec, (self.decode, self.encode) = handler, role, codec, CODECS[codec]
         self.readers, self.partial, self.waiting = [_reader], bytearray(), collections.OrderedDict()
         self.max_frame, self.ready, self.draining, self.expires, self.held = MAX_FRAME, False, False, None, 0
-        self.streams, self.sending, self.window = {}, threading.Lock(), None  # see Stream; queries need no lock
+        self.streams, self.sending = {}, threading.Lock()  # for streams alone: queries need no lock
 
     def run(self, look=0):
         while self.waiting or self.streams or not self.draining:
@@ -74,7 +74,7 @@ class _Worker:
                 self.start(*self.waiting.popitem(last=False)[1])
             elif self.waiting and (self.held >= MAX_WAITING or not select.select(self.readers, [], [], 0)[0]):
                 look = time.monotonic() + LOOK
-            elif not (self.streams and self.draining) or self.readers[0] in select.select(self.readers, [], [])[0]:
+            elif self.waiting or not self.draining or _reader in select.select(self.readers, [], [])[0]:
                 self.receive()
         with self.sending:  # the last stream's answer goes first
             self.send(BYE)
@@ -128,7 +128,7 @@ class _Worker:
         if isinstance(self.handler, _Streams):
             self.handler, *self.window, most = self.handler
             ready.update(streams=dict(zip(("messages", "bytes"), self.window)), concurrency=most, ahead=most)
-            wake, self.wake = os.pipe()  # the last stream ends the wait for frames of a worker that drains
+            wake, self.wake = os.pipe()  # by it the last stream ends the wait for frames of a worker that drains
             self.readers, self.take = [_reader, wake], self.take_of_streams
         self.send(READY, payload=CODECS["json"][1](ready))
         self.ready = True
@@ -137,8 +137,8 @@ class _Worker:
         if kind in (DATA, CREDIT, FIN, RST, CANCEL):
             if stream := self.streams.get(id):
                 stream._take(kind, flags, payload)
-        elif kind == REQ or (kind == OPEN and id in self.streams):
-            _end(70, f"violation: {'a query came to a worker of streams' if kind == REQ else f'a second OPEN of {id}'}")
+        elif kind in (REQ, RECALL) or kind == OPEN and id in self.streams:
+            _end(70, f"violation: {'a second OPEN of a stream' if kind == OPEN else 'a query for a worker of streams'}")
         elif kind == OPEN:
             expires = remaining and time.monotonic() + decode_remaining(remaining) / 1000
             stream = self.streams[id] = Stream(self, id, payload.decode("utf-8", "replace"))
@@ -149,9 +149,15 @@ class _Worker:
         else:
             _Worker.take(self, kind, flags, remaining, id, payload)
 
-    def describe(self, error, trace, kind="error"):
-        """The payload of ERR."""
+    def fit(self, payload):
+        if 12 + len(payload) > self.max_frame:
+            raise ValueError(f"the result's frame has {12 + len(payload)} bytes; max_frame is {self.max_frame}")
+        return payload
+
+    def describe(self, error, kind="error", skip=True):
+        """The payload of ERR. `skip` takes from the trace the function of the kit that has caught the error."""
         most = min(MAX_TEXT, self.max_frame // 20)  # three texts, and a character has up to six bytes
+        trace = error.__traceback__.tb_next if skip and error.__traceback__ else error.__traceback__
         summary = traceback.TracebackException(type(error), error, trace)
         texts = {"kind": kind if isinstance(error, Exception) else "panic", "type": type(error).__name__}
         texts.update(message=str(summary)[:most], trace="".join(summary.format())[-most:])
@@ -162,13 +168,12 @@ class _Worker:
         try:
             value, kind = self.decode(payload), "error"
             result = self.handler(value)
-            output = self.encode(__import__("asyncio").run(result) if hasattr(result, "__await__") else result)
-            if 12 + len(output) > self.max_frame:
-                raise ValueError(f"the result's frame has {12 + len(output)} bytes; max_frame is {self.max_frame}")
+            result = __import__("asyncio").run(result) if hasattr(result, "__await__") else result
+            output = self.fit(self.encode(result))
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
-            self.send(ERR, id, self.describe(error, error.__traceback__.tb_next, kind))
+            self.send(ERR, id, self.describe(error, kind))
         else:
             self.send(RESP, id, output)
 
@@ -178,184 +183,154 @@ class StreamEnded(Exception):
 
 
 class PeerError(Exception):
-    """An error that the peer has sent in place of a message; the stream goes on, and so may a new loop over it."""
-
-    def __init__(self, texts):
-        super().__init__(texts.get("message", ""))
-        self.kind, self.type, self.trace = (texts.get(name, "") for name in ("kind", "type", "trace"))
+    """An error that the peer has sent in place of a message; its one argument is a dict, as in ERR."""
 
 
 class Stream:
-    """One stream, as its handler sees it: its messages are read by a loop over it, which waits for them, and ends when
-    the peer has ended its side or the stream is over. A message that cannot be decoded raises there, as an error of the
-    peer does (PeerError), and the next one can be read all the same. All methods may block, and be called from any
-    thread. `name` is what the manager calls the stream. `on_call`, a function, gets the calls among the messages, in
-    order with them and in the thread that reads; what it returns or raises is the reply. Without it a call is read like
-    a message, and left unanswered."""
+    """One stream, for its handler. A loop over it waits for messages until the peer has ended its side, or the stream
+    is over. An error of the peer (PeerError) and a message that cannot be decoded raise there, and the next loop goes
+    on behind them. `name` is what the manager calls the stream. `on_call`, a function, gets the calls among the
+    messages, in order with them and in the thread that reads, and its result or exception is the reply. Without it a
+    call is a message, and left unanswered. `cancelled` says that nobody waits for this stream any more: then loops end
+    and writes raise, and the handler should return. The methods may block, and any thread may call them."""
 
-    on_call = None
+    on_call, cancelled = None, False
+    _closed = _fault = None  # why nothing more is written; what the manager did wrong
+    _over = _stopped = _peer_ended = False
 
     def __init__(self, worker, id, name):
-        self.name, self._worker, self._id, self._inbox = name, worker, id, queue.SimpleQueue()  # None: nothing follows
-        self._lock = threading.Lock()  # held shortly, by the thread that reads the link too. The worker's comes first
-        self._changed = threading.Condition(self._lock)  # for writers that wait
-        self._credit, self._allowance, self._taken = [*worker.credit], [*worker.window], [0, 0]  # messages and bytes
-        self._finished = self._peer_finished = self._stopped = self._peer_stopped = self._over = False
-        self._cancelled, self._fault = False, None
+        self.name, self._worker, self._id = name, worker, id
+        self._inbox, self._changed = queue.SimpleQueue(), threading.Condition()  # the worker's lock comes before this
+        self._credit, self._allowance, self._taken = worker.credit, worker.window, (0, 0)  # messages and bytes
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        while True:
-            item = self._inbox.get()
-            if item is None or self._over or self._stopped:
-                self._inbox.put(None)  # for whoever reads next
-                raise StopIteration
+        while (item := self._inbox.get()) and not (self._over or self._stopped):
             flags, payload, error = item
-            self._grant(len(payload))
+            with self._changed:
+                self._taken = taken = _sum(self._taken, (1, len(payload)))
+                is_half = any(2 * count >= whole for count, whole in zip(taken, self._worker.window))
+                if grants := is_half and not self._peer_ended:
+                    self._allowance, self._taken = _sum(self._allowance, taken), (0, 0)
+            if grants:
+                self._post(CREDIT, _CREDIT.pack(*taken))
             if error:
                 raise error
-            if flags & CALL:
-                number, payload = payload[:8], payload[8:]
-                self._reply(number, payload)
-                if self.on_call:
-                    continue
-            return self._worker.decode(payload)
-
-    @property
-    def cancelled(self):
-        """Whether nobody waits for this stream any more. Then loops end and writes raise; the handler should return."""
-        return self._cancelled
+            if not flags & CALL:
+                return self._worker.decode(payload)
+            self._reply(payload[:8], payload[8:])
+            if not self.on_call:
+                return self._worker.decode(payload[8:])
+        self._inbox.put(None)  # for whoever reads next
+        raise StopIteration
 
     def write(self, value):
-        """Sends a message, as soon as the peer has room for it. StreamEnded says that it never will."""
-        self._send(self._pack(value))
+        """Sends a message once the peer has room for it; raises StreamEnded where it never will."""
+        self._send(self._worker.fit(self._worker.encode(value)))
 
     def error(self, error):
-        """Sends an exception as an error after which the stream goes on; otherwise like `write`."""
-        self._send(self._worker.describe(error, error.__traceback__), ERROR)
+        """The same with an exception, after which the stream goes on."""
+        self._send(self._worker.describe(error, skip=False), ERROR)
 
     def end(self):
-        """Says that nothing more is written. Messages still come."""
-        self._tell(FIN, "_finished", lambda: self._finished or self._over)
+        """Says that this side writes nothing more. It can still read."""
+        with self._worker.sending:
+            if not self._closed:
+                self._close("this side has ended", False)
+                self._post(FIN)
 
     def stop(self):
-        """Says that nothing more is read, and drops what came. Messages can still be written."""
-        self._tell(RST, "_stopped", lambda: self._stopped or self._peer_finished or self._over)
-        with contextlib.suppress(queue.Empty, StreamEnded):
-            while True:
-                item = self._inbox.get_nowait()
-                if item and item[0] & CALL:
-                    self._send(item[1][:8], REPLY | ERROR)
+        """Says that this side reads nothing more, and drops what came. It can still write."""
+        with self._worker.sending:
+            known, self._stopped = self._stopped or self._peer_ended or self._over, True
+            known or self._post(RST)
+        while not self._inbox.empty():
+            if (item := self._inbox.get()) and item[0] & CALL:
+                self._reply(item[1][:8])
         self._inbox.put(None)
 
-    def _tell(self, kind, mark, is_known):
-        with self._worker.sending:
-            with self._lock:
-                known = is_known()
-                setattr(self, mark, True)
-                self._changed.notify_all()
-            known or self._post(kind)
-
-    def _pack(self, value, number=b""):
-        payload = number + self._worker.encode(value)
-        if 12 + len(payload) > self._worker.max_frame:
-            size = f"{12 + len(payload)} bytes; max_frame is {self._worker.max_frame}"
-            raise ValueError(f"the message's frame has {size}")
-        return payload
-
-    def _why_closed(self):
-        if self._over:
-            return self._fault or "it was cancelled" if self._cancelled or self._fault else "its handler has ended"
-        return "this side has ended" if self._finished else "the peer reads no more" if self._peer_stopped else None
+    def _reply(self, number, payload=None):
+        flags, output, kind = REPLY | ERROR, number, "decode"
+        try:
+            if self.on_call and payload is not None:
+                value, kind = self._worker.decode(payload), "error"
+                output, flags = self._worker.fit(number + self._worker.encode(self.on_call(value))), REPLY
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            output = number + self._worker.describe(error, kind)
+        with contextlib.suppress(StreamEnded):  # nobody waits for it then
+            self._send(output, flags)
 
     def _send(self, payload, flags=0):
+        cost = (0, 0) if flags & REPLY else (-1, -len(payload))  # whoever has made a call has room for the reply
         while True:
-            with self._worker.sending:  # until it is sent: no message may come behind FIN, or the answer
-                with self._lock:
-                    if why := self._why_closed():
-                        raise StreamEnded(f"nothing can be written to the stream: {why}")
-                    goes = flags & REPLY or min(self._credit) > 0  # whoever has made a call has room for the reply
-                    if goes and not flags & REPLY:
-                        self._credit = [self._credit[0] - 1, self._credit[1] - len(payload)]
+            with self._worker.sending:  # until it is sent: nothing may come behind FIN, or the answer
+                with self._changed:
+                    if self._closed:
+                        raise StreamEnded(f"nothing more can be written to this stream: {self._closed}")
+                    if goes := flags & REPLY or min(self._credit) > 0:
+                        self._credit = _sum(self._credit, cost)
                 if goes:
                     return self._post(DATA, payload, flags)
             with self._changed:
-                self._changed.wait_for(lambda: self._why_closed() or min(self._credit) > 0)
+                self._changed.wait_for(lambda: self._closed or min(self._credit) > 0)
 
     def _post(self, kind, payload=b"", flags=0):
         try:
             self._worker.send(kind, self._id, payload, flags)
         except OSError:  # of the link: the manager is gone
-            _leave(SystemExit(0))
+            _leave(SystemExit())
 
-    def _grant(self, size):
-        """A message of this size was taken: the peer may send as much again, which it hears at half of the window."""
-        with self._lock:
-            self._taken = taken = [self._taken[0] + 1, self._taken[1] + size]
-            few = all(2 * count < whole for count, whole in zip(taken, self._worker.window))
-            if few or self._peer_finished or self._over:
-                return
-            self._allowance, self._taken = [a + b for a, b in zip(self._allowance, taken)], [0, 0]
-        self._post(CREDIT, _CREDIT.pack(*taken))
-
-    def _reply(self, number, payload):
-        flags, output, kind = REPLY, number, "decode"
-        try:
-            if not self.on_call:
-                flags = REPLY | ERROR
-            else:
-                value, kind = self._worker.decode(payload), "error"
-                output = self._pack(self.on_call(value), number)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            flags, output = REPLY | ERROR, number + self._worker.describe(error, error.__traceback__.tb_next, kind)
-        with contextlib.suppress(StreamEnded):  # then nobody waits for it
-            self._send(output, flags)
+    def _close(self, why, over=True):
+        with self._changed:
+            self._closed, self._over = self._closed or why, self._over or over
+            self._changed.notify_all()
+        over and self._inbox.put(None)
 
     def _take(self, kind, flags, payload):
-        """A frame of the manager, in the thread that reads the link."""
-        with self._lock:
-            fault = None
-            if kind == CANCEL:
-                self._cancelled = self._over = True
-            elif self._over:
-                return
-            elif kind == DATA and flags & REPLY:  # to a call that nobody here made
-                fault = "a reply without its number" if len(payload) < 8 else None
-            elif kind in (DATA, FIN) and self._peer_finished:
-                fault = "something after its end"
-            elif kind == DATA and min(self._allowance) <= 0:
-                fault = "a message for which it had no credit"
-            elif kind == DATA:
-                self._allowance = [self._allowance[0] - 1, self._allowance[1] - len(payload)]
-                fault = None if self._stopped else self._keep(flags, payload)
-            elif kind == CREDIT and len(payload) != 8:
-                fault = "credit that cannot be read"
-            elif kind == CREDIT:
-                self._credit = [had + more for had, more in zip(self._credit, _CREDIT.unpack(payload))]
-                fault = "more credit than the 2^31 - 1 that there can be" if max(self._credit) > MAX_CREDIT else None
-            self._peer_finished |= kind == FIN
-            self._peer_stopped |= kind == RST
-            if fault:
-                self._over, self._fault = True, f"the manager has sent {fault}"
-            if self._over or kind == FIN:
-                self._inbox.put(None)
-            if kind != DATA or fault:
-                self._changed.notify_all()
+        """Takes a frame, in the thread that reads the link. What breaks the rules ends this stream."""
+        unread = None
+        with self._changed:
+            try:
+                if kind == CANCEL:
+                    self.cancelled = True
+                    self._close("it was cancelled")
+                elif not self._over:
+                    unread = self._heed(kind, flags, payload)
+            except (TypeError, ValueError, RecursionError, struct.error) as error:
+                self._fault = StreamEnded(f"the manager broke the rules of streams: {error}")
+                self._close(str(self._fault))
+        unread and self._reply(unread)
 
-    def _keep(self, flags, payload):
-        error = None
-        try:
-            if flags & ERROR:
-                error = PeerError(CODECS["json"][0](payload))
-        except (AttributeError, ValueError, RecursionError):
-            return "an error that cannot be read"
-        if flags & CALL and not error and len(payload) < 8:
-            return "a call without its number"
-        self._inbox.put((flags, payload, error))
+    def _heed(self, kind, flags, payload):
+        if kind == RST:
+            self._close("the peer reads no more", False)
+        elif kind == CREDIT:
+            self._credit = _sum(self._credit, _CREDIT.unpack(payload))
+            if max(self._credit) > MAX_CREDIT:
+                raise ValueError("more credit than the 2^31 - 1 that there can be")
+            self._changed.notify_all()
+        elif kind == DATA and flags & (CALL | REPLY) and len(payload) < 8:
+            raise ValueError("a call or reply without its number")
+        elif kind == DATA and flags & REPLY:
+            pass  # to a call that nobody here has made
+        elif self._peer_ended:
+            raise ValueError("something after its end")
+        elif kind == FIN:
+            self._peer_ended = True
+            self._inbox.put(None)
+        elif min(self._allowance) <= 0:
+            raise ValueError("a message for which there was no credit")
+        else:
+            self._allowance = _sum(self._allowance, (-1, -len(payload)))
+            error = PeerError(dict(CODECS["json"][0](payload))) if flags & ERROR else None
+            if not self._stopped:
+                self._inbox.put((flags, payload, error))
+            elif flags & CALL:  # whoever made it cannot know yet that nobody reads
+                return payload[:8]
 
     def _run(self, handler, expires):
         _local.expires = expires
@@ -363,28 +338,19 @@ class Stream:
             result = handler(self)
             if hasattr(result, "__await__"):
                 __import__("asyncio").run(result)
-        except (SystemExit, KeyboardInterrupt) as error:
-            _leave(error)
+        except (SystemExit, KeyboardInterrupt) as end:
+            _leave(end)
         except BaseException as error:
             self._answer(error)
         else:
             self._answer()
 
     def _answer(self, error=None):
-        if error := StreamEnded(self._fault) if self._fault else error:
-            output = self._worker.describe(error, error.__traceback__ and error.__traceback__.tb_next)
+        kind, payload = (ERR, self._worker.describe(self._fault or error)) if self._fault or error else (RESP, b"")
         with self._worker.sending:
-            with self._changed:
-                self._over = True
-                self._changed.notify_all()
-            self._inbox.put(None)
-            del self._worker.streams[self._id]  # before the manager hears of the end: from then on the id is free
-            if self._cancelled:
-                self._post(ERR, flags=CANCELLED)
-            elif error:
-                self._post(ERR, output)
-            else:
-                self._post(RESP)
+            self._close("its handler has ended")
+            del self._worker.streams[self._id]
+            self._post(ERR, b"", CANCELLED) if self.cancelled else self._post(kind, payload)
         if self._worker.draining and not self._worker.streams:
             os.write(self._worker.wake, b"\0")
 
@@ -393,16 +359,16 @@ _Streams = collections.namedtuple("_Streams", "handler messages bytes at_once")
 
 
 def streams(handler, messages=256, bytes=262144, at_once=1000):
-    """Makes `handler`, a function of one Stream, a role of streams for `serve`: each runs in a daemon thread of its own,
-    `at_once` of them at most, and holds up to `messages` and `bytes` that were not read. Its return ends the stream. An
-    `async def` handler is run by asyncio.run in that thread; the stream's methods are the same, and block."""
+    """Makes of `handler`, a function of one Stream, what `serve` takes for a role of streams: `at_once` of them run at
+    the same time, each in a daemon thread of its own, and hold up to `messages` and `bytes` unread. Its return ends the
+    stream. asyncio.run runs an `async def` handler in that thread, where the stream's methods block all the same."""
     return _Streams(handler, messages, bytes, at_once)
 
 
 def serve(handler, *, role=None, codec="json"):
-    """Answers calls with `handler`, a function of one value or a dict of them by role, until the manager drains this
-    worker or is gone; then exits with code 0. The codec "bytes" passes bytes; `role` overrules the manager's. What
-    `streams` returns takes the place of a function where the calls are streams."""
+    """Answers calls with `handler`, a function of one value (or `streams` of one) or a dict of them by role, until the
+    manager drains this worker or is gone; then exits with code 0. The codec "bytes" passes bytes; `role` overrules the
+    manager's."""
     global _worker
     if _reader is None:
         _end(64, "no manager started this worker: PM_LINK does not say where the link is")
@@ -410,9 +376,10 @@ def serve(handler, *, role=None, codec="json"):
     try:
         with contextlib.suppress(OSError):  # of the link: the manager is gone
             _worker.run()
-    finally:
-        if _worker.streams:
-            _leave(sys.exc_info()[1] or SystemExit(0))
+        _worker.streams and _leave(SystemExit())
+    except SystemExit as end:
+        _worker.streams and _leave(end)
+        raise
     _writer.raw.close()
     sys.exit(0)
 
@@ -451,16 +418,17 @@ def _end(code, text):
 
 
 def _leave(end):
-    """Ends the process at once, while handlers run in daemon threads: the interpreter's own end might trip over them."""
-    code = end.code or 0 if isinstance(end, SystemExit) else 130 if isinstance(end, KeyboardInterrupt) else 1
-    with contextlib.suppress(OSError, ValueError):  # of stderr, where prints went as well
-        if isinstance(end, SystemExit) and not isinstance(code, int):
-            print(code, file=sys.stderr)
-        elif not isinstance(end, SystemExit):
-            traceback.print_exception(type(end), end, end.__traceback__)
+    """Ends the process at once while handlers run in threads, over which the interpreter's own end might trip."""
+    code = getattr(end, "code", 130) or 0  # a KeyboardInterrupt has none
+    code = code if isinstance(code, int) else print(code, file=sys.stderr) or 1
+    with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(code & 0xFF if isinstance(code, int) else 1)
+    os._exit(code & 0xFF)
+
+
+def _sum(one, other):
+    return one[0] + other[0], one[1] + other[1]
 
 
 def _take_link():

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
@@ -117,6 +118,122 @@ def call(value):
     return HANDLERS[name](argument)
 
 
+def echo(stream):
+    for message in stream:
+        stream.write(message)
+
+
+async def echo_later(stream):
+    import asyncio
+
+    for message in stream:
+        await asyncio.sleep(0)
+        stream.write(message)
+
+
+def collect(stream):
+    stream.write([*stream])
+    stream.write([*stream])  # nothing follows the end
+
+
+def end(stream):
+    stream.end()
+    stream.end()
+    try:
+        stream.write("too late")
+    except kit.StreamEnded as error:
+        kit.notice(f"{error}")
+    kit.notice(json.dumps([*stream]))
+
+
+def count(stream):
+    for n in range(100):
+        stream.write(n)
+
+
+def calls(stream):
+    def answer(value):
+        return call(value)
+
+    stream.on_call = answer
+    echo(stream)
+
+
+def errors(stream):
+    while True:
+        try:
+            for message in stream:
+                stream.error(ValueError(message))
+            return
+        except (kit.PeerError, ValueError) as error:
+            stream.write(error.args[0] if isinstance(error, kit.PeerError) else "undecoded")
+
+
+def stop(stream):
+    next(stream)
+    time.sleep(0.05)  # a call lies there
+    stream.stop()
+    stream.stop()
+    stream.write([*stream])
+
+
+def until_the_end(stream):
+    with contextlib.suppress(kit.StreamEnded):
+        while True:
+            stream.write("more")
+    kit.notice(f"{stream.cancelled} {[*stream]}")
+
+
+def wait(stream):
+    for message in stream:
+        pass
+    time.sleep(0.05)
+    kit.notice(f"ends, {stream.cancelled}")
+
+
+def threads(stream):
+    """Four threads write at once; they have written all before the end."""
+    workers = [threading.Thread(target=lambda: [stream.write("x" * 50) for _ in range(100)]) for _ in range(4)]
+    [worker.start() for worker in workers]
+    [worker.join() for worker in workers]
+
+
+def print_and_wait(stream):
+    print("before the end", end="")
+    stream.write("printed")
+    for _ in stream:
+        pass
+    time.sleep(3600)
+
+
+STREAMS = {
+    "echo": echo,
+    "later": echo_later,
+    "collect": collect,
+    "end": end,
+    "count": count,
+    "calls": calls,
+    "errors": errors,
+    "stop": stop,
+    "until the end": until_the_end,
+    "wait": wait,
+    "sleepy": lambda stream: time.sleep(0.1) or [*stream],  # looks only after the manager has done its worst
+    "threads": threads,
+    "print and wait": print_and_wait,
+    "fail": lambda stream: fail("oh"),
+    "panic": lambda stream: panic("oh"),
+    "exit": lambda stream: sys.exit("that is all"),
+    "name": lambda stream: stream.write(stream.name),
+    "notice": lambda stream: [kit.notice(message) for message in stream],
+    "deadline": lambda stream: stream.write(kit.deadline()),
+    "long": lambda stream: [stream.write("x" * n) for n in stream],
+}
+
+
+def talk(stream):
+    return STREAMS.get(stream.name, STREAMS["name"])(stream)
+
+
 def work():
     kit.notice("not ready yet")
     mode = sys.argv[1]
@@ -124,6 +241,10 @@ def work():
         kit.serve({"call": call, "length": len})
     elif mode == "bytes":
         kit.serve(lambda payload: payload[::-1] or 5, codec="bytes")
+    elif mode == "streams":
+        kit.serve({"call": call, "talk": kit.streams(talk, 8, 1000), "default": kit.streams(talk, at_once=3)})
+    elif mode == "bytes of streams":
+        kit.serve(kit.streams(echo), codec="bytes")
     else:
         kit.serve(call, role="named" if mode == "named" else None)
 
@@ -181,10 +302,43 @@ class Manager:
         assert kind == kit.READY, (kind, payload)
         return json.loads(payload)
 
+    def answer_of_any(self, id):
+        """The kind of the answer to this call, after other frames of it."""
+        while (frame := self.read())[0] not in (kit.RESP, kit.ERR) or frame[3] != id:
+            assert frame[3] == id, frame
+        return frame[0]
+
     def request(self, *value, remaining=0):
         self.next += 1
         self.send(kit.REQ, self.next, json.dumps(value).encode(), remaining=remaining)
         return self.next
+
+    def open(self, name="echo", remaining=0):
+        self.next += 1
+        self.send(kit.OPEN, self.next, name.encode(), remaining=remaining)
+        return self.next
+
+    def data(self, id, value, flags=0, number=None):
+        before = b"" if number is None else number.to_bytes(8, "big")
+        self.send(kit.DATA, id, before + json.dumps(value).encode(), flags)
+
+    def credit(self, id, messages, bytes):
+        self.send(kit.CREDIT, id, messages.to_bytes(4, "big") + bytes.to_bytes(4, "big"))
+
+    def message(self, id, flags=0):
+        """The value of the next frame, a message of this stream; for a reply (number, value)."""
+        kind, flags_, _, of, payload = self.read()
+        assert (kind, flags_, of) == (kit.DATA, flags, id), (kind, flags_, of, payload)
+        if flags & kit.REPLY:
+            return int.from_bytes(payload[:8], "big"), json.loads(payload[8:]) if payload[8:] else None
+        return json.loads(payload)
+
+    def silent(self):
+        """Whether nothing comes."""
+        time.sleep(0.05)
+        self.send(kit.PING, payload=b"silence")
+        frame = self.read()
+        return frame == (kit.PONG, 0, 0, 0, b"silence") or frame
 
     def read(self):
         """The next frame; None at the end."""
@@ -560,6 +714,391 @@ class Conversations:
         self.assertIsNone(manager.ask("deadline", 0))
         self.drained(manager)
 
+    WINDOW = {"messages": 100, "bytes": 10_000}  # of the manager
+
+    def streams(self, role="talk", **window):
+        manager = self.start("streams")
+        manager.hello(role=role, streams={**self.WINDOW, **window})
+        return manager
+
+    def ended(self, id):
+        return (kit.RESP, 0, 0, id, b"")
+
+    def finish(self, manager, id):
+        """Ends the manager's side, and checks that the stream's end is all that comes."""
+        manager.send(kit.FIN, id)
+        self.assertEqual(manager.read(), self.ended(id))
+
+    def echoes(self, manager, id, times=20):
+        for n in range(times):
+            manager.data(id, n)
+            while (frame := manager.read())[0] == kit.CREDIT:
+                self.assertEqual(frame[3], id)
+            self.assertEqual(frame, (kit.DATA, 0, 0, id, str(n).encode()))
+            manager.credit(id, 1, len(frame[4]))
+
+    def test_streams_handshake(self):
+        ready = {"version": 1, "codec": "json", "role": "talk", "concurrency": 1000, "ahead": 1000}
+        window = {"streams": {"messages": 8, "bytes": 1000}}
+        self.assertEqual(self.start("streams").hello(role="talk", streams=self.WINDOW), {**ready, **window})
+        self.assertEqual(self.start("streams").hello(role="talk"), {**ready, **window})
+        window, few = {"streams": {"messages": 256, "bytes": 262144}}, {"concurrency": 3, "ahead": 3}
+        ready["role"] = "default"
+        self.assertEqual(self.start("streams").hello(role="default", streams=self.WINDOW), {**ready, **few, **window})
+        manager = self.start("streams")  # queries where streams are wanted: the manager reports it
+        ready.update(role="call", concurrency=1, ahead=1)
+        self.assertEqual(manager.hello(role="call", streams=self.WINDOW), ready)
+        self.assertEqual(manager.ask("echo", 1), 1)
+        self.drained(manager)
+        for streams in (5, [1], {"messages": 1}, {"messages": "x", "bytes": 1}):
+            manager = self.start("streams")
+            manager.send(kit.HELLO, payload=json.dumps({"version": 1, "role": "talk", "streams": streams}).encode())
+            self.assertEqual(self.violated(manager)[0], 70)
+
+    def test_stream_echo(self):
+        manager = self.streams()
+        for name in ("echo", "later"):
+            id = manager.open(name)
+            self.echoes(manager, id)
+            self.finish(manager, id)
+        id = manager.open("name ✓")
+        self.assertEqual(manager.message(id), "name ✓")
+        self.assertEqual(manager.read(), self.ended(id))
+        for kind in (kit.DATA, kit.FIN, kit.RST, kit.CREDIT, kit.CANCEL):
+            manager.send(kind, id, b"x")  # it has ended
+            manager.send(kind, 12345, b"x", kit.CRITICAL)  # and this never was
+        id = manager.open("deadline", remaining=20190)
+        self.assertTrue(800 < manager.message(id) <= 900.096)
+        self.assertEqual(manager.read(), self.ended(id))
+        id = manager.open("deadline")
+        self.assertIsNone(manager.message(id))
+        self.assertEqual(manager.read(), self.ended(id))
+        self.drained(manager)
+
+    def test_stream_of_bytes(self):
+        manager = self.start("bytes of streams")
+        manager.hello(codec="bytes", streams=self.WINDOW)
+        id = manager.open()
+        for payload in (b"", b"\x00\xff", b"x" * 5000):
+            manager.send(kit.DATA, id, payload)
+            self.assertEqual(manager.read(), (kit.DATA, 0, 0, id, payload))
+        self.finish(manager, id)
+        self.drained(manager)
+
+    def test_stream_half_close(self):
+        manager = self.streams()
+        id = manager.open("collect")
+        manager.data(id, 1)
+        manager.data(id, 2)
+        manager.send(kit.FIN, id)
+        self.assertEqual(manager.message(id), [1, 2])
+        self.assertEqual(manager.message(id), [])
+        self.assertEqual(manager.read(), self.ended(id))
+        id = manager.open("end")
+        self.assertEqual(manager.read(), (kit.FIN, 0, 0, id, b""))
+        self.assertIn("this side has ended", manager.read()[4].decode())
+        manager.data(id, 3)
+        manager.send(kit.FIN, id)
+        self.assertEqual(manager.read(), (kit.NOTICE, 0, 0, 0, b"[3]"))
+        self.assertEqual(manager.read(), self.ended(id))
+        self.drained(manager)
+
+    def test_stream_credit_of_the_manager(self):
+        manager = self.streams(messages=2)
+        id, other = manager.open("count"), manager.open("echo")
+        self.assertEqual([manager.message(id), manager.message(id)], [0, 1])
+        self.echoes(manager, other, 2)  # has its own
+        self.assertIs(manager.silent(), True)
+        manager.credit(id, 3, 0)
+        self.assertEqual([manager.message(id) for _ in range(3)], [2, 3, 4])
+        self.assertIs(manager.silent(), True)
+        manager.credit(id, 1000, 0)
+        self.assertEqual([manager.message(id) for _ in range(95)], [*range(5, 100)])
+        self.assertEqual(manager.read(), self.ended(id))
+        self.finish(manager, other)
+        manager = self.streams(bytes=10)
+        id = manager.open("long")
+        for n in (1, 500, 1):
+            manager.data(id, n)
+        self.assertEqual([len(manager.message(id)) for _ in range(2)], [1, 500])  # 7 bytes were left, and -495 are now
+        manager.credit(id, 0, 495)
+        self.assertIs(manager.silent(), True)
+        manager.credit(id, 0, 1)
+        self.assertEqual(manager.message(id), "x")
+        self.finish(manager, id)
+        self.drained(manager)
+
+    def test_stream_credit_of_the_worker(self):
+        manager = self.streams()
+        id, granted = manager.open(), (4).to_bytes(4, "big") + (6).to_bytes(4, "big")
+        for value in (1, 2, 3):
+            manager.data(id, value)
+            self.assertEqual(manager.message(id), value)
+        manager.data(id, "x")  # the fourth of eight
+        self.assertEqual(manager.read(), (kit.CREDIT, 0, 0, id, granted))
+        self.assertEqual(manager.message(id), "x")
+        manager.data(id, "x" * 497)
+        self.assertEqual(len(manager.message(id)), 497)
+        manager.data(id, 1)  # the five hundredth byte of a thousand
+        self.assertEqual(manager.read()[4], (2).to_bytes(4, "big") + (500).to_bytes(4, "big"))
+        self.assertEqual(manager.message(id), 1)
+        manager.data(id, "x" * 5000)  # one message passes whatever its size
+        self.assertEqual(manager.read()[4], (1).to_bytes(4, "big") + (5002).to_bytes(4, "big"))
+        self.assertEqual(len(manager.message(id)), 5000)
+        self.finish(manager, id)
+        id = manager.open("wait")
+        for _ in range(3):
+            manager.data(id, 0)
+        manager.send(kit.FIN, id)  # who has ended needs no credit
+        self.assertEqual(manager.read()[0], kit.NOTICE)
+        self.assertEqual(manager.read(), self.ended(id))
+        self.drained(manager)
+
+    def test_stream_calls(self):
+        manager = self.streams(messages=1)
+        id = manager.open("calls")
+        manager.data(id, ["echo", 5], kit.CALL, 2**64 - 1)
+        self.assertEqual(manager.message(id, kit.REPLY), (2**64 - 1, 5))
+        manager.data(id, "message")
+        manager.data(id, ["fail", "oh"], kit.CALL, 7)
+        self.assertEqual(manager.message(id), "message")  # spends all credit; a reply spends none
+        number, error = manager.message(id, kit.REPLY | kit.ERROR)
+        self.assertRegex(error.pop("trace"), r"(?s)^Traceback .*in answer.*ValueError: oh\n$")
+        self.assertEqual((number, error), (7, {"kind": "error", "type": "ValueError", "message": "oh"}))
+        for name, argument, kind, type in [("panic", "", "panic", "Panic"), ("nan", 0, "error", "ValueError")]:
+            manager.data(id, [name, argument], kit.CALL, 8)
+            frames = [manager.read()]
+            frames += [manager.read()] if frames[0][0] == kit.CREDIT else []
+            self.assertEqual(frames[-1][:2], (kit.DATA, kit.REPLY | kit.ERROR))
+            error = json.loads(frames[-1][4][8:])
+            self.assertEqual((error["kind"], error["type"]), (kind, type))
+        manager.send(kit.DATA, id, bytes(8) + b"{", kit.CALL)
+        self.assertEqual(manager.message(id, kit.REPLY | kit.ERROR)[1]["kind"], "decode")
+        manager.send(kit.DATA, id, bytes(8), kit.REPLY)  # nobody asked
+        self.finish(manager, id)
+        id = manager.open("collect")  # has no on_call
+        manager.data(id, 1)
+        manager.data(id, 2, kit.CALL, 9)
+        self.assertEqual(manager.message(id, kit.REPLY | kit.ERROR), (9, None))
+        manager.send(kit.FIN, id)
+        self.assertEqual(manager.message(id), [1, 2])
+        manager.credit(id, 1, 0)
+        self.assertEqual(manager.message(id), [])
+        self.assertEqual(manager.read(), self.ended(id))
+        self.drained(manager)
+
+    def test_stream_errors(self):
+        manager = self.streams(messages=1)
+        id = manager.open("errors")
+        manager.data(id, "oh")
+        error = {"kind": "error", "type": "ValueError", "message": "oh", "trace": "ValueError: oh\n"}
+        self.assertEqual(manager.message(id, kit.ERROR), error)
+        manager.data(id, {"message": "ah", "more": []}, kit.ERROR)
+        self.assertIs(manager.silent(), True)  # errors need credit
+        manager.credit(id, 10, 0)
+        self.assertEqual(manager.message(id), {"message": "ah", "more": []})
+        manager.send(kit.DATA, id, b"{")
+        self.assertEqual(manager.message(id), "undecoded")
+        self.finish(manager, id)
+        for name, kind, type in [("fail", "error", "ValueError"), ("panic", "panic", "Panic")]:
+            kind_, error = manager.answer(manager.open(name))
+            self.assertEqual((kind_, error["kind"], error["type"], error["message"]), (kit.ERR, kind, type, "oh"))
+            self.assertRegex(error["trace"], r'(?s)^Traceback .*test_pm_worker.py", line \d+, in .*oh\n$')
+            self.assertNotIn("pm_worker.py\", line", error["trace"].replace("test_pm_worker.py", ""))
+        id = manager.open("echo")
+        manager.send(kit.DATA, id, b"{")
+        self.assertEqual(manager.answer(id)[1]["type"], "JSONDecodeError")
+        self.drained(manager)
+
+    def test_stream_max_frame(self):
+        manager, most = self.start("streams"), 70_000
+        manager.hello(role="talk", streams={"messages": 9, "bytes": 200_000}, max_frame=most)
+        id = manager.open("long")
+        manager.data(id, most - 14)
+        self.assertEqual(len(manager.message(id)), most - 14)
+        manager.data(id, most - 13)
+        error = manager.answer(id)[1]
+        self.assertIn(str(most + 1), error["message"])
+        self.drained(manager)
+
+    def test_stream_cancel(self):
+        manager = self.streams(messages=1)
+        cancelled = lambda id: (kit.ERR, kit.CANCELLED, 0, id, b"")  # noqa: E731
+        id = manager.open("until the end")
+        self.assertEqual(manager.message(id), "more")
+        manager.data(id, "unread")
+        self.assertIs(manager.silent(), True)  # it waits to write
+        manager.send(kit.CANCEL, id)
+        self.assertEqual(manager.read(), (kit.NOTICE, 0, 0, 0, b"True []"))
+        self.assertEqual(manager.read(), cancelled(id))
+        id = manager.open("wait")
+        self.assertIs(manager.silent(), True)  # it waits to read
+        manager.send(kit.CANCEL, id)
+        manager.send(kit.CANCEL, id)
+        manager.data(id, "late")
+        self.assertEqual(manager.read(), (kit.NOTICE, 0, 0, 0, b"ends, True"))
+        self.assertEqual(manager.read(), cancelled(id))
+        self.drained(manager)
+
+    def test_stream_stop(self):
+        manager = self.streams()
+        id = manager.open("stop")
+        manager.data(id, 1)
+        manager.data(id, 2, kit.CALL, 3)
+        self.assertEqual(manager.read(), (kit.RST, 0, 0, id, b""))
+        self.assertEqual(manager.message(id, kit.REPLY | kit.ERROR), (3, None))
+        self.assertEqual(manager.message(id), [])
+        self.assertEqual(manager.read(), self.ended(id))
+        id = manager.open("until the end")
+        for _ in range(self.WINDOW["messages"]):
+            manager.message(id)
+        manager.send(kit.RST, id)  # the manager's: writes fail, reads go on
+        manager.data(id, 4)
+        self.assertIs(manager.silent(), True)
+        manager.send(kit.FIN, id)
+        self.assertEqual(manager.read(), (kit.NOTICE, 0, 0, 0, b"False [4]"))
+        self.assertEqual(manager.read(), self.ended(id))
+        self.drained(manager)
+
+    def test_stream_faults(self):
+        manager = self.streams()
+        other = manager.open("echo")
+        for name, *frames in [
+            ("no credit", *[(kit.DATA, b"1")] * 9),
+            ("no credit", *[(kit.DATA, b"")] * 9),
+            ("no credit", (kit.DATA, b'"%s"' % (b"x" * 1000)), (kit.DATA, b"1")),
+            ("after its end", (kit.FIN,), (kit.DATA, b"1")),
+            ("after its end", (kit.FIN,), (kit.FIN,)),
+            ("more credit", (kit.CREDIT, b"\xff" * 8)),
+            ("more credit", *[(kit.CREDIT, b"\x40" + bytes(7))] * 2),
+            ("more credit", *[(kit.CREDIT, bytes(4) + b"\x40" + bytes(3))] * 2),
+            ("8 bytes", (kit.CREDIT, b"1234567")),
+            ("8 bytes", (kit.CREDIT, b"123456789")),
+            ("number", (kit.DATA, b"1234567", kit.CALL)),
+            ("number", (kit.DATA, b"1234567", kit.REPLY)),
+            ("rules", (kit.DATA, b"oh", kit.ERROR)),
+            ("rules", (kit.DATA, b"5", kit.ERROR)),
+            ("rules", (kit.DATA, b"\xff", kit.ERROR)),
+            ("rules", (kit.DATA, b"[" * 100_000, kit.ERROR)),
+        ]:
+            with self.subTest((name, frames[0])):
+                id = manager.open("sleepy")
+                for kind, *rest in frames:
+                    manager.send(kind, id, *rest)
+                kind, error = manager.answer(id)
+                self.assertEqual((kind, error["kind"], error["type"]), (kit.ERR, "error", "StreamEnded"))
+                self.assertIn(name, error["message"])
+                self.echoes(manager, other)
+        id = manager.open("sleepy")
+        manager.send(kit.FIN, id, flags=0x70)  # unknown flags
+        manager.send(kit.RST, id)
+        manager.send(kit.RST, id)
+        self.assertEqual(manager.answer_of_any(id), kit.RESP)
+        id = manager.open("sleepy")  # a fault that is cancelled, as the manager does it
+        manager.send(kit.CREDIT, id)
+        manager.send(kit.CANCEL, id)
+        self.assertEqual(manager.read(), (kit.ERR, kit.CANCELLED, 0, id, b""))
+        self.finish(manager, other)
+        self.drained(manager)
+
+    def test_stream_violations(self):
+        for role, kind, id in [("talk", kit.OPEN, 2), ("talk", kit.REQ, 3), ("talk", 99, 0), ("call", kit.OPEN, 1)]:
+            manager = self.streams(role)
+            if role == "talk":
+                manager.open()
+            manager.send(kind, id, b"echo", kit.CRITICAL)
+            code, stderr = self.violated(manager)
+            self.assertEqual(code, 70)
+            self.assertIn("violation", stderr)
+        manager = self.streams("call")
+        for kind in (kit.CREDIT, kit.OPEN, kit.DATA, kit.FIN, kit.RST):
+            manager.send(kind, 1, b"echo")
+        self.assertEqual(manager.ask("echo", 1), 1)
+        self.drained(manager)
+
+    def test_streams_at_once(self):
+        manager = self.streams()
+        ids = [manager.open() for _ in range(200)]
+        for n in range(20):
+            for id in ids:
+                manager.data(id, [id, n])
+            came = {}
+            while len(came) < len(ids):
+                kind, _, _, id, payload = manager.read()
+                if kind == kit.DATA:
+                    came[id] = json.loads(payload)
+            self.assertEqual(came, {id: [id, n] for id in ids})
+        for id in ids:
+            manager.send(kit.FIN, id)
+        left = {*ids}
+        while left:
+            kind, _, _, id, _ = manager.read()
+            if kind != kit.CREDIT:
+                self.assertEqual(kind, kit.RESP)
+                left.remove(id)
+        self.drained(manager)
+
+    def test_stream_of_many_threads(self):
+        manager = self.streams(messages=10_000, bytes=100_000)
+        id = manager.open("threads")
+        for _ in range(400):
+            self.assertEqual(manager.message(id), "x" * 50)
+        self.assertEqual(manager.read(), self.ended(id))
+        self.drained(manager)
+
+    def test_stream_drain(self):
+        for hang_up in (False, True):
+            manager = self.streams()
+            ids = [manager.open(), manager.open()]
+            manager.send(kit.DRAIN)
+            for id in ids:
+                self.echoes(manager, id)
+                self.assertIs(manager.silent(), True)
+            self.finish(manager, ids[0])
+            self.echoes(manager, ids[1])
+            manager.send(kit.FIN, ids[1])
+            if hang_up and self.transport == "uds":
+                manager.link.shutdown(socket.SHUT_WR)  # end of file after DRAIN ends nothing
+            elif hang_up:
+                manager.process.stdin.close()
+            self.assertEqual(manager.read(), self.ended(ids[1]))
+            self.assertEqual(manager.read(), (kit.BYE, 0, 0, 0, b""))
+            self.assertIsNone(manager.read())
+            self.assertEqual(manager.end()[0], 0)
+
+    def test_stream_end_of_file(self):
+        manager = self.streams()
+        id = manager.open("print and wait")
+        self.assertEqual(manager.message(id), "printed")
+        manager.hang_up()
+        code, stderr = manager.end()
+        self.assertEqual((code, stderr.replace("not ready yet\n", "")), (0, "before the end"))
+        manager = self.streams(messages=10**6, bytes=10**9)
+        for _ in range(20):
+            manager.open("until the end")  # writes as much as it can
+        manager.read()
+        if self.transport == "stdio":
+            manager.process.stdout.close()
+        manager.hang_up()
+        code, stderr = manager.end()
+        self.assertEqual((code, stderr.replace("not ready yet\n", "")), (0, ""))
+
+    def test_stream_exit(self):
+        manager = self.streams()
+        manager.open("exit")
+        self.assertIsNone(manager.read())
+        code, stderr = manager.end()
+        self.assertEqual(code, 1)
+        self.assertIn("that is all", stderr)
+
+    def test_stream_notice(self):
+        manager = self.streams()
+        id = manager.open("notice")
+        manager.data(id, "3 rules ✓")
+        self.assertEqual(manager.read(), (kit.NOTICE, 0, 0, 0, "3 rules ✓".encode()))
+        self.finish(manager, id)
+        self.drained(manager)
+
     def test_exit(self):
         manager = self.ready()
         manager.request("exit", 3)
@@ -606,7 +1145,7 @@ class Outside(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1 and sys.argv[1] in ("plain", "roles", "named", "bytes"):
+    if len(sys.argv) > 1 and sys.argv[1] in ("plain", "roles", "named", "bytes", "streams", "bytes of streams"):
         work()
     faulthandler.dump_traceback_later(60, exit=True)  # a test that waits for ever is a failed test
     unittest.main()

@@ -29,6 +29,22 @@ pub(crate) trait Carrier: Send + Sync {
 
     /// Nobody here wants the stream with this id any more.
     fn cancel(&self, id: u64);
+
+    /// Whether a stream ends when its handler on this side returns.
+    fn has_handlers(&self) -> bool {
+        false
+    }
+}
+
+/// What a frame of the peer came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// It meant something.
+    Taken,
+    /// It means nothing any more.
+    Dropped,
+    /// The same, and the stream owes an answer to it: the carrier is to see to that.
+    Owes,
 }
 
 /// A link whose lock is held.
@@ -239,58 +255,69 @@ impl Flow {
         }
     }
 
-    /// Takes a frame of the peer. False where it means nothing any more.
+    /// Takes a frame of the peer.
     pub(crate) fn receive(
         &self,
         kind: Kind,
         flags: u8,
         payload: Lent<'_>,
         wakers: &mut Vec<Waker>,
-    ) -> Result<bool, Fault> {
+    ) -> Result<Received, Fault> {
         let mut guard = self.state();
         let state = &mut *guard;
+        let taken = |is_taken| if is_taken { Received::Taken } else { Received::Dropped };
         if kind == Kind::Data && flags & flag::REPLY != 0 {
-            return state.reply(flags, payload, wakers);
+            return state.reply(flags, payload, wakers).map(taken);
         }
-        let Some(stream) = &mut state.stream else { return Ok(false) };
+        let Some(stream) = &mut state.stream else { return Ok(Received::Dropped) };
         match kind {
             Kind::Data => {
-                if !stream.data(payload.len())? {
-                    return Ok(false);
+                let is_wanted = stream.data(payload.len())?;
+                if !is_wanted && stream.is_over() {
+                    return Ok(Received::Dropped);
                 }
                 let content = Content::of(flags, &payload).map_err(|fault| stream.fail(fault))?;
-                state.inbox.push(content, payload);
+                match content {
+                    // Whoever made the call cannot know that nobody reads it.
+                    Content::Call(number) if !is_wanted => {
+                        state.owed.unanswered.push(number);
+                        let is_known = std::mem::replace(&mut state.owed.is_known, true);
+                        return Ok(if is_known { Received::Dropped } else { Received::Owes });
+                    }
+                    _ if !is_wanted => return Ok(Received::Dropped),
+                    content => state.inbox.push(content, payload),
+                }
                 wakers.extend(state.reader.take());
-                Ok(true)
+                Ok(Received::Taken)
             }
             Kind::Fin => {
                 let finished = stream.peer_finished()?;
                 wakers.extend(state.reader.take());
                 wakers.extend(state.calls.values_mut().filter_map(|call| call.waker.take()));
-                Ok(finished)
+                Ok(taken(finished))
             }
             Kind::Rst => {
                 let stopped = stream.peer_stopped();
                 wakers.extend(state.writers.drain(..).map(|(_, waker)| waker));
-                Ok(stopped)
+                Ok(taken(stopped))
             }
             Kind::Credit => {
                 let grant = Grant::decode(&payload).ok_or(Fault::Malformed).map_err(|fault| stream.fail(fault))?;
                 if stream.granted(grant)? {
                     wakers.extend(state.writers.drain(..).map(|(_, waker)| waker));
                 }
-                Ok(true)
+                Ok(Received::Taken)
             }
-            _ => Ok(false),
+            _ => Ok(Received::Dropped),
         }
     }
 
-    /// Says what is owed, as far as there is room, and wakes those who wait for room. True once all of it is said.
-    pub(crate) fn attend(&self, out: &mut dyn Outlet, wakers: &mut Vec<Waker>) -> bool {
+    /// Says what is owed, as far as there is room, and where the link `has_room` wakes those who wait for some. True once all of that is done.
+    pub(crate) fn attend(&self, out: &mut dyn Outlet, has_room: bool, wakers: &mut Vec<Waker>) -> bool {
         let Some(&(_, id)) = self.carrier.get() else { return true };
         let mut state = self.state();
         state.owed.is_known = false;
-        if !state.pay(id, out) {
+        if !state.pay(id, out) || state.owed.room && !has_room {
             state.owed.is_known = true;
             return false;
         }
@@ -392,7 +419,8 @@ impl Flow {
             let told = std::mem::replace(&mut state.has_told, true);
             return Poll::Ready(end.as_ref().err().filter(|_| !told).cloned().map(Err));
         }
-        if state.stream.as_ref().is_some_and(Stream::has_all) {
+        // What is over without an end has one in a moment, which says more.
+        if state.stream.as_ref().is_some_and(Stream::peer_has_finished) {
             return Poll::Ready(None);
         }
         let before = match &state.reader {
@@ -405,11 +433,24 @@ impl Flow {
         Poll::Pending
     }
 
-    /// What came of the stream, once it is over.
+    /// Reports what was read, if that is due.
+    pub(crate) fn note_read(&self, taken: &mut Taken) {
+        if taken.is_due() {
+            let mut state = self.state();
+            state.report(taken);
+            self.tell(state);
+        }
+    }
+
+    /// What came of the stream, once it is over. A handler, whose return is the end of it, waits for the end of its peer.
     pub(crate) fn poll_end(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        let has_handlers = self.carrier.get().is_some_and(|(carrier, _)| carrier.has_handlers());
         let mut state = self.state();
         if let Some(end) = &state.end {
             return Poll::Ready(end.clone());
+        }
+        if has_handlers && state.stream.as_ref().is_some_and(Stream::peer_has_finished) {
+            return Poll::Ready(Ok(()));
         }
         let before = state.reader.replace(cx.waker().clone());
         drop(state);
@@ -464,7 +505,7 @@ impl Flow {
         if let Some(reply) = call.reply.take() {
             return Poll::Ready(Ok(reply));
         }
-        if state.end.is_some() || state.stream.as_ref().is_some_and(Stream::has_all) {
+        if state.end.is_some() || state.stream.as_ref().is_some_and(Stream::peer_has_finished) {
             return Poll::Ready(Err(state.why_closed()));
         }
         let before = call.waker.replace(cx.waker().clone());
@@ -517,8 +558,9 @@ impl State {
     ) -> Poll<Result<(), StreamError>> {
         let is_reply = flags & flag::REPLY != 0;
         let may = match &self.stream {
-            // Whoever made the call has room for its reply: it needs no credit.
-            Some(stream) if is_reply && stream.may_write() == Write::Waits => Write::Goes,
+            // It has an end in a moment, which says more.
+            Some(stream) if stream.is_over() && self.end.is_none() => Write::Waits,
+            Some(stream) if is_reply => stream.may_reply(),
             Some(stream) => stream.may_write(),
             None => Write::Never,
         };
@@ -582,6 +624,10 @@ impl State {
     fn pay(&mut self, id: u64, out: &mut dyn Outlet) -> bool {
         if self.end.is_some() {
             return true;
+        }
+        if !self.owed.fin && self.stream.as_ref().is_some_and(Stream::has_finished) {
+            // The peer expects no answers after the end.
+            self.owed.unanswered.clear();
         }
         let mut push = |kind, flags, payload: &[u8]| {
             out.push(Header { flags, ..Header::call(kind, id) }, payload) != Pushed::NoRoom

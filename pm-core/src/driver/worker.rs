@@ -186,6 +186,7 @@ impl<S: Starter> Task<S> {
         self.unit(unit::Input::Ready(self.incarnation), aboard).await;
         let driver = LinkDriver::new(shared.clone(), self.plan.yard.clone());
         self.serve(life, &shared, driver, outbox).await;
+        shared.close_inbox();
         Aboard { pid: Some(pid), calls: shared.load() as usize, last_notice: shared.last_notice() }
     }
 

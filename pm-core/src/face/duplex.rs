@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use futures_core::Stream as Messages;
 use futures_sink::Sink;
 
-use super::error::{HandlerError, QueryError, StreamError};
+use super::error::{QueryError, StreamError};
 use crate::codec::{Codec, CodecError};
 use crate::driver::flow::{Content, Flow, NUMBER, Taken, Ticket};
 use crate::machine::frame::{MAX_PAYLOAD, flag};
@@ -169,7 +169,8 @@ impl<S, R> Duplex<S, R> {
         self.sender.end();
     }
 
-    /// Ends this side, drops what comes, and waits for the end of the stream: in a manager, until the handler of the worker has returned.
+    /// Ends this side, drops what comes, and waits for the end of the stream. In a manager that is when the handler of the worker has returned; in the handler
+    /// itself, when the manager has ended its side too.
     ///
     /// # Errors
     /// What the stream ended with. Errors after which it went on are dropped with the messages.
@@ -314,7 +315,11 @@ impl<S, R> StreamReceiver<S, R> {
     fn poll_next_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming<S, R>, StreamError>>> {
         let StreamReceiver { end, taken } = self;
         let next = match ready!(end.flow.poll_next(taken, cx)) {
-            Some(Ok(())) => taken.pop().map(|(content, value)| end.read(content, value)),
+            Some(Ok(())) => {
+                let incoming = taken.pop().map(|(content, value)| end.read(content, value));
+                end.flow.note_read(taken);
+                incoming
+            }
             Some(Err(error)) => Some(Err(error)),
             None => None,
         };
@@ -336,6 +341,7 @@ impl<S, R> StreamReceiver<S, R> {
         if let Some((Content::Call(number), _)) = self.taken.pop() {
             self.end.flow.leave_unanswered(number);
         }
+        self.end.flow.note_read(&mut self.taken);
         Poll::Ready(next.is_some())
     }
 }
@@ -411,8 +417,10 @@ impl<S, R> End<S, R> {
 
 /// An error as the payload of a frame.
 fn described(error: impl fmt::Display + fmt::Debug) -> Vec<u8> {
-    let error: Result<(), HandlerError> = Answer::into_answer(Err::<(), _>(error));
-    serde_json::to_vec(&error.unwrap_err()).unwrap_or_default()
+    match Answer::<()>::into_answer(Err::<(), _>(error)) {
+        Ok(()) => Vec::new(),
+        Err(error) => error.to_payload(),
+    }
 }
 
 impl<S, R> Clone for End<S, R> {

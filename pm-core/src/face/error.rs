@@ -226,6 +226,24 @@ impl fmt::Display for HandlerError {
     }
 }
 
+/// The most characters that each text of a handler's error takes along.
+const MAX_TEXT: usize = 64 << 10;
+
+impl HandlerError {
+    /// As it stands in a frame. Its texts are cut, so that it fits into one.
+    pub(crate) fn to_payload(&self) -> Vec<u8> {
+        let cut = |text: &str| text.chars().take(MAX_TEXT).collect::<String>();
+        let is_long = [&self.type_name, &self.message, &self.trace].iter().any(|text| text.len() > MAX_TEXT);
+        let short = is_long.then(|| HandlerError {
+            type_name: cut(&self.type_name),
+            message: cut(&self.message),
+            trace: cut(&self.trace),
+            ..self.clone()
+        });
+        serde_json::to_vec(short.as_ref().unwrap_or(self)).unwrap_or_default()
+    }
+}
+
 impl std::error::Error for HandlerError {}
 
 /// A worker died with a query aboard.

@@ -173,6 +173,21 @@ impl Stream {
         self.is_over || self.peer_has_finished
     }
 
+    /// Whether the peer has said that nothing more comes.
+    pub fn peer_has_finished(&self) -> bool {
+        self.peer_has_finished
+    }
+
+    /// Whether neither side sends or reads anything more.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// Whether this side has said that it sends nothing more.
+    pub fn has_finished(&self) -> bool {
+        self.has_finished
+    }
+
     /// Whether this side may send a message.
     pub fn may_write(&self) -> Write {
         match self.credit.is_there() {
@@ -180,6 +195,11 @@ impl Stream {
             true => Write::Goes,
             false => Write::Waits,
         }
+    }
+
+    /// Whether this side may answer a call. Whoever made it has room for the reply, and wants it though it may read nothing else: it needs no credit.
+    pub fn may_reply(&self) -> Write {
+        if self.is_over || self.has_finished { Write::Never } else { Write::Goes }
     }
 
     /// A message of so many bytes goes, which [`may_write`](Self::may_write) has allowed: its credit is spent.
@@ -494,6 +514,7 @@ mod tests {
         assert!(stream.stop() && !stream.stop());
         assert_eq!((stream.may_write(), stream.data(1), stream.take(1, 1)), (Write::Goes, Ok(false), None));
         assert!(stream.peer_stopped() && !stream.peer_stopped());
+        assert_eq!(stream.may_reply(), Write::Goes);
         assert_eq!((stream.may_write(), stream.granted(grant)), (Write::Never, Ok(false)));
         let mut stream = Stream::new(grant, grant);
         stream.end();

@@ -18,7 +18,7 @@ use super::error::ServeError;
 use super::link::WorkerLink;
 use super::streams::Streams;
 use crate::driver::flow::Flow;
-use crate::face::error::HandlerError;
+use crate::face::error::{HandlerError, StreamError};
 use crate::machine::frame::{Decoder, Frame, Header, Kind, MAX_PAYLOAD, flag};
 use crate::machine::handshake::{Hello, Ready, VERSION};
 use crate::machine::payload::Payload;
@@ -331,6 +331,8 @@ impl Desk {
         match received {
             Ok(0) | Err(_) if state.draining => {
                 state.heard_all = true;
+                // Nobody is left to talk with.
+                state.end_streams();
                 Ok(0)
             }
             Err(error) => Err(self.receive_failed(state, &error)),
@@ -490,7 +492,7 @@ impl Desk {
 
     /// Answers a call with its error.
     pub(super) fn fail(&self, id: u64, error: &HandlerError) -> Result<(), Ended> {
-        let payload = serde_json::to_vec(error).unwrap_or_default();
+        let payload = error.to_payload();
         let mut state = self.finish_running(id);
         let sent = self.post(&mut state, Header::call(Kind::Err, id), &payload);
         unlock(state);
@@ -602,11 +604,15 @@ impl Running {
 
 /// Unlocks the desk, and does what waited for that.
 pub(super) fn unlock(mut state: MutexGuard<'_, State>) {
-    if state.hooks.is_empty() && state.wakers.is_empty() {
+    let dead = state.dead_streams();
+    if state.hooks.is_empty() && state.wakers.is_empty() && dead.is_empty() {
         return;
     }
-    let (hooks, wakers) = (std::mem::take(&mut state.hooks), std::mem::take(&mut state.wakers));
+    let (hooks, mut wakers) = (std::mem::take(&mut state.hooks), std::mem::take(&mut state.wakers));
     drop(state);
+    for flow in dead {
+        flow.end(Err(StreamError::Ended), &mut wakers);
+    }
     wakers.into_iter().for_each(Waker::wake);
     for hook in hooks {
         // Whoever reads the link goes on reading it; the panic has been printed.

@@ -33,6 +33,8 @@ enum Ear {
         thread: Thread,
         watch: Arc<Watch>,
         is_watching: bool,
+        /// Those who were ready to run have run.
+        has_yielded: bool,
     },
 }
 
@@ -58,7 +60,7 @@ impl Intake {
                 let watcher = watcher
                     .spawn(move || shared.wait(&desk))
                     .map_err(|source| ServeError::Resources { what: "the watcher's thread", source })?;
-                Ear::Watcher { thread: watcher.thread().clone(), watch, is_watching: false }
+                Ear::Watcher { thread: watcher.thread().clone(), watch, is_watching: false, has_yielded: false }
             }
         };
         Ok(Intake { desk: desk.clone(), ear })
@@ -80,9 +82,12 @@ impl Intake {
                     break;
                 }
             },
-            Ear::Watcher { thread, watch, is_watching } => {
-                // First those run who are ready to.
-                tokio::task::yield_now().await;
+            Ear::Watcher { thread, watch, is_watching, has_yielded } => {
+                // First those run who are ready to: once, also where whoever waits here is called away again and again.
+                if !std::mem::replace(has_yielded, true) {
+                    tokio::task::yield_now().await;
+                }
+                *has_yielded = false;
                 while *is_watching || !self.desk.link.wait(Some(Duration::ZERO)).map_err(|_| Ended)? {
                     if !*is_watching {
                         *is_watching = true;

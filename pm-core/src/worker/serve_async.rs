@@ -70,15 +70,21 @@ async fn serve_calls(
                 // Answers that came together go together.
                 if desk.has_gathered() {
                     tokio::task::yield_now().await;
-                    desk.send_answers()?;
                 }
-                tokio::select! {
-                    biased;
-                    Some(ended) = running.join_next_with_id() => ended,
-                    () = desk.news.notified() => continue,
-                    came = intake.next(), if desk.wants_more() => {
-                        came?;
-                        continue;
+                match running.try_join_next_with_id() {
+                    // Its answer says more than what its stream owes since it was dropped.
+                    Some(ended) => ended,
+                    None => {
+                        desk.send_answers()?;
+                        tokio::select! {
+                            biased;
+                            Some(ended) = running.join_next_with_id() => ended,
+                            () = desk.news.notified() => continue,
+                            came = intake.next(), if desk.wants_more() => {
+                                came?;
+                                continue;
+                            }
+                        }
                     }
                 }
             }

@@ -7,7 +7,7 @@ use std::task::Waker;
 
 use super::context::Deadline;
 use super::desk::{Desk, Ended, Job, State, unlock};
-use crate::driver::flow::{Carrier, Flow, Outlet, Pushed};
+use crate::driver::flow::{Carrier, Flow, Outlet, Pushed, Received};
 use crate::face::error::StreamError;
 use crate::machine::frame::{Frame, Header, Kind};
 use crate::machine::payload::Payload;
@@ -21,6 +21,8 @@ pub(super) struct Streams {
     flows: HashMap<u64, Arc<Flow>, BuildHasherDefault<ById>>,
     /// Those that owe something.
     owing: Vec<u64>,
+    /// Those that are over because the link is, and are to be told where the desk is not locked: one of them may be what found that out.
+    dead: Vec<Arc<Flow>>,
 }
 
 /// Ids are numbers that the manager counts up, so they need no better hash.
@@ -59,9 +61,13 @@ impl Streams {
             _ => return Some(Frame { header, payload }),
         };
         let flow = self.flows.get(&header.id)?;
-        if let Err(fault) = flow.receive(kind, header.flags, payload, wakers) {
-            flow.end(Err(StreamError::Fault(fault)), wakers);
-            self.flows.remove(&header.id);
+        match flow.receive(kind, header.flags, payload, wakers) {
+            Ok(Received::Taken | Received::Dropped) => {}
+            Ok(Received::Owes) => self.owing.push(header.id),
+            Err(fault) => {
+                flow.end(Err(StreamError::Fault(fault)), wakers);
+                self.flows.remove(&header.id);
+            }
         }
         None
     }
@@ -75,11 +81,15 @@ impl State {
         }
     }
 
-    /// The link has ended, and all streams with it.
+    /// The link has ended, and all streams with it: see [`Streams::dead`].
     pub(super) fn end_streams(&mut self) {
-        for (_, flow) in self.streams.flows.drain() {
-            flow.end(Err(StreamError::Ended), &mut self.wakers);
-        }
+        let flows = self.streams.flows.drain().map(|(_, flow)| flow);
+        self.streams.dead.extend(flows);
+    }
+
+    /// Streams that are over and were not told.
+    pub(super) fn dead_streams(&mut self) -> Vec<Arc<Flow>> {
+        std::mem::take(&mut self.streams.dead)
     }
 }
 
@@ -115,7 +125,7 @@ impl Desk {
         for id in std::mem::take(&mut state.streams.owing) {
             if let Some(flow) = state.streams.flows.get(&id).cloned() {
                 let mut wakers = std::mem::take(&mut state.wakers);
-                flow.attend(&mut Out { desk: self, state }, &mut wakers);
+                flow.attend(&mut Out { desk: self, state }, true, &mut wakers);
                 state.wakers.append(&mut wakers);
             }
         }
@@ -154,6 +164,10 @@ impl Carrier for Desk {
     fn owe(&self, id: u64) {
         self.state().streams.owing.push(id);
         self.news.notify_one();
+    }
+
+    fn has_handlers(&self) -> bool {
+        true
     }
 
     /// The handler has its own way to end: it returns.

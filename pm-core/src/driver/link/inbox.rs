@@ -6,9 +6,10 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{MutexGuard, PoisonError, TryLockError};
 
 use super::locked::{After, Batch};
+use super::task::Leftovers;
 use super::{LinkEnd, LinkShared, Yard};
 use crate::driver::clock;
-use crate::machine::frame::{BadFrame, HEADER, Kind};
+use crate::machine::frame::{BadFrame, Decoder, HEADER, Kind};
 use crate::machine::session::Word;
 use crate::transport::{LinkError, LinkRx, LinkTx};
 
@@ -72,6 +73,12 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         if missed || has_ended {
             self.task.wake();
         }
+    }
+
+    /// The worker is dead and everything was read: lets go of what the link receives with, which whoever holds one of its streams would keep.
+    pub(crate) fn close_inbox(&self) {
+        let rx = std::mem::replace(&mut self.inbox().rx, Box::new(Leftovers(Decoder::new(0))));
+        drop(rx);
     }
 
     /// What the end of the stream of frames means.

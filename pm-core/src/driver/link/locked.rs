@@ -1,5 +1,6 @@
 //! What a link guards by its lock: the calls aboard, and what frames mean to them.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -46,6 +47,8 @@ pub(super) struct Core<Tx> {
     pub(super) received: u64,
     pub(super) solo: Solo,
     pub(super) streams: Streams,
+    /// CANCEL of calls, and DRAIN, that found no room on the link.
+    pub(super) unsaid: VecDeque<Header>,
 }
 
 #[derive(Debug)]
@@ -186,8 +189,7 @@ impl<Tx: LinkTx> Core<Tx> {
 
     /// Tells the worker that nobody waits for a call any more.
     pub(super) fn tell_cancelled(&mut self, id: CallId) {
-        // A link without room for this has a worker that reads nothing: its deadline or the grace ends it.
-        let _ = self.push(Header::call(Kind::Cancel, id.to_wire()), &[]);
+        self.say(Header::call(Kind::Cancel, id.to_wire()));
     }
 
     /// Picks the calls that the worker has not started, but for the `keep` oldest and those that may not go elsewhere.

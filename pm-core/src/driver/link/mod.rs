@@ -15,6 +15,7 @@ mod solo;
 mod streams;
 mod task;
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
@@ -24,7 +25,7 @@ use atomic_waker::AtomicWaker;
 
 use super::call::Call;
 use super::clock;
-use crate::face::error::{QueryError, WorkerLost};
+use crate::face::error::{QueryError, StreamError, WorkerLost};
 use crate::machine::cause::ExitCause;
 use crate::machine::dispatch;
 use crate::machine::frame::{Header, Kind};
@@ -39,7 +40,7 @@ use crate::transport::{LinkRx, LinkTx};
 pub(crate) use boarding::{Admission, FLUSH_AT_CHEAP, Submit};
 pub(crate) use hot::Exchange;
 use inbox::Inbox;
-use locked::{After, Core};
+use locked::{Aboard, After, Core};
 use solo::Solo;
 use streams::Streams;
 pub(crate) use task::LinkDriver;
@@ -174,6 +175,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 received: 0,
                 solo: Solo::new(worker, incarnation),
                 streams: Streams::new(windows),
+                unsaid: VecDeque::new(),
             }),
             is_hot: rx.is_hot(),
             inbox: Mutex::new(Inbox { rx, after: After::default(), end: None }),
@@ -214,12 +216,17 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let mut guard = self.core();
         let core = &mut *guard;
         let mut dropped = None;
+        let mut wakers = Vec::new();
         if core.session.cancel(now, id) == Cancel::Tell {
             dropped = core.take(id);
             core.tell_cancelled(id);
+            if let Some(Aboard { call, .. }) = dropped.as_ref().filter(|aboard| aboard.call.flow.is_some()) {
+                call.end_stream(Err(StreamError::Ended), &mut wakers);
+            }
         }
         drop(guard);
         drop(dropped);
+        wakers.into_iter().for_each(Waker::wake);
         self.kick();
     }
 
@@ -229,7 +236,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let mut core = self.core();
         if !std::mem::replace(&mut core.draining, true) {
             core.recall_all();
-            let _ = core.push(Header::new(Kind::Drain), &[]);
+            core.say(Header::new(Kind::Drain));
         }
         drop(core);
         self.kick();

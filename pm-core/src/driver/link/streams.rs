@@ -11,7 +11,7 @@ use super::LinkShared;
 use super::boarding::FLUSH_AT_CHEAP;
 use super::locked::{Aboard, After, Batch, Core};
 use crate::driver::clock;
-use crate::driver::flow::{Carrier, Flow, Outlet, Pushed};
+use crate::driver::flow::{Carrier, Flow, Outlet, Pushed, Received};
 use crate::face::error::StreamError;
 use crate::machine::frame::{Header, Kind};
 use crate::machine::id::CallId;
@@ -93,9 +93,16 @@ impl<Tx: LinkTx> Core<Tx> {
             return Err(format!("a {kind:?} for a query (id {})", header.id));
         };
         match flow.receive(kind, header.flags, payload, &mut after.wakers) {
-            Ok(true) => batch.messages += u32::from(kind == Kind::Data),
-            Ok(false) => batch.dropped += 1,
-            Err(fault) => self.end_stream(now, id, StreamError::Fault(fault), &mut after.wakers),
+            Ok(Received::Taken) => batch.messages += u32::from(kind == Kind::Data),
+            Ok(Received::Dropped) => batch.dropped += 1,
+            Ok(Received::Owes) => {
+                self.streams.owing.push(id);
+                batch.replied = true;
+            }
+            Err(fault) => {
+                self.end_stream(now, id, StreamError::Fault(fault), &mut after.wakers);
+                batch.replied = true;
+            }
         }
         Ok(())
     }
@@ -112,13 +119,26 @@ impl<Tx: LinkTx> Core<Tx> {
         }
     }
 
-    /// Says what the streams owe, as far as there is room.
-    fn pay_streams(&mut self, wakers: &mut Vec<Waker>) {
+    /// Says something that must be said, now or with the next flush that has room for it.
+    pub(super) fn say(&mut self, header: Header) {
+        if !self.unsaid.is_empty() || matches!(self.push(header, &[]), Ok(false)) {
+            self.unsaid.push_back(header);
+        }
+    }
+
+    /// Says what had no room, and what the streams owe, as far as there is room.
+    fn pay_streams(&mut self, has_room: bool, wakers: &mut Vec<Waker>) {
+        while let Some(&header) = self.unsaid.front() {
+            if matches!(self.push(header, &[]), Ok(false)) {
+                return;
+            }
+            self.unsaid.pop_front();
+        }
         let mut owing = std::mem::take(&mut self.streams.owing);
         owing.retain(|&id| {
             let flow = self.calls.get(id.slot()).and_then(Option::as_ref).and_then(|aboard| aboard.call.flow.clone());
             // The slot may have another one by now, whose frames those are then.
-            flow.is_some_and(|flow| !flow.attend(&mut Out(self), wakers))
+            flow.is_some_and(|flow| !flow.attend(&mut Out(self), has_room, wakers))
         });
         owing.append(&mut self.streams.owing);
         self.streams.owing = owing;
@@ -130,13 +150,16 @@ impl<Tx: LinkTx> Core<Tx> {
         cx: &mut Context<'_>,
         wakers: &mut Vec<Waker>,
     ) -> Poll<Result<(), LinkError>> {
+        let mut has_room = false;
         loop {
-            self.pay_streams(wakers);
+            self.pay_streams(has_room, wakers);
             let flushed = self.poll_flush(cx);
-            // An empty link has room for one of them at least.
-            if self.streams.owing.is_empty() || !matches!(flushed, Poll::Ready(Ok(()))) {
+            let is_all = self.streams.owing.is_empty() && self.unsaid.is_empty();
+            if is_all || !matches!(flushed, Poll::Ready(Ok(()))) {
                 return flushed;
             }
+            // It is empty, and has room for one frame at least.
+            has_room = true;
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::transport::{LinkError, LinkRx, LinkTx};
 const FILLS_A_TURN: usize = 8;
 
 /// The frames of a worker that is dead.
-struct Leftovers(Decoder);
+pub(super) struct Leftovers(pub(super) Decoder);
 
 impl LinkRx for Leftovers {
     fn poll_fill(&mut self, _: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
@@ -269,8 +269,12 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
             self.shared.publish(core);
             let is_idle = core.session.unanswered() == 0;
             let flushed = core.poll_flush(cx);
+            let is_all = core.unsaid.is_empty();
             drop(guard);
-            self.unflushed |= !matches!(flushed, Poll::Ready(Ok(())));
+            self.unflushed |= !is_all || !matches!(flushed, Poll::Ready(Ok(())));
+            if !is_all {
+                cx.waker().wake_by_ref();
+            }
             self.shared.carry_out(&mut self.after, &*self.yard, now, is_idle);
             if stuck {
                 return Some(LinkEnd::Stuck(core_grace(&self.shared)));
