@@ -83,10 +83,10 @@ impl<I, O, C: Codec<I>> StreamManager<I, O, C> {
         let encoded = self.codec.encode(message, &mut payload);
         let encoded =
             encoded.map_err(|error| QueryError::Encode { codec: self.codec.name(), message: error.to_string() });
-        let encoded = encoded.and_then(|()| match payload.len() {
-            size if size > MAX_PAYLOAD => Err(QueryError::TooLarge { size, limit: MAX_PAYLOAD }),
-            _ => Ok(payload),
-        });
+        let encoded = match (encoded, payload.len()) {
+            (Ok(()), size) if size > MAX_PAYLOAD => Err(QueryError::TooLarge { size, limit: MAX_PAYLOAD }),
+            (encoded, _) => encoded.map(|()| payload),
+        };
         let handle = self.pool.handle.clone();
         async move {
             let payload = encoded?;

@@ -107,12 +107,12 @@ static ECHO_STREAM: ByteStream = ByteStream::new("echo-stream", "bytes", &echo);
 /// # Panics
 /// Where one of that does not hold.
 pub fn worker(bytes: &[u8]) {
-    let (sent, mut said) = conversation(bytes, &ECHO);
+    let (sent, said) = conversation(bytes, &ECHO);
     let mut asked: BTreeMap<u64, usize> = BTreeMap::new();
     for (header, _) in sent.iter().filter(|(header, _)| header.kind == Kind::Req as u8) {
         *asked.entry(header.id).or_default() += 1;
     }
-    while let Some((header, _)) = said.next() {
+    for (header, _) in said {
         match Kind::from_wire(header.kind) {
             Some(Kind::Resp | Kind::Err) => match asked.get_mut(&header.id) {
                 Some(left @ 1..) => *left -= 1,
@@ -123,7 +123,7 @@ pub fn worker(bytes: &[u8]) {
         }
     }
 
-    let (sent, mut said) = conversation(bytes, &ECHO_STREAM);
+    let (sent, said) = conversation(bytes, &ECHO_STREAM);
     let first = sent.first().and_then(|(_, hello)| Hello::decode(hello).ok()?.streams).unwrap_or(Grant::NONE);
     // The most that it may have sent on each stream, and whether it may send at all.
     let mut open: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
@@ -141,7 +141,7 @@ pub fn worker(bytes: &[u8]) {
             _ => {}
         }
     }
-    while let Some((header, _)) = said.next() {
+    for (header, _) in said {
         let kind = Kind::from_wire(header.kind);
         let stream = open.get_mut(&header.id).filter(|(_, opened)| *opened > 0);
         match (kind, stream) {
@@ -158,10 +158,7 @@ pub fn worker(bytes: &[u8]) {
 }
 
 /// What a manager sent that is a frame, and the frames that a worker of this role said to it.
-fn conversation(
-    bytes: &[u8],
-    role: &'static dyn Role,
-) -> (Vec<(Header, Vec<u8>)>, impl Iterator<Item = (Header, Vec<u8>)>) {
+fn conversation(bytes: &[u8], role: &'static dyn Role) -> (Vec<(Header, Vec<u8>)>, Vec<(Header, Vec<u8>)>) {
     let said = Arc::new(Mutex::new(Vec::new()));
     let link = Script { bytes: Mutex::new(bytes.to_vec()), said: said.clone() };
     // What it says of its end is for people.
@@ -181,7 +178,7 @@ fn conversation(
         all.push((frame.header, frame.payload.to_vec()));
     }
     assert_eq!(answers.finish(), Ok(()), "a worker sent half a frame");
-    (sent, all.into_iter())
+    (sent, all)
 }
 
 /// A manager that has said all it will ever say.
