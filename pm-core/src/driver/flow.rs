@@ -6,7 +6,9 @@
 //!
 //! Lock order: the carrier, then the flow.
 
-use std::collections::{BTreeMap, VecDeque};
+mod batch;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -15,9 +17,8 @@ use crate::face::error::{HandlerError, StreamError};
 use crate::machine::frame::{Header, Kind, flag};
 use crate::machine::payload::{Lent, Payload};
 use crate::machine::stream::{Fault, Grant, Stream, Write};
-
-/// Bytes of the number before a call and its reply.
-pub(crate) const NUMBER: usize = 8;
+use batch::{Batch, KEEP, number};
+pub(crate) use batch::{Content, NUMBER, Taken};
 
 /// What carries the frames of streams.
 pub(crate) trait Carrier: Send + Sync {
@@ -62,106 +63,6 @@ pub(crate) enum Pushed {
     Taken,
     NoRoom,
     Closed,
-}
-
-/// What a message is.
-#[derive(Debug)]
-pub(crate) enum Content {
-    Plain,
-    /// A call with this number, whose input lies behind it.
-    Call(u64),
-    /// An error, after which the stream goes on.
-    Error(Box<HandlerError>),
-}
-
-/// A payload from this size on lies apart, in the memory in which it came. Smaller ones lie together.
-const APART: usize = 4 << 10;
-
-/// Memory that a stream keeps twice while its reader waits.
-const KEEP: usize = 512;
-
-/// Messages in the order in which they came. Their payloads lie one behind the other, so that they need no memory of their own.
-#[derive(Debug, Default)]
-struct Batch {
-    entries: VecDeque<(Content, Place)>,
-    bytes: Vec<u8>,
-    /// How many there were before these, and bytes of them: as many are likely to come again.
-    expected: (usize, usize),
-}
-
-#[derive(Debug)]
-enum Place {
-    /// So many bytes, behind those of the message before it.
-    Here(usize),
-    Apart(Box<Payload>),
-}
-
-impl Batch {
-    fn push(&mut self, content: Content, payload: Lent<'_>) {
-        if self.entries.capacity() == 0 {
-            let (messages, bytes) = self.expected;
-            self.entries.reserve(messages.max(1));
-            self.bytes.reserve(bytes.max(payload.len()));
-        }
-        let place = if payload.len() < APART {
-            self.bytes.extend_from_slice(&payload);
-            Place::Here(payload.len())
-        } else {
-            let mut apart = Box::<Payload>::default();
-            payload.take_into(&mut apart);
-            Place::Apart(apart)
-        };
-        self.entries.push_back((content, place));
-    }
-}
-
-/// Messages on their way from a flow to its reader, who takes all at once that have come, so that it need not lock the flow for each.
-#[derive(Debug, Default)]
-pub(crate) struct Taken {
-    batch: Batch,
-    /// Where the next one begins.
-    at: usize,
-    /// The last one, where it lay apart.
-    apart: Payload,
-    /// How many were read since that was last reported, and bytes in them.
-    count: usize,
-    bytes: usize,
-    /// Once so much was read the peer gets credit for it.
-    report_at: Grant,
-}
-
-impl Taken {
-    fn is_due(&self) -> bool {
-        self.count >= self.report_at.messages as usize || self.bytes >= self.report_at.bytes as usize
-    }
-
-    /// The next message and its value, encoded, where [`Flow::poll_next`] has found one.
-    pub(crate) fn pop(&mut self) -> Option<(Content, &[u8])> {
-        let (content, place) = self.batch.entries.pop_front()?;
-        let payload = match place {
-            Place::Here(length) => {
-                self.at += length;
-                &self.batch.bytes[self.at - length..self.at]
-            }
-            Place::Apart(apart) => {
-                self.apart = *apart;
-                &self.apart[..]
-            }
-        };
-        self.count += 1;
-        self.bytes += payload.len();
-        let value = match content {
-            Content::Call(_) => payload.get(NUMBER..).unwrap_or_default(),
-            _ => payload,
-        };
-        Some((content, value))
-    }
-
-    /// It is empty: what comes next lies at its beginning.
-    fn clear(&mut self) {
-        (self.at, self.apart) = (0, Payload::default());
-        self.batch.bytes.clear();
-    }
 }
 
 /// See the [module](self).
@@ -680,23 +581,6 @@ impl Owed {
     fn is_anything(&self) -> bool {
         self.grant.is_some() || self.fin || self.rst || !self.unanswered.is_empty()
     }
-}
-
-impl Content {
-    fn of(flags: u8, payload: &[u8]) -> Result<Self, Fault> {
-        if flags & flag::ERROR != 0 {
-            let error = serde_json::from_slice(payload).map_err(|_| Fault::Malformed)?;
-            return Ok(Content::Error(Box::new(error)));
-        }
-        match flags & flag::CALL {
-            0 => Ok(Content::Plain),
-            _ => number(payload).map(Content::Call).ok_or(Fault::Malformed),
-        }
-    }
-}
-
-fn number(payload: &[u8]) -> Option<u64> {
-    payload.first_chunk().copied().map(u64::from_be_bytes)
 }
 
 impl fmt::Debug for Flow {

@@ -9,10 +9,10 @@ use std::task::{Context, Poll, ready};
 use futures_core::Stream as Messages;
 use futures_sink::Sink;
 
-use super::error::{QueryError, StreamError};
+use super::error::{QueryError, StreamError, encoded};
 use crate::codec::{Codec, CodecError};
 use crate::driver::flow::{Content, Flow, NUMBER, Taken, Ticket};
-use crate::machine::frame::{MAX_PAYLOAD, flag};
+use crate::machine::frame::flag;
 use crate::worker::role::Answer;
 
 /// One end of a stream that sends messages of type `S` and receives those of type `R`.
@@ -388,13 +388,8 @@ impl<S, R> Reply<S, R> {
 
 impl<S, R> End<S, R> {
     fn encode(&self, value: &S, payload: &mut Vec<u8>) -> Result<(), StreamError> {
-        self.codec
-            .encode(value, payload)
-            .map_err(|error| QueryError::Encode { codec: self.codec.name(), message: error.to_string() })?;
-        match payload.len() {
-            size if size > MAX_PAYLOAD => Err(QueryError::TooLarge { size, limit: MAX_PAYLOAD }.into()),
-            _ => Ok(()),
-        }
+        let result = self.codec.encode(value, payload);
+        Ok(encoded(self.codec.name(), result, payload.len())?)
     }
 
     fn decode(&self, payload: &[u8]) -> Result<R, StreamError> {

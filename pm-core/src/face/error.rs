@@ -7,9 +7,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::codec::CodecError;
 use crate::driver::launch::LaunchError;
 use crate::machine::cause::ExitCause;
 use crate::machine::exit::ExitStatus;
+use crate::machine::frame::MAX_PAYLOAD;
 use crate::machine::handshake::Mismatch;
 use crate::machine::id::WorkerId;
 use crate::machine::retry::POISON;
@@ -164,6 +166,15 @@ impl QueryError {
             QueryError::WorkerLost(lost) | QueryError::Poisoned(lost) => lost.tries,
             _ => 0,
         }
+    }
+}
+
+/// What came of encoding a value into so many bytes: none, or an error of the codec, or one that says that no frame takes them.
+pub(super) fn encoded(codec: &'static str, result: Result<(), CodecError>, size: usize) -> Result<(), QueryError> {
+    match result {
+        Err(error) => Err(QueryError::Encode { codec, message: error.to_string() }),
+        Ok(()) if size > MAX_PAYLOAD => Err(QueryError::TooLarge { size, limit: MAX_PAYLOAD }),
+        Ok(()) => Ok(()),
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::carry::{Carry, Decoded};
-use super::error::{QueryError, StartError, TryQueryError};
+use super::error::{QueryError, StartError, TryQueryError, encoded};
 use super::pool::{Handle, Pool, begin};
 use super::registry;
 use crate::codec::{Codec, Postcard};
@@ -16,7 +16,6 @@ use crate::driver::call::{Call, Terms};
 use crate::driver::clock;
 use crate::driver::pool::AnyPool;
 use crate::machine::budget::Budget;
-use crate::machine::frame::MAX_PAYLOAD;
 use crate::machine::id::WorkerId;
 use crate::machine::retry::Retry;
 
@@ -204,12 +203,7 @@ where
 
     /// A call with this input.
     pub(super) fn call(&self, input: &I, terms: Terms) -> Result<Arc<Call>, QueryError> {
-        let call = Call::new(terms, |buffer| self.codec.encode(input, buffer))
-            .map_err(|error| QueryError::Encode { codec: self.codec.name(), message: error.to_string() })?;
-        match call.input.len() {
-            size if size > MAX_PAYLOAD => Err(QueryError::TooLarge { size, limit: MAX_PAYLOAD }),
-            _ => Ok(call),
-        }
+        Call::new(terms, |buffer| encoded(self.codec.name(), self.codec.encode(input, buffer), buffer.len()))
     }
 }
 

@@ -8,13 +8,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::duplex::Duplex;
-use super::error::{QueryError, StreamError};
+use super::error::{QueryError, StreamError, encoded};
 use super::pool::{Handle, Pool};
 use crate::codec::{Codec, Postcard};
 use crate::driver::call::Call;
 use crate::driver::clock;
 use crate::driver::flow::{Flow, Ticket};
-use crate::machine::frame::MAX_PAYLOAD;
 
 /// The longest name of a stream, in bytes.
 pub const MAX_NAME: usize = 4096;
@@ -80,13 +79,8 @@ impl<I, O, C: Codec<I>> StreamManager<I, O, C> {
     /// [`StreamError::Failed`] where the message cannot be encoded; then it goes to none.
     pub fn broadcast(&self, message: &I) -> impl Future<Output = Result<usize, StreamError>> + Send + use<I, O, C> {
         let mut payload = Vec::new();
-        let encoded = self.codec.encode(message, &mut payload);
-        let encoded =
-            encoded.map_err(|error| QueryError::Encode { codec: self.codec.name(), message: error.to_string() });
-        let encoded = match (encoded, payload.len()) {
-            (Ok(()), size) if size > MAX_PAYLOAD => Err(QueryError::TooLarge { size, limit: MAX_PAYLOAD }),
-            (encoded, _) => encoded.map(|()| payload),
-        };
+        let result = self.codec.encode(message, &mut payload);
+        let encoded = encoded(self.codec.name(), result, payload.len()).map(|()| payload);
         let handle = self.pool.handle.clone();
         async move {
             let payload = encoded?;
