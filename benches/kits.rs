@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use pm::{Json, PoolBuilder, Spec, SpecBuilder, Stderr, Uds};
-use pm_cli::bench::measure::{Asked, asked, many};
+use pm_cli::bench::measure::{Asked, asked, many, median};
 
 fn main() {
     pm::roles([]);
@@ -56,9 +56,4 @@ async fn pool(program: SpecBuilder, time: Duration) -> f64 {
     .await;
     pool.shutdown().await;
     measured.rate
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

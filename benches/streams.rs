@@ -7,12 +7,13 @@ use std::hint::black_box;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use pm::{AnyTransport, Bytes, Duplex, StreamError};
-use pm_cli::bench::measure::{Asked, asked, many};
+use pm_cli::bench::limits::Peer;
+use pm_cli::bench::measure::{Asked, asked, many, median};
 use pm_cli::bench::place::{Place, VARIABLE, pin_from_environment};
 use tokio::net::UnixStream;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
@@ -152,7 +153,7 @@ async fn framed(place: Place, time: Duration) -> [f64; 3] {
     let (ours, theirs) = StdStream::pair().expect("a pair of sockets");
     let mut peer = Command::new("/proc/self/exe");
     peer.env(FRAMED, "1").env(VARIABLE, place.variable()).stdin(OwnedFd::from(theirs));
-    let _peer = Peer(peer.spawn().expect("the bench can start itself"));
+    let _peer = Peer::start(&mut peer);
     ours.set_nonblocking(true).expect("a flag");
     let mut socket = Framed::new(UnixStream::from_std(ours).expect("a runtime"), LengthDelimitedCodec::new());
     let message = message();
@@ -206,24 +207,13 @@ fn serve_if_framed() {
     std::process::exit(0)
 }
 
-struct Peer(Child);
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Messages per second, one at a time and with many under way. None where there is no Node.js.
 fn node(time: Duration) -> Option<[f64; 3]> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("languages/channel.js");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("languages/fork.js");
     let rate = |outstanding: usize| {
         let mut command = Command::new("taskset");
-        command
-            .args(["-c", "0-1", "node"])
-            .arg(&script)
-            .args([time.as_secs_f64().to_string(), outstanding.to_string()]);
+        command.args(["-c", "0-1", "node"]).arg(&script);
+        command.args([&time.as_secs_f64().to_string(), "1", &outstanding.to_string(), &SIZE.to_string()]);
         let output = command.stderr(Stdio::null()).output().ok()?;
         String::from_utf8_lossy(&output.stdout).trim().parse().ok()
     };
@@ -354,9 +344,4 @@ fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
     line.split_whitespace().next().and_then(|kib| kib.parse::<usize>().ok()).unwrap_or(0) << 10
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

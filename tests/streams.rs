@@ -9,6 +9,7 @@ use pm::{
     AnyTransport, Budget, Bytes, Duplex, ExitCause, Incoming, PoolBuilder, QueryError, QueryErrorKind, StreamError,
     Streams, Verbatim,
 };
+use pm_core::machine::budget::SplitMix;
 use rustix::process::Signal as Kill;
 use serde::{Deserialize, Serialize};
 
@@ -435,11 +436,8 @@ async fn a_slow_reader_suspends_the_writer(transport: AnyTransport) {
 async fn either_half_may_be_dropped_at_any_moment(transport: AnyTransport) {
     let pool = talks(transport).window(4, 4000).start().await.unwrap();
     let mut steady = pool.create_stream().await.unwrap();
-    let mut random = 11_u64;
-    let mut below = |limit: u64| {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (random >> 33) % limit
-    };
+    let mut random = SplitMix(11);
+    let mut below = |limit| random.below(limit);
     for _ in 0..150 {
         let mut stream = pool.create_stream().await.unwrap();
         for _ in 0..below(5) {

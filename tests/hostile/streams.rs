@@ -2,6 +2,7 @@
 
 use libtest_mimic::Trial;
 use pm::{AnyTransport, Duplex, PoolBuilder, Postcard, QueryErrorKind, StreamError, StreamManager};
+use pm_core::machine::budget::SplitMix;
 
 use super::script::{Content, Of, SCRIPT, Step, TOKENS, frame, none, text};
 use super::{PATIENT, arm};
@@ -144,11 +145,8 @@ async fn one_stream_misbehaves(transport: AnyTransport, steps: Vec<Step>, expect
 
 /// Whatever frames a worker sends on a stream, in whatever order, before or after its end: the stream comes to an end, and the others go on.
 async fn frames_in_every_order(transport: AnyTransport) {
-    let mut random = 7_u64;
-    let mut below = |limit: u64| {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (random >> 33) % limit
-    };
+    let mut random = SplitMix(7);
+    let mut below = |limit| random.below(limit);
     for _ in 0..40 {
         let first = Of::Call(0);
         let mut steps: Vec<Step> = (0..1 + below(12))

@@ -65,6 +65,14 @@ impl Drop for Peer {
 }
 
 impl Peer {
+    /// Starts it.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    pub fn start(command: &mut Command) -> Self {
+        Peer(command.spawn().expect("the bench can start itself"))
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.0.id()
@@ -73,8 +81,7 @@ impl Peer {
 
 fn peer(what: &str, cpu: &str, stdin: impl Into<Stdio>, stdout: impl Into<Stdio>) -> Peer {
     let mut command = Command::new("/proc/self/exe");
-    command.env(PEER, what).env(VARIABLE, cpu).stdin(stdin).stdout(stdout);
-    Peer(command.spawn().expect("the bench can start itself"))
+    Peer::start(command.env(PEER, what).env(VARIABLE, cpu).stdin(stdin).stdout(stdout))
 }
 
 fn echo(place: Place, stdin: impl Into<Stdio>, stdout: impl Into<Stdio>) -> Peer {

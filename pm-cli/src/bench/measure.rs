@@ -28,6 +28,15 @@ pub fn asked(seconds: f64, in_test: Duration) -> Asked {
     Asked { is_test, time: if is_test { in_test } else { said.unwrap_or(Duration::from_secs_f64(seconds)) } }
 }
 
+/// The middle of some figures.
+///
+/// # Panics
+/// Where there is none.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 /// What one run gave.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Measured {

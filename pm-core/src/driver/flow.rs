@@ -193,19 +193,18 @@ impl Flow {
             }
             Kind::Fin => {
                 let finished = stream.peer_finished()?;
-                wakers.extend(state.reader.take());
-                wakers.extend(state.calls.values_mut().filter_map(|call| call.waker.take()));
+                state.wake_readers(wakers);
                 Ok(taken(finished))
             }
             Kind::Rst => {
                 let stopped = stream.peer_stopped();
-                wakers.extend(state.writers.drain(..).map(|(_, waker)| waker));
+                state.wake_writers(wakers);
                 Ok(taken(stopped))
             }
             Kind::Credit => {
                 let grant = Grant::decode(&payload).ok_or(Fault::Malformed).map_err(|fault| stream.fail(fault))?;
                 if stream.granted(grant)? {
-                    wakers.extend(state.writers.drain(..).map(|(_, waker)| waker));
+                    state.wake_writers(wakers);
                 }
                 Ok(Received::Taken)
             }
@@ -217,21 +216,19 @@ impl Flow {
     pub(crate) fn attend(&self, out: &mut dyn Outlet, has_room: bool, wakers: &mut Vec<Waker>) -> bool {
         let Some(&(_, id)) = self.carrier.get() else { return true };
         let mut state = self.state();
-        state.owed.is_known = false;
         if !state.pay(id, out) || state.owed.room && !has_room {
-            state.owed.is_known = true;
             return false;
         }
+        state.owed.is_known = false;
         if std::mem::take(&mut state.owed.room) {
-            wakers.extend(state.writers.drain(..).map(|(_, waker)| waker));
+            state.wake_writers(wakers);
         }
         true
     }
 
     /// The stream is over: with this error, if it has one. What came before can still be read. The first end stands.
     pub(crate) fn end(&self, result: Result<(), StreamError>, wakers: &mut Vec<Waker>) {
-        let mut guard = self.state();
-        let state = &mut *guard;
+        let mut state = self.state();
         if state.end.is_some() {
             return;
         }
@@ -240,9 +237,8 @@ impl Flow {
         }
         state.end = Some(result);
         state.owed = Owed::default();
-        wakers.extend(state.reader.take());
-        wakers.extend(state.writers.drain(..).map(|(_, waker)| waker));
-        wakers.extend(state.calls.values_mut().filter_map(|call| call.waker.take()));
+        state.wake_readers(wakers);
+        state.wake_writers(wakers);
     }
 
     // --- for the halves
@@ -258,52 +254,14 @@ impl Flow {
         }
     }
 
-    /// Sends a message. Pending where there is no credit or no room.
-    pub(crate) fn poll_write(
-        &self,
-        ticket: &mut Ticket,
-        flags: u8,
-        payload: &[u8],
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), StreamError>> {
-        let Some((carrier, id)) = self.carrier.get() else { return Poll::Ready(Err(StreamError::Ended)) };
-        // Dropped where no lock is held: it may be the last that its executor has of a task.
-        let mut before = None;
-        let mut outcome = Poll::Pending;
-        carrier.with(&mut |out| {
-            let mut state = self.state();
-            outcome = state.write(*id, out, ticket, flags, payload);
-            if outcome.is_pending() {
-                before = state.wait(ticket, cx.waker());
-            }
-        });
-        outcome
-    }
-
-    /// A writer with this ticket waits no longer.
-    pub(crate) fn give_up(&self, ticket: &mut Ticket) {
-        if let Some(number) = ticket.0.take() {
-            let mut state = self.state();
-            let place = state.writers.iter().position(|(other, _)| *other == number);
-            let waker = place.map(|place| state.writers.remove(place));
-            drop(state);
-            drop(waker);
-        }
-    }
-
     /// Ready once there is a next message, which is in `taken` then. None at the end, which an error may have come before.
     pub(crate) fn poll_next(&self, taken: &mut Taken, cx: &mut Context<'_>) -> Poll<Option<Result<(), StreamError>>> {
-        let is_here = !taken.batch.entries.is_empty();
-        if is_here && !taken.is_due() {
+        if !taken.batch.entries.is_empty() {
             return Poll::Ready(Some(Ok(())));
         }
         let mut guard = self.state();
         let state = &mut *guard;
         state.report(taken);
-        if is_here {
-            self.tell(guard);
-            return Poll::Ready(Some(Ok(())));
-        }
         taken.clear();
         if !state.inbox.entries.is_empty() {
             std::mem::swap(&mut state.inbox, &mut taken.batch);
@@ -363,9 +321,10 @@ impl Flow {
     pub(crate) fn finish(&self) {
         let mut state = self.state();
         state.owed.fin |= state.stream.as_mut().is_some_and(Stream::finish);
-        let writers = std::mem::take(&mut state.writers);
+        let mut wakers = Vec::new();
+        state.wake_writers(&mut wakers);
         self.tell(state);
-        writers.into_iter().for_each(|(_, waker)| waker.wake());
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// This side reads nothing more.
@@ -444,16 +403,59 @@ impl Flow {
     }
 }
 
-/// The place of a writer among those who wait.
-#[derive(Debug, Default)]
-pub(crate) struct Ticket(Option<u64>);
+/// One who writes on a stream, one frame after another. Dropped, it waits no longer.
+pub(crate) struct Writer {
+    flow: Arc<Flow>,
+    /// Its place among those who wait.
+    ticket: Option<u64>,
+}
+
+impl Writer {
+    pub(crate) fn new(flow: Arc<Flow>) -> Self {
+        Writer { flow, ticket: None }
+    }
+
+    /// Sends a message. Pending where there is no credit or no room.
+    pub(crate) fn poll(&mut self, flags: u8, payload: &[u8], cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        let Writer { flow, ticket } = self;
+        let Some((carrier, id)) = flow.carrier.get() else { return Poll::Ready(Err(StreamError::Ended)) };
+        // Dropped where no lock is held: it may be the last that its executor has of a task.
+        let mut before = None;
+        let mut outcome = Poll::Pending;
+        carrier.with(&mut |out| {
+            let mut state = flow.state();
+            outcome = state.write(*id, out, ticket, flags, payload);
+            if outcome.is_pending() {
+                before = state.wait(ticket, cx.waker());
+            }
+        });
+        outcome
+    }
+
+    /// It waits no longer.
+    pub(crate) fn give_up(&mut self) {
+        if let Some(number) = self.ticket.take() {
+            let mut state = self.flow.state();
+            let place = state.writers.iter().position(|(other, _)| *other == number);
+            let waker = place.map(|place| state.writers.remove(place));
+            drop(state);
+            drop(waker);
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
 
 impl State {
     fn write(
         &mut self,
         id: u64,
         out: &mut dyn Outlet,
-        ticket: &mut Ticket,
+        ticket: &mut Option<u64>,
         flags: u8,
         payload: &[u8],
     ) -> Poll<Result<(), StreamError>> {
@@ -473,7 +475,7 @@ impl State {
                     if let Some(stream) = self.stream.as_mut().filter(|_| !is_reply) {
                         stream.wrote(payload.len());
                     }
-                    ticket.0 = None;
+                    *ticket = None;
                     return Poll::Ready(Ok(()));
                 }
                 Pushed::NoRoom => {
@@ -489,6 +491,17 @@ impl State {
         Poll::Pending
     }
 
+    /// Adds the wakers of those who wait for credit or room.
+    fn wake_writers(&mut self, wakers: &mut Vec<Waker>) {
+        wakers.extend(self.writers.drain(..).map(|(_, waker)| waker));
+    }
+
+    /// Adds the wakers of those who wait for something to come.
+    fn wake_readers(&mut self, wakers: &mut Vec<Waker>) {
+        wakers.extend(self.reader.take());
+        wakers.extend(self.calls.values_mut().filter_map(|call| call.waker.take()));
+    }
+
     /// Takes note of what was read.
     fn report(&mut self, taken: &mut Taken) {
         let Some(stream) = &mut self.stream else { return };
@@ -500,8 +513,8 @@ impl State {
     }
 
     /// Puts a writer among those who wait. Gives the waker that it had there.
-    fn wait(&mut self, ticket: &mut Ticket, waker: &Waker) -> Option<Waker> {
-        let number = *ticket.0.get_or_insert_with(|| {
+    fn wait(&mut self, ticket: &mut Option<u64>, waker: &Waker) -> Option<Waker> {
+        let number = *ticket.get_or_insert_with(|| {
             self.next_ticket += 1;
             self.next_ticket
         });

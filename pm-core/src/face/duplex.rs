@@ -11,7 +11,7 @@ use futures_sink::Sink;
 
 use super::error::{QueryError, StreamError, encoded};
 use crate::codec::{Codec, CodecError};
-use crate::driver::flow::{Content, Flow, NUMBER, Taken, Ticket};
+use crate::driver::flow::{Content, Flow, NUMBER, Taken, Writer};
 use crate::machine::frame::flag;
 use crate::worker::role::Answer;
 
@@ -39,7 +39,7 @@ pub struct StreamSender<S, R> {
     /// A message that the sink took, and that has not gone.
     taken: Vec<u8>,
     has_taken: bool,
-    ticket: Ticket,
+    writer: Writer,
 }
 
 /// The receiving half of a [`Duplex`]: a futures `Stream`.
@@ -94,11 +94,11 @@ impl<S, R> Duplex<S, R> {
     pub(crate) fn new(flow: Arc<Flow>, codec: Arc<dyn Both<S, R>>) -> Self {
         let end = End { flow, codec };
         let sender = StreamSender {
+            writer: Writer::new(end.flow.clone()),
             end: end.clone(),
             buffer: Vec::new(),
             taken: Vec::new(),
             has_taken: false,
-            ticket: Ticket::default(),
         };
         Duplex { sender, receiver: StreamReceiver { end, taken: Taken::default() } }
     }
@@ -219,9 +219,9 @@ impl<S, R> StreamSender<S, R> {
     async fn write_encoded(&mut self, flags: u8, encoded: Result<(), StreamError>) -> Result<(), StreamError> {
         encoded?;
         poll_fn(|cx| self.poll_taken(cx)).await?;
-        let StreamSender { end, buffer, ticket, .. } = self;
-        let waiting = Waiting { flow: &end.flow, ticket };
-        poll_fn(|cx| waiting.flow.poll_write(waiting.ticket, flags, buffer, cx)).await
+        let StreamSender { buffer, writer, .. } = self;
+        let waiting = Waiting(writer);
+        poll_fn(|cx| waiting.0.poll(flags, buffer, cx)).await
     }
 
     /// Sends a message as a call, and waits for the answer to it. Any number of calls may wait, and their answers come in any order, between messages.
@@ -233,7 +233,7 @@ impl<S, R> StreamSender<S, R> {
     /// [`StreamError::Sent`] with an error that is its answer, [`StreamError::Unanswered`] where the peer leaves it without one; otherwise as
     /// [`write`](Self::write).
     pub fn call(&self, message: &S) -> impl Future<Output = Result<R, StreamError>> + Send + use<S, R> {
-        let call = PendingCall { number: self.end.flow.begin_call(), end: self.end.clone(), ticket: Ticket::default() };
+        let call = PendingCall { number: self.end.flow.begin_call(), end: self.end.clone() };
         let mut payload = call.number.to_be_bytes().to_vec();
         let encoded = call.end.encode(message, &mut payload);
         async move {
@@ -250,7 +250,7 @@ impl<S, R> StreamSender<S, R> {
     /// What the sink took goes.
     fn poll_taken(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         if self.has_taken {
-            let written = ready!(self.end.flow.poll_write(&mut self.ticket, 0, &self.taken, cx));
+            let written = ready!(self.writer.poll(0, &self.taken, cx));
             self.has_taken = false;
             return Poll::Ready(written);
         }
@@ -259,27 +259,22 @@ impl<S, R> StreamSender<S, R> {
 }
 
 /// A write that waits, and no longer does so when this is dropped.
-struct Waiting<'a> {
-    flow: &'a Flow,
-    ticket: &'a mut Ticket,
-}
+struct Waiting<'a>(&'a mut Writer);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.flow.give_up(self.ticket);
+        self.0.give_up();
     }
 }
 
 struct PendingCall<S, R> {
     end: End<S, R>,
     number: u64,
-    ticket: Ticket,
 }
 
 impl<S, R> PendingCall<S, R> {
-    async fn answer(mut self, payload: Vec<u8>) -> Result<R, StreamError> {
-        poll_fn(|cx| self.end.flow.poll_write(&mut self.ticket, flag::CALL, &payload, cx)).await?;
-        drop(payload);
+    async fn answer(self, payload: Vec<u8>) -> Result<R, StreamError> {
+        self.end.write_once(flag::CALL, payload).await?;
         match poll_fn(|cx| self.end.flow.poll_call(self.number, cx)).await? {
             Ok(reply) => self.end.decode(reply.get(NUMBER..).unwrap_or_default()),
             Err(Some(error)) => Err(StreamError::Sent(error)),
@@ -290,7 +285,6 @@ impl<S, R> PendingCall<S, R> {
 
 impl<S, R> Drop for PendingCall<S, R> {
     fn drop(&mut self) {
-        self.end.flow.give_up(&mut self.ticket);
         self.end.flow.end_call(self.number);
     }
 }
@@ -377,10 +371,7 @@ impl<S, R> Reply<S, R> {
     }
 
     async fn send(mut self, flags: u8, payload: Vec<u8>) -> Result<(), StreamError> {
-        let flow = self.end.flow.clone();
-        let mut ticket = Ticket::default();
-        let waiting = Waiting { flow: &flow, ticket: &mut ticket };
-        poll_fn(|cx| waiting.flow.poll_write(waiting.ticket, flags, &payload, cx)).await?;
+        self.end.write_once(flags, payload).await?;
         self.is_open = false;
         Ok(())
     }
@@ -390,6 +381,12 @@ impl<S, R> End<S, R> {
     fn encode(&self, value: &S, payload: &mut Vec<u8>) -> Result<(), StreamError> {
         let result = self.codec.encode(value, payload);
         Ok(encoded(self.codec.name(), result, payload.len())?)
+    }
+
+    /// Sends a frame beside those of the sending half.
+    async fn write_once(&self, flags: u8, payload: Vec<u8>) -> Result<(), StreamError> {
+        let mut writer = Writer::new(self.flow.clone());
+        poll_fn(|cx| writer.poll(flags, &payload, cx)).await
     }
 
     fn decode(&self, payload: &[u8]) -> Result<R, StreamError> {
@@ -426,7 +423,6 @@ impl<S, R> Clone for End<S, R> {
 
 impl<S, R> Drop for StreamSender<S, R> {
     fn drop(&mut self) {
-        self.end.flow.give_up(&mut self.ticket);
         self.end.flow.finish();
     }
 }

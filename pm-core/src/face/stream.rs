@@ -13,7 +13,7 @@ use super::pool::{Handle, Pool};
 use crate::codec::{Codec, Postcard};
 use crate::driver::call::Call;
 use crate::driver::clock;
-use crate::driver::flow::{Flow, Ticket};
+use crate::driver::flow::{Flow, Writer};
 
 /// The longest name of a stream, in bytes.
 pub const MAX_NAME: usize = 4096;
@@ -84,7 +84,7 @@ impl<I, O, C: Codec<I>> StreamManager<I, O, C> {
         let handle = self.pool.handle.clone();
         async move {
             let payload = encoded?;
-            let waiting = handle.pool.streams().into_iter().map(|flow| (flow, Ticket::default())).collect();
+            let waiting = handle.pool.streams().into_iter().map(Writer::new).collect();
             let mut broadcast = Broadcast { waiting, sent: 0 };
             Ok(poll_fn(|cx| broadcast.poll(&payload, cx)).await)
         }
@@ -93,13 +93,13 @@ impl<I, O, C: Codec<I>> StreamManager<I, O, C> {
 
 /// Streams to which a message goes as soon as they have room.
 struct Broadcast {
-    waiting: Vec<(Arc<Flow>, Ticket)>,
+    waiting: Vec<Writer>,
     sent: usize,
 }
 
 impl Broadcast {
     fn poll(&mut self, payload: &[u8], cx: &mut Context<'_>) -> Poll<usize> {
-        self.waiting.retain_mut(|(flow, ticket)| match flow.poll_write(ticket, 0, payload, cx) {
+        self.waiting.retain_mut(|writer| match writer.poll(0, payload, cx) {
             Poll::Ready(written) => {
                 self.sent += usize::from(written.is_ok());
                 false
@@ -107,14 +107,6 @@ impl Broadcast {
             Poll::Pending => true,
         });
         if self.waiting.is_empty() { Poll::Ready(self.sent) } else { Poll::Pending }
-    }
-}
-
-impl Drop for Broadcast {
-    fn drop(&mut self) {
-        for (flow, ticket) in &mut self.waiting {
-            flow.give_up(ticket);
-        }
     }
 }
 

@@ -179,13 +179,10 @@ fn serve_until_the_end(desk: &Arc<desk::Desk>, role: &'static dyn Role, hello: H
 fn accept(desk: &desk::Desk, role: &'static dyn Role, hello: Hello) -> Result<Service, ServeError> {
     let service = role.service(&hello.codec);
     let codec = if service.is_some() { hello.codec.clone() } else { role.codecs().join(" or ") };
-    let concurrency = match &service {
-        Some(Service::Async { concurrency, .. } | Service::Streams { concurrency, .. }) => *concurrency,
-        _ => 1,
-    };
-    let streams = match &service {
-        Some(Service::Streams { window, .. }) => Some(*window),
-        _ => None,
+    let (concurrency, streams) = match &service {
+        Some(Service::Async { concurrency, .. }) => (*concurrency, None),
+        Some(Service::Streams { concurrency, window, .. }) => (*concurrency, Some(*window)),
+        Some(Service::Blocking(_)) | None => (1, None),
     };
     if let Some(window) = streams {
         desk.take_streams(window, hello.streams.unwrap_or(Grant::NONE));

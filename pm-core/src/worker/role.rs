@@ -200,7 +200,7 @@ impl<I, O, T> Query<I, O, T> {
     }
 }
 
-impl<I, O, T> Query<I, O, T>
+impl<I, O, T> Typed<I, O> for Query<I, O, T>
 where
     I: DeserializeOwned + Send + 'static,
     O: Serialize + Send + 'static,
@@ -247,13 +247,7 @@ where
     }
 
     fn service(&'static self, codec: &str) -> Option<Service> {
-        match codec {
-            "postcard" => Some(self.serve_with(Postcard)),
-            "json" => Some(self.serve_with(Json)),
-            #[cfg(feature = "bincode")]
-            "bincode" => Some(self.serve_with(crate::codec::Bincode)),
-            _ => None,
-        }
+        in_codec(self, codec)
     }
 }
 
@@ -291,33 +285,15 @@ pub const STREAM_WINDOW: Grant = Grant { messages: 256, bytes: 256 << 10 };
 /// `T` is the transport that its pools use unless they say otherwise; the facade's `pm::Stream` has chosen one.
 pub struct Stream<I: 'static, O: 'static, T = ()> {
     name: &'static str,
-    handler: &'static dyn HandleStream<I, O>,
+    handler: &'static dyn HandleAsync<Duplex<O, I>, ()>,
     concurrency: u32,
     window: Grant,
     transport: PhantomData<fn() -> T>,
 }
 
-/// A handler of streams whose return type was brought to one form. Implemented for every fitting function.
-pub trait HandleStream<I, O>: Sync {
-    /// Begins it.
-    fn handle(&self, stream: Duplex<O, I>) -> BoxFuture<Result<(), HandlerError>>;
-}
-
-impl<H, I, O, F, R> HandleStream<I, O> for H
-where
-    H: Fn(Duplex<O, I>) -> F + Sync,
-    F: Future<Output = R> + Send + 'static,
-    R: Answer<()>,
-{
-    fn handle(&self, stream: Duplex<O, I>) -> BoxFuture<Result<(), HandlerError>> {
-        let future = self(stream);
-        Box::pin(async move { future.await.into_answer() })
-    }
-}
-
 impl<I, O, T> Stream<I, O, T> {
     /// A stream that an async function serves.
-    pub const fn new<H: HandleStream<I, O>>(name: &'static str, handler: &'static H) -> Self {
+    pub const fn new<H: HandleAsync<Duplex<O, I>, ()>>(name: &'static str, handler: &'static H) -> Self {
         Stream { name, handler, concurrency: STREAM_CONCURRENCY, window: STREAM_WINDOW, transport: PhantomData }
     }
 
@@ -344,7 +320,7 @@ impl<I, O, T> Stream<I, O, T> {
     }
 }
 
-impl<I, O, T> Stream<I, O, T>
+impl<I, O, T> Typed<I, O> for Stream<I, O, T>
 where
     I: DeserializeOwned + Send + 'static,
     O: Serialize + Send + 'static,
@@ -369,13 +345,7 @@ where
     }
 
     fn service(&'static self, codec: &str) -> Option<Service> {
-        match codec {
-            "postcard" => Some(self.serve_with(Postcard)),
-            "json" => Some(self.serve_with(Json)),
-            #[cfg(feature = "bincode")]
-            "bincode" => Some(self.serve_with(crate::codec::Bincode)),
-            _ => None,
-        }
+        in_codec(self, codec)
     }
 }
 
@@ -386,6 +356,26 @@ const CODECS: &[&str] = &[
     #[cfg(feature = "bincode")]
     "bincode",
 ];
+
+/// A role that any codec can serve that carries its types.
+trait Typed<I, O> {
+    fn serve_with<C: Codec<I> + Codec<O>>(&'static self, codec: C) -> Service;
+}
+
+/// How such a role serves the codec of this name.
+fn in_codec<I, O>(role: &'static impl Typed<I, O>, codec: &str) -> Option<Service>
+where
+    I: Serialize + DeserializeOwned,
+    O: Serialize + DeserializeOwned,
+{
+    match codec {
+        "postcard" => Some(role.serve_with(Postcard)),
+        "json" => Some(role.serve_with(Json)),
+        #[cfg(feature = "bincode")]
+        "bincode" => Some(role.serve_with(crate::codec::Bincode)),
+        _ => None,
+    }
+}
 
 /// A handler that reads and writes its payloads itself.
 type ByteHandler = dyn Fn(&[u8], &mut Vec<u8>) -> Result<(), HandlerError> + Sync;
@@ -429,7 +419,7 @@ pub struct ByteStream {
 
 impl ByteStream {
     /// A stream whose payloads are in the codec of this name.
-    pub const fn new<H: HandleStream<Bytes, Bytes>>(
+    pub const fn new<H: HandleAsync<Duplex<Bytes, Bytes>, ()>>(
         name: &'static str,
         codec: &'static str,
         handler: &'static H,

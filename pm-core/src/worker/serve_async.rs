@@ -64,30 +64,26 @@ async fn serve_calls(
             ids.push((task.id(), id));
             cancel.add(Box::new(move || task.abort()));
         }
-        let ended = match running.try_join_next_with_id() {
-            Some(ended) => ended,
-            None => {
-                // Answers that came together go together.
-                if desk.has_gathered() {
-                    tokio::task::yield_now().await;
-                }
-                match running.try_join_next_with_id() {
-                    // Its answer says more than what its stream owes since it was dropped.
-                    Some(ended) => ended,
-                    None => {
-                        desk.send_answers()?;
-                        tokio::select! {
-                            biased;
-                            Some(ended) = running.join_next_with_id() => ended,
-                            () = desk.news.notified() => continue,
-                            came = intake.next(), if desk.wants_more() => {
-                                came?;
-                                continue;
-                            }
-                        }
-                    }
-                }
+        let mut ended = running.try_join_next_with_id();
+        if ended.is_none() && desk.has_gathered() {
+            // Answers that came together go together; and that of a handler which has returned says more than what its stream owes since it was dropped.
+            tokio::task::yield_now().await;
+            ended = running.try_join_next_with_id();
+            if ended.is_none() {
+                desk.send_answers()?;
             }
+        }
+        let ended = match ended {
+            Some(ended) => ended,
+            None => tokio::select! {
+                biased;
+                Some(ended) = running.join_next_with_id() => ended,
+                () = desk.news.notified() => continue,
+                came = intake.next(), if desk.wants_more() => {
+                    came?;
+                    continue;
+                }
+            },
         };
         let task = ended.as_ref().map_or_else(|error| error.id(), |(task, _)| *task);
         let place = ids.iter().position(|(known, _)| *known == task);

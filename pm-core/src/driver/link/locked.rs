@@ -14,7 +14,7 @@ use crate::machine::frame::{Frame, Header, Kind, MAX_NOTICE, MAX_PING, Remaining
 use crate::machine::id::CallId;
 use crate::machine::payload::Lent;
 use crate::machine::retry::{Failure, Verdict as RetryVerdict};
-use crate::machine::session::{Answer, Limit, Session, Verdict, Word};
+use crate::machine::session::{Answer, Cancel, Limit, Session, Verdict, Word};
 use crate::machine::time::Time;
 use crate::machine::window::Window;
 use crate::transport::{LinkError, LinkTx};
@@ -185,6 +185,33 @@ impl<Tx: LinkTx> Core<Tx> {
     fn reclaim(&mut self, id: CallId) -> Option<bool> {
         let number = self.session.number(id);
         self.tx.as_mut()?.reclaim(number)
+    }
+
+    /// Ends a call for its caller, and tells the worker. None where it has ended: then its slot may have another one.
+    pub(super) fn give_up(&mut self, now: Time, id: CallId) -> Option<Aboard> {
+        if self.session.cancel(now, id) == Cancel::Gone {
+            return None;
+        }
+        self.tell_cancelled(id);
+        self.take(id)
+    }
+
+    /// Says something that must be said, now or with the next flush that has room for it.
+    pub(super) fn say(&mut self, header: Header) {
+        if !self.unsaid.is_empty() || matches!(self.push(header, &[]), Ok(false)) {
+            self.unsaid.push_back(header);
+        }
+    }
+
+    /// Says what had no room. False where it still has none.
+    pub(super) fn say_unsaid(&mut self) -> bool {
+        while let Some(&header) = self.unsaid.front() {
+            if matches!(self.push(header, &[]), Ok(false)) {
+                return false;
+            }
+            self.unsaid.pop_front();
+        }
+        true
     }
 
     /// Tells the worker that nobody waits for a call any more.

@@ -32,7 +32,7 @@ use crate::machine::frame::{Header, Kind};
 use crate::machine::handshake::Ready;
 use crate::machine::id::{CallId, Incarnation, WorkerId};
 use crate::machine::retry::Failure;
-use crate::machine::session::{Cancel, Fate, Session, Word};
+use crate::machine::session::{Fate, Session, Word};
 use crate::machine::stream::Grant;
 use crate::machine::time::Time;
 use crate::machine::window::Window;
@@ -214,15 +214,10 @@ impl<Tx: LinkTx> LinkShared<Tx> {
     pub(crate) fn cancel(&self, id: CallId) {
         let now = clock::now();
         let mut guard = self.core();
-        let core = &mut *guard;
-        let mut dropped = None;
+        let dropped = guard.give_up(now, id);
         let mut wakers = Vec::new();
-        if core.session.cancel(now, id) == Cancel::Tell {
-            dropped = core.take(id);
-            core.tell_cancelled(id);
-            if let Some(Aboard { call, .. }) = dropped.as_ref().filter(|aboard| aboard.call.flow.is_some()) {
-                call.end_stream(Err(StreamError::Ended), &mut wakers);
-            }
+        if let Some(Aboard { call, .. }) = dropped.as_ref().filter(|aboard| aboard.call.flow.is_some()) {
+            call.end_stream(Err(StreamError::Ended), &mut wakers);
         }
         drop(guard);
         drop(dropped);
@@ -277,13 +272,15 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             open.into_iter().rev().filter_map(|(id, fate)| Some((core.take(id)?.call, fate))).collect();
         let left: Vec<_> = core.calls.iter_mut().filter_map(Option::take).collect();
         let tx = core.tx.take();
+        let is_requested = core.streams.is_any() && *cause == ExitCause::Requested;
         drop(guard);
         drop((left, tx));
+        // Streams that a shutdown waited for are told of that, and not of a worker that did nothing wrong.
+        let shutting_down = if is_requested { yard.shutting_down() } else { None };
         let mut after = After::default();
         for (call, fate) in aboard {
-            if let Some(ended) = call.flow.as_ref().filter(|_| *cause == ExitCause::Requested).and(yard.shutting_down())
-            {
-                call.resolve(Err(ended), &mut after.wakers);
+            if let Some(ended) = &shutting_down {
+                call.resolve(Err(ended.clone()), &mut after.wakers);
                 continue;
             }
             if fate == Fate::Unstarted && call.flow.is_none() {

@@ -1,7 +1,7 @@
 //! The streams of a link: what their frames mean, and how those of this side come to it.
 //!
 //! A stream is a call, so its id, its end and its place are those of any call; what makes it a stream is its [`Flow`]. Messages go onto the link at once, by those who
-//! write them. Whatever else a stream has to say waits for the next flush ([`Core::attend_streams`]), which the task of the worker makes.
+//! write them. Whatever else a stream has to say waits for the next flush ([`Core::flush_all`]), which the task of the worker makes.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -16,7 +16,7 @@ use crate::face::error::StreamError;
 use crate::machine::frame::{Header, Kind};
 use crate::machine::id::CallId;
 use crate::machine::payload::Lent;
-use crate::machine::session::{Cancel, Standing};
+use crate::machine::session::Standing;
 use crate::machine::stream::Grant;
 use crate::machine::time::Time;
 use crate::transport::{LinkError, LinkTx};
@@ -109,31 +109,13 @@ impl<Tx: LinkTx> Core<Tx> {
 
     /// Ends a stream for its caller, and tells the worker.
     fn end_stream(&mut self, now: Time, id: CallId, error: StreamError, wakers: &mut Vec<Waker>) {
-        if self.session.cancel(now, id) == Cancel::Gone {
-            // Its slot may have another one by now.
-            return;
-        }
-        self.tell_cancelled(id);
-        if let Some(Aboard { call, .. }) = self.take(id) {
+        if let Some(Aboard { call, .. }) = self.give_up(now, id) {
             call.end_stream(Err(error), wakers);
         }
     }
 
-    /// Says something that must be said, now or with the next flush that has room for it.
-    pub(super) fn say(&mut self, header: Header) {
-        if !self.unsaid.is_empty() || matches!(self.push(header, &[]), Ok(false)) {
-            self.unsaid.push_back(header);
-        }
-    }
-
-    /// Says what had no room, and what the streams owe, as far as there is room.
+    /// Says what the streams owe, as far as there is room.
     fn pay_streams(&mut self, has_room: bool, wakers: &mut Vec<Waker>) {
-        while let Some(&header) = self.unsaid.front() {
-            if matches!(self.push(header, &[]), Ok(false)) {
-                return;
-            }
-            self.unsaid.pop_front();
-        }
         let mut owing = std::mem::take(&mut self.streams.owing);
         owing.retain(|&id| {
             let flow = self.calls.get(id.slot()).and_then(Option::as_ref).and_then(|aboard| aboard.call.flow.clone());
@@ -144,15 +126,13 @@ impl<Tx: LinkTx> Core<Tx> {
         self.streams.owing = owing;
     }
 
-    /// Flushes, with what the streams owe. Where there was no room before, it wakes those who wait for it.
-    pub(super) fn flush_streams(
-        &mut self,
-        cx: &mut Context<'_>,
-        wakers: &mut Vec<Waker>,
-    ) -> Poll<Result<(), LinkError>> {
+    /// Flushes, with what had no room before and what the streams owe, and wakes those who wait for room.
+    pub(super) fn flush_all(&mut self, cx: &mut Context<'_>, wakers: &mut Vec<Waker>) -> Poll<Result<(), LinkError>> {
         let mut has_room = false;
         loop {
-            self.pay_streams(has_room, wakers);
+            if self.say_unsaid() {
+                self.pay_streams(has_room, wakers);
+            }
             let flushed = self.poll_flush(cx);
             let is_all = self.streams.owing.is_empty() && self.unsaid.is_empty();
             if is_all || !matches!(flushed, Poll::Ready(Ok(()))) {
@@ -218,11 +198,6 @@ impl<Tx: LinkTx> Carrier for LinkShared<Tx> {
     }
 
     fn cancel(&self, id: u64) {
-        let mut wakers = Vec::new();
-        let mut core = self.core();
-        core.end_stream(clock::now(), CallId::from_wire(id), StreamError::Ended, &mut wakers);
-        drop(core);
-        wakers.into_iter().for_each(Waker::wake);
-        self.kick();
+        LinkShared::cancel(self, CallId::from_wire(id));
     }
 }

@@ -197,7 +197,7 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
             }
             self.gathered = false;
             self.shared.kicked.store(false, Ordering::SeqCst);
-            let flushed = self.shared.core().flush_streams(cx, &mut self.after.wakers);
+            let flushed = self.shared.core().flush_all(cx, &mut self.after.wakers);
             self.after.wakers.drain(..).for_each(Waker::wake);
             match flushed {
                 Poll::Ready(Ok(())) => {
