@@ -132,6 +132,8 @@
 //! | `PM_IN_PROCESS` | you | with `1`, pools of this program's own roles serve in threads: for tests and debuggers |
 //! | `PM_KEEPER` | you | the program to run as the keeper, as `$PM_KEEPER keeper`, where this one never calls [`roles`]: the path of `pm` |
 //! | `PM_UNIT` | pm, for all that it starts | which incarnation of which worker a process belongs to, also when it has left its parents |
+//! | `PM_WORKER` | pm, for workers | the number of the worker in its pool, the same for all its incarnations |
+//! | `LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES` | pm, for workers | the listeners of the Spec, as systemd gives them |
 //! | `PM_LINK`, `PM_LINK_FD`, `PM_ROLE`, `PM_OUTBOX_FD` | pm, for workers | where the link is and what to serve; a worker takes them out of its environment |
 //!
 //! # Features
@@ -149,13 +151,14 @@
 pub use bytes::Bytes;
 pub use pm_core as core;
 pub use pm_core::codec::{self, Codec, Json, Postcard, Verbatim};
-pub use pm_core::face::builder::{PoolBuilder, Queries, Streams};
+pub use pm_core::face::builder::{PoolBuilder, Queries, Raw, Streams};
 pub use pm_core::face::duplex::{Duplex, Incoming, Reply, StreamReceiver, StreamSender};
 pub use pm_core::face::error::{
     HandlerError, HandlerErrorKind, QueryError, QueryErrorKind, StartError, StreamError, TryQueryError, WorkerLost,
 };
 pub use pm_core::face::pool::{Pool, PoolInfo, WorkerInfo};
 pub use pm_core::face::query::{QueryManager, QueryOptions, SlowQuery, TimeoutFrom};
+pub use pm_core::face::raw::{RawEvent, RawEvents, RawManager, RawWorker};
 pub use pm_core::face::stream::StreamManager;
 pub use pm_core::face::worker::Worker;
 pub use pm_core::face::{registry, spawning};
@@ -165,10 +168,11 @@ pub use pm_core::machine::event::Event;
 pub use pm_core::machine::exit::{ExitStatus, Signal};
 pub use pm_core::machine::id::{Incarnation, WorkerId};
 pub use pm_core::machine::retry::{Delay, Failure, Retry};
-pub use pm_core::machine::spec::{Inherit, Resource, Spec, SpecBuilder, Stderr};
+pub use pm_core::machine::spec::{Inherit, Listen, Resource, Spec, SpecBuilder, Stderr};
 pub use pm_core::transport::Transport;
-pub use pm_core::worker::context::{cancelled, notice, on_cancel, time_left};
+pub use pm_core::worker::context::{cancelled, draining, is_draining, notice, on_cancel, time_left};
 pub use pm_core::worker::error::ServeError;
+pub use pm_core::worker::listeners::{Listener, listeners};
 pub use pm_core::worker::role::{ByteQuery, ByteStream, Role};
 
 #[cfg(feature = "shm")]

@@ -19,6 +19,7 @@ mod lifecycle;
 mod manager_killed;
 mod processes;
 mod query;
+mod raw;
 mod registry;
 mod retry;
 mod roles;
@@ -49,6 +50,8 @@ fn main() {
         &streams::TALK,
         &streams::FEW,
         &streams::BACKWARDS,
+        &raw::DESK,
+        &raw::HASTY,
     ]);
     manager_killed::helper();
 
@@ -63,6 +66,7 @@ fn main() {
     );
     trials.extend(query::tests());
     trials.extend(streams::tests());
+    trials.extend(raw::tests());
     trials.extend(allocations::tests());
     trials.extend(batch::tests());
     trials.extend(blocking::tests());

@@ -29,12 +29,12 @@ pub const LINK_FD_VARIABLE: &str = "PM_LINK_FD";
 /// The variable that names the role that a worker should serve.
 pub const ROLE_VARIABLE: &str = "PM_ROLE";
 
+/// The variable that holds the number of a worker in its pool: it stays the same through all incarnations, and no other worker of the pool ever has it.
+pub const WORKER_VARIABLE: &str = "PM_WORKER";
+
 /// The variable that holds the number of the descriptor of a worker's outbox: a memfd that a worker may use for answers that it has
 /// not written yet. The Rust worker does; others may leave it alone.
 pub const OUTBOX_FD_VARIABLE: &str = "PM_OUTBOX_FD";
-
-/// The descriptor under which a worker finds its link, where the link is one descriptor.
-pub const LINK_FD: RawFd = 3;
 
 /// A way to make links.
 ///
@@ -63,8 +63,17 @@ pub trait Transport: Debug + Send + Sync + 'static {
 pub struct Offer {
     /// Variables of its environment. `PM_LINK` is set from the scheme.
     pub env: Vec<(String, OsString)>,
-    /// Descriptors, by their number in the worker.
-    pub fds: Vec<(RawFd, OwnedFd)>,
+    /// Descriptors, and where the worker finds each.
+    pub fds: Vec<(Place, OwnedFd)>,
+}
+
+/// Where a worker finds a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// Under this number, from 0 to 2: the standard streams.
+    Standard(RawFd),
+    /// Under a number from 3 on, which the launcher chooses. This variable of the worker's environment says which.
+    Variable(&'static str),
 }
 
 /// Who the worker is.

@@ -11,7 +11,7 @@
 //! | `bell` | whoever sleeps is rung (an eventcount): the worker by a futex, the manager by an eventfd |
 //! | `manager`, `worker` | the two halves of a link |
 //!
-//! A query between two busy processes needs no system call. The worker finds the files by a socket, its descriptor 3; the end of the socket
+//! A query between two busy processes needs no system call. The worker finds the files by a socket, whose number `PM_LINK_FD` holds; the end of the socket
 //! tells the manager of the end of the worker. Linux 5.1 or later. A worker must be a Rust program: the layout of the memory is no part of
 //! the protocol.
 
@@ -40,7 +40,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use pm_core::transport::{Accept, Connect, Identity, LINK_FD, LINK_FD_VARIABLE, Offer, Transport, TransportError};
+use pm_core::transport::{Accept, Connect, Identity, LINK_FD_VARIABLE, Offer, Place, Transport, TransportError};
 use pm_core::worker::inherited_link;
 use pm_core::worker::link::WorkerLink;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -116,10 +116,7 @@ impl Transport for Shm {
         probe_futex(&memory.ours)?;
         send_descriptors(life.as_fd(), &[requests.as_fd(), responses.as_fd(), bell.as_fd()])
             .map_err(|error| refused("send descriptors", error))?;
-        let offer = Offer {
-            env: vec![(LINK_FD_VARIABLE.to_string(), LINK_FD.to_string().into())],
-            fds: vec![(LINK_FD, theirs_life)],
-        };
+        let offer = Offer { env: Vec::new(), fds: vec![(Place::Variable(LINK_FD_VARIABLE), theirs_life)] };
         Ok((offer, ShmAccept { memory, bell, life }))
     }
 }

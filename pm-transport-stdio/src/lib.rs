@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use pm_core::driver::framed::FramedLink;
-use pm_core::transport::{Accept, Connect, Identity, Offer, Transport, TransportError};
+use pm_core::transport::{Accept, Connect, Identity, Offer, Place, Transport, TransportError};
 use pm_core::worker::link::{FdLink, WorkerLink};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::net::unix::pipe::{Receiver, Sender};
@@ -45,7 +45,7 @@ impl Transport for Stdio {
         for end in [&read, &write] {
             rustix::io::ioctl_fionbio(end, true).map_err(|error| refused("make a pipe non-blocking", error.into()))?;
         }
-        let offer = Offer { env: Vec::new(), fds: vec![(0, stdin), (1, stdout)] };
+        let offer = Offer { env: Vec::new(), fds: vec![(Place::Standard(0), stdin), (Place::Standard(1), stdout)] };
         Ok((offer, StdioAccept { read, write }))
     }
 }

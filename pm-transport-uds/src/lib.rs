@@ -1,4 +1,4 @@
-//! Links over a pair of connected Unix sockets. The worker finds its socket as descriptor 3.
+//! Links over a pair of connected Unix sockets. The worker finds its socket under the number that `PM_LINK_FD` holds.
 //!
 //! The pair has no name in the file system, so nothing stale can be found, and nobody else can connect.
 
@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use pm_core::driver::framed::FramedLink;
-use pm_core::transport::{Accept, Connect, Identity, LINK_FD, LINK_FD_VARIABLE, Offer, Transport, TransportError};
+use pm_core::transport::{Accept, Connect, Identity, LINK_FD_VARIABLE, Offer, Place, Transport, TransportError};
 use pm_core::worker::inherited_link;
 use pm_core::worker::link::{FdLink, WorkerLink};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -40,10 +40,7 @@ impl Transport for Uds {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(|error| refused("make a pair of sockets", error.into()))?;
         rustix::io::ioctl_fionbio(&ours, true).map_err(|error| refused("make a socket non-blocking", error.into()))?;
-        let offer = Offer {
-            env: vec![(LINK_FD_VARIABLE.to_string(), LINK_FD.to_string().into())],
-            fds: vec![(LINK_FD, theirs)],
-        };
+        let offer = Offer { env: Vec::new(), fds: vec![(Place::Variable(LINK_FD_VARIABLE), theirs)] };
         Ok((offer, UdsAccept(ours)))
     }
 }

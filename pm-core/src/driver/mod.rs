@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`launch`] | starts and ends processes |
 //! | `start` | makes a worker out of a Spec and a transport |
+//! | `listen` | binds what all processes of a Spec accept from |
 //! | `worker` | lives through one incarnation of a worker |
 //! | `link` | the calls on one link |
 //! | `call` | one call, from its caller to a worker and back |
@@ -25,6 +26,7 @@ pub mod framed;
 pub(crate) mod inprocess;
 pub mod launch;
 pub(crate) mod link;
+pub(crate) mod listen;
 pub mod memory;
 pub(crate) mod pool;
 pub(crate) mod signal;

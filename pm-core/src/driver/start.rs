@@ -1,5 +1,6 @@
 //! How a worker comes to be: as a process, or as a thread of this one.
 
+use std::ffi::OsString;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,13 +11,16 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use super::launch::{self, Child, ChildState, Command, LaunchError};
+use super::listen::{FIRST_LISTENER, LISTEN_VARIABLES, Listeners};
 use crate::face::error::StartError;
 use crate::machine::cause::ExitCause;
 use crate::machine::exit::{ExitStatus, Signal};
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::spec::{self, Program, Spec};
 use crate::sys::outbox;
-use crate::transport::{Accept, Identity, LINK_FD, LINK_VARIABLE, Link, OUTBOX_FD_VARIABLE, ROLE_VARIABLE, Transport};
+use crate::transport::{
+    Accept, Identity, LINK_VARIABLE, Link, OUTBOX_FD_VARIABLE, Place, ROLE_VARIABLE, Transport, WORKER_VARIABLE,
+};
 
 /// How long the last words of a process are waited for that ended before it took its link, and how many bytes they may have.
 const LAST_WORDS: Duration = Duration::from_millis(100);
@@ -104,6 +108,7 @@ pub(crate) struct ProcessStarter<T> {
     pub(crate) pool: Arc<str>,
     pub(crate) spec: Spec,
     pub(crate) transport: T,
+    pub(crate) listeners: Arc<Listeners>,
 }
 
 impl<T: Transport> Starter for ProcessStarter<T> {
@@ -112,19 +117,17 @@ impl<T: Transport> Starter for ProcessStarter<T> {
     async fn start(&self, worker: WorkerId, incarnation: Incarnation) -> Result<Started<T::Link>, StartError> {
         let (offer, accept) = self.transport.offer()?;
         let mut command = self.command(worker, incarnation)?;
-        command.env.retain(|(name, _)| name != LINK_VARIABLE);
-        command.env.push((LINK_VARIABLE.into(), self.transport.scheme().into()));
+        set(&mut command, LINK_VARIABLE, self.transport.scheme());
         for (name, value) in offer.env {
-            command.env.retain(|(known, _)| *known != *name);
-            command.env.push((name.into(), value));
+            set(&mut command, &name, value);
         }
         let (reader, writer) = std::io::pipe().map_err(|error| refused("make a pipe for its prints", error))?;
         let writer = Arc::new(OwnedFd::from(writer));
         // A worker's prints go to its stderr; a transport over stdio takes descriptor 1 for itself.
         command.fds = vec![(1, writer.clone()), (2, writer)];
-        for (number, fd) in offer.fds {
-            command.fds.retain(|(known, _)| *known != number);
-            command.fds.push((number, Arc::new(fd)));
+        self.listeners.pass_to(&mut command);
+        for (place, fd) in offer.fds {
+            give(&mut command, place, fd);
         }
         let outbox = self.outbox(&mut command);
         let mut child = launch::launch(self.spec.guard(), command).await?;
@@ -160,18 +163,19 @@ impl<T: Transport> ProcessStarter<T> {
     fn outbox(&self, command: &mut Command) -> Option<OwnedFd> {
         let Program::Role(_) = self.spec.what() else { return None };
         let ours = outbox::create().ok()?;
-        let theirs = ours.try_clone().ok()?;
-        let number = command.fds.iter().map(|(number, _)| number + 1).max().unwrap_or(0).max(LINK_FD + 1);
-        command.fds.push((number, Arc::new(theirs)));
-        command.env.push((OUTBOX_FD_VARIABLE.into(), number.to_string().into()));
+        give(command, Place::Variable(OUTBOX_FD_VARIABLE), ours.try_clone().ok()?);
         Some(ours)
     }
 
     fn command(&self, worker: WorkerId, incarnation: Incarnation) -> Result<Command, LaunchError> {
         let spec = &self.spec;
-        let mut env = spec.environment(std::env::vars_os());
+        // Listeners of this process are not meant for that one.
+        let own = std::env::vars_os().filter(|(name, _)| !LISTEN_VARIABLES.iter().any(|known| name == known));
+        let mut env = spec.environment(own);
         env.retain(|(name, _)| name != ROLE_VARIABLE && name != OUTBOX_FD_VARIABLE);
         env.extend(spec.role_to_serve().map(|role| (ROLE_VARIABLE.into(), role.into())));
+        env.retain(|(name, _)| name != WORKER_VARIABLE);
+        env.push((WORKER_VARIABLE.into(), worker.0.to_string().into()));
         let (program, name) = match spec.what() {
             Program::Role(role) => {
                 if !launch::roles_called() {
@@ -195,6 +199,27 @@ impl<T: Transport> ProcessStarter<T> {
         (command.uid, command.gid) = spec.user();
         Ok(command)
     }
+}
+
+/// Sets a variable, whatever it was before.
+fn set(command: &mut Command, name: &str, value: impl Into<OsString>) {
+    command.env.retain(|(known, _)| known != name);
+    command.env.push((name.into(), value.into()));
+}
+
+/// Gives a process a descriptor: under its number, or under the first one that is free, behind the listeners.
+fn give(command: &mut Command, place: Place, fd: OwnedFd) {
+    let number = match place {
+        Place::Standard(number) => number,
+        Place::Variable(name) => {
+            let taken = command.fds.iter().map(|(number, _)| *number).max().unwrap_or(0);
+            let number = (taken + 1).max(FIRST_LISTENER);
+            set(command, name, number.to_string());
+            number
+        }
+    };
+    command.fds.retain(|(known, _)| *known != number);
+    command.fds.push((number, Arc::new(fd)));
 }
 
 /// The hard limit beside a soft one. At the soft limit of processor time the kernel sends SIGXCPU, which says what happened, and at the hard one

@@ -203,17 +203,23 @@ impl<S: Starter> Task<S> {
         let mut trusted = true;
         let mut states = life.states();
         let mut told_drained = false;
+        let mut has_returned = false;
         loop {
             let is_drained = !told_drained && shared.is_drained();
             if is_drained {
                 told_drained = true;
                 self.unit(unit::Input::Drained(self.incarnation), Aboard::default()).await;
             }
+            if !has_returned && shared.has_returned() {
+                has_returned = true;
+                self.fail(ExitCause::Returned).await;
+            }
             let link = poll_fn(|cx| match open {
                 true => match driver.poll(cx) {
                     Poll::Ready(end) => Poll::Ready(Some(end)),
-                    // A drained link is news as well.
+                    // A drained link is news as well, and so is a conversation that is over.
                     Poll::Pending if !told_drained && shared.is_drained() => Poll::Ready(None),
+                    Poll::Pending if !has_returned && shared.has_returned() => Poll::Ready(None),
                     Poll::Pending => Poll::Pending,
                 },
                 false => Poll::Pending,

@@ -1,7 +1,9 @@
 //! How a pool comes to be: its settings, their defaults, and its start.
 
+mod calls;
+
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -9,14 +11,12 @@ use serde::de::DeserializeOwned;
 
 use super::error::StartError;
 use super::pool::{Handle, Pool, begin};
-use super::query::{QueryManager, Recipe, SlowQuery, TimeoutFrom};
-use super::stream::StreamManager;
+use super::query::{Recipe, SlowQuery, TimeoutFrom};
 use super::worker::Worker;
 use super::{registry, spawning};
 use crate::codec::{Codec, Format, Postcard};
-use crate::driver::call::Terms;
 use crate::driver::inprocess::ThreadStarter;
-use crate::driver::link::LinkSettings;
+use crate::driver::listen::Listeners;
 use crate::driver::pool::{self, AnyPool, Hooks, Settings};
 use crate::driver::start::ProcessStarter;
 use crate::machine::budget::Budget;
@@ -26,7 +26,9 @@ use crate::machine::spec::{Spec, SpecBuilder};
 use crate::machine::stream::Grant;
 use crate::machine::unit::Times;
 use crate::transport::Transport;
-use crate::worker::role::{Query, Role, STREAM_WINDOW, Stream};
+use crate::worker::role::{Query, Role, Stream};
+use calls::Calls;
+pub use calls::{Queries, Raw, Streams};
 
 /// The timeout of a query where nothing else is said: 15 minutes.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
@@ -67,7 +69,7 @@ where
     }
 }
 
-/// A pool in the making. `M` says which calls it serves: [`Queries`], or [`Streams`].
+/// A pool in the making. `M` says which calls it serves: [`Queries`], [`Streams`], or the conversations of [`Raw`] workers.
 #[must_use = "a builder does nothing until it is started"]
 pub struct PoolBuilder<I, O, C, T, M = Queries> {
     name: Arc<str>,
@@ -84,80 +86,6 @@ pub struct PoolBuilder<I, O, C, T, M = Queries> {
     types: PhantomData<fn(I) -> O>,
 }
 
-/// The settings of a pool that serves queries.
-#[derive(Clone, Debug)]
-pub struct Queries {
-    queue: usize,
-    terms: Terms,
-    cancel_grace: Option<Duration>,
-}
-
-/// The settings of a pool that serves streams.
-#[derive(Clone, Debug)]
-pub struct Streams {
-    window: Grant,
-}
-
-/// What a pool serves.
-trait Calls {
-    fn link(&self) -> LinkSettings;
-
-    /// So many that wait for a worker are a full queue.
-    fn queue(&self) -> usize;
-
-    /// What a call is about, by what it was opened with.
-    fn summary(codec: &impl Format, opening: &[u8]) -> String;
-}
-
-impl Calls for Queries {
-    fn link(&self) -> LinkSettings {
-        LinkSettings { cancel_grace: self.cancel_grace, capacity: LINK_CAPACITY, streams: None }
-    }
-
-    fn queue(&self) -> usize {
-        self.queue
-    }
-
-    fn summary(codec: &impl Format, opening: &[u8]) -> String {
-        codec.summary(opening)
-    }
-}
-
-impl Calls for Streams {
-    /// A worker that does not end one stream is not killed for it: it has others.
-    fn link(&self) -> LinkSettings {
-        LinkSettings { cancel_grace: None, capacity: 0, streams: Some(self.window) }
-    }
-
-    /// Whoever opens a stream waits for it.
-    fn queue(&self) -> usize {
-        usize::MAX
-    }
-
-    fn summary(_: &impl Format, opening: &[u8]) -> String {
-        match opening {
-            [] => "a stream without a name".to_string(),
-            name => format!("the stream {:?}", String::from_utf8_lossy(name)),
-        }
-    }
-}
-
-impl Default for Queries {
-    fn default() -> Self {
-        Queries {
-            queue: DEFAULT_QUEUE,
-            terms: Terms { timeout: Some(DEFAULT_TIMEOUT), timeout_from: TimeoutFrom::Query, retry: Retry::NEVER },
-            cancel_grace: Some(DEFAULT_CANCEL_GRACE),
-        }
-    }
-}
-
-impl Default for Streams {
-    fn default() -> Self {
-        Streams { window: STREAM_WINDOW }
-    }
-}
-
 impl<I, O, C, T> PoolBuilder<I, O, C, T> {
     /// A pool of processes of this very program that serve `role`.
     pub fn role(role: &'static dyn Role, transport: T, codec: C) -> Self {
@@ -171,7 +99,7 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
 
     /// The same pool, but its workers serve streams.
     pub fn streams(self) -> PoolBuilder<I, O, C, T, Streams> {
-        self.exchange(|transport, codec, _| (transport, codec, Streams::default()))
+        self.serving()
     }
 
     fn new(name: Arc<str>, spec: SpecBuilder, role: Option<&'static dyn Role>, transport: T, codec: C) -> Self {
@@ -215,6 +143,17 @@ impl<I, O, C, T, M> PoolBuilder<I, O, C, T, M> {
     pub fn spec(mut self, change: impl FnOnce(SpecBuilder) -> SpecBuilder) -> Self {
         self.spec = change(self.spec);
         self
+    }
+
+    /// The same pool, but its workers are raw: each serves one stream, which the pool opens with it. See
+    /// [`RawManager`](super::raw::RawManager).
+    pub fn raw(self) -> PoolBuilder<I, O, C, T, Raw> {
+        self.serving()
+    }
+
+    /// The same pool with other calls, in their default settings.
+    fn serving<N: Default>(self) -> PoolBuilder<I, O, C, T, N> {
+        self.exchange(|transport, codec, _| (transport, codec, N::default()))
     }
 
     /// Uses another transport.
@@ -267,8 +206,8 @@ impl<I, O, C, T, M> PoolBuilder<I, O, C, T, M> {
 }
 
 impl<I, O, C, T> PoolBuilder<I, O, C, T> {
-    /// So many queries that wait for a worker are a full queue, into which [`try_query`](QueryManager::try_query) adds none; 4,096 by default. Whoever
-    /// awaits a [`query`](QueryManager::query) waits in turn however many there are: it is the program that bounds how many it makes.
+    /// So many queries that wait for a worker are a full queue, into which [`try_query`](super::query::QueryManager::try_query) adds none; 4,096 by default. Whoever
+    /// awaits a [`query`](super::query::QueryManager::query) waits in turn however many there are: it is the program that bounds how many it makes.
     pub fn queue(mut self, queries: usize) -> Self {
         self.calls.queue = queries;
         self
@@ -314,6 +253,14 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T, Streams> {
     }
 }
 
+impl<I, O, C, T> PoolBuilder<I, O, C, T, Raw> {
+    /// How many messages, and bytes in them, this program holds of each conversation that it has not read: 256 and 256 KiB by default. Both from 1 to 2^31 - 1.
+    pub fn window(mut self, messages: u32, bytes: u32) -> Self {
+        self.calls.window = Grant { messages, bytes }.within_limits();
+        self
+    }
+}
+
 impl<I, O, C, T> PoolBuilder<I, O, C, T>
 where
     I: 'static,
@@ -330,43 +277,18 @@ where
         }));
         self
     }
-
-    /// Starts the pool, and returns once all its workers are ready.
-    ///
-    /// # Errors
-    /// [`StartError`]: the first worker that cannot be started says why. Nothing is left running then.
-    ///
-    /// # Cancel safety
-    /// A start that is dropped leaves nothing running.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime with its I/O and time drivers.
-    pub async fn start(self) -> Result<QueryManager<I, O, C>, StartError> {
-        let (codec, terms) = (self.codec.clone(), self.calls.terms);
-        let (pool, recipe) = start_pool(self).await?;
-        Ok(QueryManager { pool, codec, terms, recipe, types: PhantomData })
-    }
-
-    /// Starts one worker that is not replaced when it ends: a pool of one.
-    ///
-    /// # Errors
-    /// As [`start`](Self::start).
-    ///
-    /// # Cancel safety
-    /// As [`start`](Self::start).
-    pub async fn start_worker(self) -> Result<Worker<QueryManager<I, O, C>>, StartError> {
-        Ok(Worker::new(self.workers(1).budget(Budget::NEVER).start().await?))
-    }
 }
 
-impl<I, O, C, T> PoolBuilder<I, O, C, T, Streams>
+impl<I, O, C, T, M> PoolBuilder<I, O, C, T, M>
 where
     I: 'static,
     O: 'static,
     C: Codec<I> + Codec<O>,
     T: Transport + Clone,
+    M: Calls<I, O, C>,
 {
-    /// Starts the pool, and returns once all its workers are ready.
+    /// Starts the pool, and returns once all its workers are ready. What it returns depends on what the workers serve: a [`QueryManager`](super::query::QueryManager), a
+    /// [`StreamManager`](super::stream::StreamManager) or a [`RawManager`](super::raw::RawManager).
     ///
     /// # Errors
     /// [`StartError`]: the first worker that cannot be started says why. Nothing is left running then.
@@ -376,10 +298,10 @@ where
     ///
     /// # Panics
     /// Outside a tokio runtime with its I/O and time drivers.
-    pub async fn start(self) -> Result<StreamManager<I, O, C>, StartError> {
-        let codec = Arc::new(self.codec.clone());
-        let (pool, _) = start_pool(self).await?;
-        Ok(StreamManager { pool, codec, types: PhantomData })
+    pub async fn start(mut self) -> Result<M::Manager, StartError> {
+        let manage = self.calls.manage(&self.codec, &mut self.hooks);
+        let (pool, recipe) = start_pool(self).await?;
+        Ok(manage(pool, recipe))
     }
 
     /// Starts one worker that is not replaced when it ends: a pool of one.
@@ -389,13 +311,13 @@ where
     ///
     /// # Cancel safety
     /// As [`start`](Self::start).
-    pub async fn start_worker(self) -> Result<Worker<StreamManager<I, O, C>>, StartError> {
+    pub async fn start_worker(self) -> Result<Worker<M::Manager>, StartError> {
         Ok(Worker::new(self.workers(1).budget(Budget::NEVER).start().await?))
     }
 }
 
 /// Starts a pool, and says how to start another one of its sort.
-async fn start_pool<I: 'static, O: 'static, C: Format, T: Transport + Clone, M: Calls + 'static>(
+async fn start_pool<I: 'static, O: 'static, C: Format, T: Transport + Clone, M: Calls<I, O, C>>(
     mut builder: PoolBuilder<I, O, C, T, M>,
 ) -> Result<(Pool, Arc<Recipe>), StartError> {
     let workers = within_limits(builder.workers)?;
@@ -405,8 +327,13 @@ async fn start_pool<I: 'static, O: 'static, C: Format, T: Transport + Clone, M: 
     }
     let (budget, force) = (builder.budget, builder.force);
     let hooks = std::mem::take(&mut builder.hooks);
-    let recipe = recipe(builder)?;
-    let handle = Arc::new(Handle { pool: recipe(budget, force, hooks)? });
+    let spec = std::mem::replace(&mut builder.spec, Spec::role("")).build()?;
+    // What holds them is the pool itself: they are closed when it ends.
+    let listeners = Arc::new(Listeners::bind(spec.listeners())?);
+    let addresses = listeners.addresses();
+    let recipe = recipe(builder, spec, Arc::downgrade(&listeners));
+    let handle = Arc::new(Handle { pool: recipe(budget, force, hooks)?, addresses });
+    drop(listeners);
     if workers > 0
         && let Err(error) = begin(&handle.pool, workers).await
     {
@@ -418,21 +345,26 @@ async fn start_pool<I: 'static, O: 'static, C: Format, T: Transport + Clone, M: 
     Ok((Pool { handle }, recipe))
 }
 
-/// Starts pools of this sort: with this budget and these hooks, in processes even where spawning is disabled if it is forced to.
-fn recipe<I, O, C: Format, T: Transport + Clone, M: Calls>(
+/// How to start pools of this sort: with this budget and these hooks, in processes even where spawning is disabled if it is forced to.
+fn recipe<I, O, C: Format, T: Transport + Clone, M: Calls<I, O, C>>(
     builder: PoolBuilder<I, O, C, T, M>,
-) -> Result<impl Fn(Budget, bool, Hooks) -> Result<Arc<dyn AnyPool>, StartError> + Send + Sync, StartError> {
-    let spec = builder.spec.build()?;
+    spec: Spec,
+    listeners: Weak<Listeners>,
+) -> impl Fn(Budget, bool, Hooks) -> Result<Arc<dyn AnyPool>, StartError> + Send + Sync {
     let codec = builder.codec;
     let (name, queue, role, transport) = (builder.name, builder.calls.queue(), builder.role, builder.transport);
     let link = builder.calls.link();
     let in_process = builder.in_process;
-    Ok(move |budget: Budget, force: bool, mut hooks: Hooks| -> Result<Arc<dyn AnyPool>, StartError> {
+    move |budget: Budget, force: bool, mut hooks: Hooks| -> Result<Arc<dyn AnyPool>, StartError> {
         let summary = codec.clone();
         hooks.describe.get_or_insert_with(|| Box::new(move |opening| M::summary(&summary, opening)));
         let settings = Settings { name: name.clone(), codec: codec.name().to_string(), queue, budget, link, hooks };
         let threads = !force && (in_process || !spawning::is_enabled());
         match role {
+            Some(_) if threads && !spec.listeners().is_empty() => {
+                let why = "listeners are given to processes; `.force()` spawns them all the same";
+                Err(StartError::Setting { setting: "in-process mode", value: "on".to_string(), why })
+            }
             Some(role) if threads => Ok(pool::spawn(ThreadStarter { role, times: Times::default() }, settings)),
             None if threads => {
                 let why = "another program cannot serve in this process; `.force()` spawns it all the same";
@@ -440,10 +372,11 @@ fn recipe<I, O, C: Format, T: Transport + Clone, M: Calls>(
             }
             _ => {
                 let (spec, transport) = (spec.clone(), transport.clone());
-                Ok(pool::spawn(ProcessStarter { pool: name.clone(), spec, transport }, settings))
+                let listeners = listeners.upgrade().unwrap_or_default();
+                Ok(pool::spawn(ProcessStarter { pool: name.clone(), spec, transport, listeners }, settings))
             }
         }
-    })
+    }
 }
 
 /// As many workers as a pool may have.

@@ -64,9 +64,9 @@ pub struct Reply<S, R> {
     is_open: bool,
 }
 
-struct End<S, R> {
-    flow: Arc<Flow>,
-    codec: Arc<dyn Both<S, R>>,
+pub(super) struct End<S, R> {
+    pub(super) flow: Arc<Flow>,
+    pub(super) codec: Arc<dyn Both<S, R>>,
 }
 
 /// A codec for what is sent and what is received.
@@ -100,7 +100,7 @@ impl<S, R> Duplex<S, R> {
             taken: Vec::new(),
             has_taken: false,
         };
-        Duplex { sender, receiver: StreamReceiver { end, taken: Taken::default() } }
+        Duplex { sender, receiver: StreamReceiver::new(end) }
     }
 
     /// What the stream is about, as whoever opened it says. Empty where nothing was said.
@@ -290,6 +290,10 @@ impl<S, R> Drop for PendingCall<S, R> {
 }
 
 impl<S, R> StreamReceiver<S, R> {
+    pub(super) fn new(end: End<S, R>) -> Self {
+        StreamReceiver { end, taken: Taken::default() }
+    }
+
     /// The next message of the peer; none once it has sent its last. See [`Duplex::next`]. A call comes as a message here, and is left unanswered.
     ///
     /// # Cancel safety
@@ -378,13 +382,13 @@ impl<S, R> Reply<S, R> {
 }
 
 impl<S, R> End<S, R> {
-    fn encode(&self, value: &S, payload: &mut Vec<u8>) -> Result<(), StreamError> {
+    pub(super) fn encode(&self, value: &S, payload: &mut Vec<u8>) -> Result<(), StreamError> {
         let result = self.codec.encode(value, payload);
         Ok(encoded(self.codec.name(), result, payload.len())?)
     }
 
     /// Sends a frame beside those of the sending half.
-    async fn write_once(&self, flags: u8, payload: Vec<u8>) -> Result<(), StreamError> {
+    pub(super) async fn write_once(&self, flags: u8, payload: Vec<u8>) -> Result<(), StreamError> {
         let mut writer = Writer::new(self.flow.clone());
         poll_fn(|cx| writer.poll(flags, &payload, cx)).await
     }

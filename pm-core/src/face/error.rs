@@ -1,6 +1,7 @@
 //! What can go wrong with a query, and with the start of a pool.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::machine::frame::MAX_PAYLOAD;
 use crate::machine::handshake::Mismatch;
 use crate::machine::id::WorkerId;
 use crate::machine::retry::POISON;
-use crate::machine::spec::BadSpec;
+use crate::machine::spec::{BadSpec, Listen};
 use crate::machine::stream::Fault;
 use crate::transport::TransportError;
 
@@ -372,6 +373,14 @@ pub enum StartError {
     /// The Spec is wrong.
     #[error(transparent)]
     Spec(#[from] BadSpec),
+    /// An address cannot be listened on: most often another process does.
+    #[error("cannot listen on {address}: {source}{}", another(source))]
+    Listen {
+        /// The address.
+        address: Listen,
+        /// Why not.
+        source: Arc<io::Error>,
+    },
     /// A setting makes no sense.
     #[error("{setting} is {value}: {why}")]
     Setting {
@@ -405,6 +414,18 @@ fn on(worker: Option<WorkerId>) -> String {
 
 fn attempts(tries: u32) -> String {
     if tries > 1 { format!(" (after {tries} tries)") } else { String::new() }
+}
+
+/// What to do about an address that cannot be had.
+fn another(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; end that process, or choose another address",
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need privileges, and a path a directory that may be written to"
+        }
+        io::ErrorKind::NotFound => "; create its directory",
+        _ => "",
+    }
 }
 
 fn tail(stderr: &str) -> String {

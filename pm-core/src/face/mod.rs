@@ -8,6 +8,7 @@
 //! | `carry` | one query on its way |
 //! | [`duplex`] | one end of a stream, in a manager or in a worker |
 //! | [`pool`] | a pool of workers, whatever they serve |
+//! | [`raw`] | a pool of workers that each have one conversation |
 //! | [`query`] | a pool of workers that answer queries |
 //! | [`stream`] | a pool of workers that serve streams |
 //! | [`worker`] | one worker without a pool |
@@ -25,6 +26,7 @@ pub mod duplex;
 pub mod error;
 pub mod pool;
 pub mod query;
+pub mod raw;
 pub mod registry;
 pub mod spawning;
 pub mod stream;

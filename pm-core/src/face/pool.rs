@@ -9,10 +9,13 @@ use tokio::sync::{broadcast, oneshot};
 use super::builder::within_limits;
 use super::error::StartError;
 use super::registry;
+use crate::driver::clock;
 use crate::driver::pool::{AnyPool, Command};
 use crate::machine::event::Event;
 use crate::machine::id::WorkerId;
 use crate::machine::pool::Input;
+use crate::machine::spec::Listen;
+use crate::machine::time::Time;
 
 pub use crate::driver::pool::{PoolInfo, WorkerInfo};
 
@@ -28,6 +31,7 @@ pub struct Pool {
 /// What all clones share.
 pub(super) struct Handle {
     pub(super) pool: Arc<dyn AnyPool>,
+    pub(super) addresses: Arc<[Listen]>,
 }
 
 impl Drop for Handle {
@@ -40,6 +44,11 @@ impl Pool {
     /// The name of the pool.
     pub fn name(&self) -> &str {
         self.handle.pool.name()
+    }
+
+    /// What its workers listen on, in the order of the Spec, with the ports that the kernel chose. Empty where the Spec has no listeners.
+    pub fn addresses(&self) -> &[Listen] {
+        &self.handle.addresses
     }
 
     /// The workers that serve now.
@@ -93,7 +102,18 @@ impl Pool {
     /// # Cancel safety
     /// What was asked for goes on without its caller.
     pub async fn unspawn_one(&self, worker: WorkerId) -> Result<(), StartError> {
-        settle(&self.handle.pool, Input::UnspawnOne(worker)).await
+        self.unspawn_one_within(worker, None).await
+    }
+
+    /// The same with a limit for the drain: if the worker has not left by then it is killed.
+    ///
+    /// # Errors
+    /// As [`scale`](Self::scale).
+    ///
+    /// # Cancel safety
+    /// What was asked for goes on without its caller.
+    pub async fn unspawn_one_within(&self, worker: WorkerId, drain: Option<Duration>) -> Result<(), StartError> {
+        release(&self.handle.pool, worker, drain).await
     }
 
     /// Drains all workers: they finish what they have begun. Queries that wait, in the queue or in a worker, fail with
@@ -105,7 +125,18 @@ impl Pool {
     /// # Cancel safety
     /// What was asked for goes on without its caller.
     pub async fn unspawn(&self) -> Result<(), StartError> {
-        settle(&self.handle.pool, Input::Unspawn).await
+        self.unspawn_within(None).await
+    }
+
+    /// The same with a limit for the drain: what is then left of the workers is killed.
+    ///
+    /// # Errors
+    /// As [`scale`](Self::scale).
+    ///
+    /// # Cancel safety
+    /// What was asked for goes on without its caller.
+    pub async fn unspawn_within(&self, drain: Option<Duration>) -> Result<(), StartError> {
+        settle(&self.handle.pool, Input::Unspawn { deadline: by(drain) }).await
     }
 
     /// Replaces all workers by as many new ones. The old ones drain as the new ones get ready; no query is lost.
@@ -169,6 +200,20 @@ impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool").field("name", self.handle.pool.name()).finish_non_exhaustive()
     }
+}
+
+/// Drains a worker, for at most so long.
+pub(super) async fn release(
+    pool: &Arc<dyn AnyPool>,
+    worker: WorkerId,
+    drain: Option<Duration>,
+) -> Result<(), StartError> {
+    settle(pool, Input::UnspawnOne { worker, deadline: by(drain) }).await
+}
+
+/// So long from now.
+fn by(limit: Option<Duration>) -> Option<Time> {
+    limit.map(|limit| clock::now() + limit)
 }
 
 async fn settle(pool: &Arc<dyn AnyPool>, input: Input) -> Result<(), StartError> {

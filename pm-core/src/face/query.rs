@@ -194,7 +194,10 @@ where
             cause: crate::machine::cause::ExitCause::NotStarted { reason: crate::driver::worker::chain(error) },
             stderr: String::new(),
         };
-        let handle = Arc::new(Handle { pool: (self.recipe)(Budget::NEVER, force).map_err(|error| gave_up(&error))? });
+        let handle = Arc::new(Handle {
+            pool: (self.recipe)(Budget::NEVER, force).map_err(|error| gave_up(&error))?,
+            addresses: Arc::default(),
+        });
         begin(&handle.pool, 1).await.map_err(|error| gave_up(&error))?;
         let answer = Carry::new(&*handle, Ok(call)).await;
         registry::shut_down(handle.pool.clone(), Some(registry::SHUTDOWN_LIMIT)).await;

@@ -9,6 +9,7 @@ use super::duplex::Duplex;
 use super::error::{QueryError, StreamError};
 use super::pool::{Pool, WorkerInfo};
 use super::query::QueryManager;
+use super::raw::{RawManager, RawWorker};
 use super::stream::StreamManager;
 use crate::codec::Codec;
 use crate::machine::event::Event;
@@ -73,6 +74,13 @@ where
     /// As [`StreamManager::create_stream`]; [`QueryError::GaveUp`] with the cause of its end once it has ended.
     pub async fn create_stream(&self) -> Result<Duplex<I, O>, StreamError> {
         self.manager.create_stream().await
+    }
+}
+
+impl<I, O> Worker<RawManager<I, O>> {
+    /// The conversation with it; none once it has ended.
+    pub fn raw(&self) -> Option<RawWorker<I, O>> {
+        self.manager.least_loaded()
     }
 }
 

@@ -34,6 +34,8 @@ pub enum ExitCause {
         /// How.
         violation: String,
     },
+    /// It was a raw worker, and its handler returned while it was still wanted.
+    Returned,
     /// It never became a process.
     NotStarted {
         /// Why not.
@@ -68,6 +70,7 @@ impl fmt::Display for ExitCause {
             ExitCause::StartTimeout { limit } => write!(f, "killed: it did not say READY within {limit:?}"),
             ExitCause::LinkLost { reason } => write!(f, "killed: its link was lost ({reason})"),
             ExitCause::Protocol { violation } => write!(f, "killed: it broke the protocol ({violation})"),
+            ExitCause::Returned => f.write_str("killed: its handler returned, though nobody had released it"),
             ExitCause::NotStarted { reason } => write!(f, "not started: {reason}"),
             ExitCause::Chaos => f.write_str("killed by chaos"),
         }

@@ -33,9 +33,17 @@ pub enum Input {
     /// A query came to a pool that was never spawned.
     Demand,
     /// Drain this one, and have one less.
-    UnspawnOne(WorkerId),
+    UnspawnOne {
+        /// Which one.
+        worker: WorkerId,
+        /// When it is killed, if it has not left by then.
+        deadline: Option<Time>,
+    },
     /// Drain all, and have none until somebody scales.
-    Unspawn,
+    Unspawn {
+        /// When what is left is killed.
+        deadline: Option<Time>,
+    },
     /// Replace all workers by new ones. The old ones drain as the new ones get ready.
     Respawn {
         /// How many new ones; none means as many as there are.
@@ -217,10 +225,10 @@ impl Pool {
                     self.scale(now, 1, &[]);
                 }
             }
-            Input::UnspawnOne(worker) => self.unspawn_one(now, worker),
-            Input::Unspawn => {
+            Input::UnspawnOne { worker, deadline } => self.unspawn_one(now, worker, deadline),
+            Input::Unspawn { deadline } => {
                 if self.open_for_workers() {
-                    self.release_all(now, None);
+                    self.release_all(now, deadline);
                     self.enter(Phase::Unspawned);
                 }
             }
@@ -367,16 +375,16 @@ impl Pool {
     }
 
     /// Has one less. A worker that is being replaced takes its replacement with it.
-    fn unspawn_one(&mut self, now: Time, worker: WorkerId) {
+    fn unspawn_one(&mut self, now: Time, worker: WorkerId, deadline: Option<Time>) {
         let earlier = self.earlier().count();
         if self.earlier().any(|one| one == worker) && self.current().count() >= earlier {
             let is_ready = |member: &Member| member.unit.phase() == unit::Phase::Ready;
             let replacement = self.current().rev().min_by_key(|(_, member)| is_ready(member)).map(|(worker, _)| worker);
             if let Some(replacement) = replacement {
-                self.release(now, replacement, None);
+                self.release(now, replacement, deadline);
             }
         }
-        self.release(now, worker, None);
+        self.release(now, worker, deadline);
     }
 
     fn release_all(&mut self, now: Time, deadline: Option<Time>) {

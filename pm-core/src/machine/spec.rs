@@ -2,7 +2,9 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -92,6 +94,73 @@ pub enum Stderr {
     Quiet,
 }
 
+/// A place where others reach a program. The manager binds it once, and all processes of the Spec accept from it: see [`SpecBuilder::listen`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Listen {
+    /// A TCP address. The port 0 has the kernel choose one.
+    Tcp(SocketAddr),
+    /// The path of a Unix stream socket.
+    Unix(PathBuf),
+}
+
+impl From<SocketAddr> for Listen {
+    fn from(address: SocketAddr) -> Self {
+        Listen::Tcp(address)
+    }
+}
+
+impl From<PathBuf> for Listen {
+    fn from(path: PathBuf) -> Self {
+        Listen::Unix(path)
+    }
+}
+
+impl From<&Path> for Listen {
+    fn from(path: &Path) -> Self {
+        Listen::Unix(path.to_owned())
+    }
+}
+
+/// A TCP address with its port, or the path of a socket, which holds a slash.
+///
+/// ```
+/// use pm_core::machine::spec::Listen;
+///
+/// assert_eq!("127.0.0.1:0".parse(), Ok(Listen::Tcp(([127, 0, 0, 1], 0).into())));
+/// assert_eq!("./run/api.sock".parse(), Ok(Listen::Unix("./run/api.sock".into())));
+/// assert!("8080".parse::<Listen>().is_err());
+/// ```
+impl FromStr for Listen {
+    type Err = BadSpec;
+
+    fn from_str(text: &str) -> Result<Self, BadSpec> {
+        match text.parse() {
+            Ok(address) => Ok(Listen::Tcp(address)),
+            Err(_) if text.contains('/') => Ok(Listen::Unix(text.into())),
+            Err(_) => Err(BadSpec::Address(text.to_string())),
+        }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Tcp(address) => address.fmt(f),
+            Listen::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// The most listeners that one process can be given: a few of what it takes to be given descriptors at all.
+pub const MAX_LISTENERS: usize = 64;
+
+/// The longest path of a Unix socket, in bytes: what `sun_path` holds, without its NUL.
+pub const MAX_SOCKET_PATH: usize = 107;
+
+/// The longest name of a listener, in bytes, as sd_listen_fds_with_names(3) has it.
+const MAX_LISTENER_NAME: usize = 255;
+
 /// How to start one thing. Made by [`Spec::program`] or [`Spec::role`].
 #[derive(Clone, PartialEq)]
 pub struct Spec {
@@ -109,6 +178,7 @@ pub struct Spec {
     gid: Option<u32>,
     guard: Guard,
     stderr: Stderr,
+    listeners: Vec<(String, Listen)>,
     times: Times,
 }
 
@@ -140,6 +210,27 @@ pub enum BadSpec {
     /// A niceness that does not exist.
     #[error("a niceness of {0}; it goes from -20 to 19")]
     Nice(i32),
+    /// Text that is no place to listen on.
+    #[error(
+        "{0:?} is no place to listen on: give an address with its port, such as 127.0.0.1:8080, or a path with a slash"
+    )]
+    Address(String),
+    /// The path of a Unix socket is longer than the kernel takes.
+    #[error("a socket path of {length} bytes; the kernel takes {MAX_SOCKET_PATH}: {path:?}")]
+    SocketPath {
+        /// The path.
+        path: PathBuf,
+        /// Its length.
+        length: usize,
+    },
+    /// The name of a listener is empty, too long, or holds what it cannot.
+    #[error(
+        "{0:?} cannot be the name of a listener: it is 1 to {MAX_LISTENER_NAME} printable ASCII characters without a colon"
+    )]
+    ListenerName(String),
+    /// More listeners than a process can be given.
+    #[error("{0} listeners; one process can be given {MAX_LISTENERS}")]
+    Listeners(usize),
     /// A time of zero where something needs time.
     #[error("{what} is zero; nothing could be done in it")]
     ZeroTime {
@@ -174,6 +265,7 @@ impl Spec {
             gid: None,
             guard: Guard::Keeper,
             stderr: Stderr::Forward,
+            listeners: Vec::new(),
             times: Times::default(),
         }
     }
@@ -238,6 +330,11 @@ impl Spec {
         self.stderr
     }
 
+    /// What it listens on, each with its name.
+    pub fn listeners(&self) -> &[(String, Listen)] {
+        &self.listeners
+    }
+
     /// The times that it has.
     pub fn times(&self) -> Times {
         self.times
@@ -259,6 +356,7 @@ impl fmt::Debug for Spec {
             .field("uid", &self.uid)
             .field("gid", &self.gid)
             .field("guard", &self.guard)
+            .field("listeners", &self.listeners)
             .finish_non_exhaustive()
     }
 }
@@ -356,6 +454,23 @@ impl SpecBuilder {
         self
     }
 
+    /// Listens there, for all processes of this Spec: the manager binds the address once, when the pool starts, and keeps it for as long as the pool lives.
+    /// So a process that dies or is replaced costs no connection that it had not accepted.
+    ///
+    /// A process is given its listeners as systemd gives them: as the descriptors from 3 on, with `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES` in its
+    /// environment. Programs that know socket activation work unchanged; a worker of pm asks `pm::listeners()`.
+    ///
+    /// The name of the listener is `unknown`, as there; see [`listen_as`](Self::listen_as).
+    pub fn listen(self, on: impl Into<Listen>) -> Self {
+        self.listen_as("unknown", on)
+    }
+
+    /// The same with a name, for programs that have several. Of 1 to 255 printable ASCII characters without a colon.
+    pub fn listen_as(mut self, name: impl Into<String>, on: impl Into<Listen>) -> Self {
+        self.spec.listeners.push((name.into(), on.into()));
+        self
+    }
+
     /// How long the process may take until READY. 30 s by default.
     pub fn start_timeout(mut self, limit: Duration) -> Self {
         self.spec.times.start = limit;
@@ -401,6 +516,22 @@ impl SpecBuilder {
         {
             return Err(BadSpec::Nice(nice));
         }
+        if spec.listeners.len() > MAX_LISTENERS {
+            return Err(BadSpec::Listeners(spec.listeners.len()));
+        }
+        for (name, on) in &spec.listeners {
+            let printable = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b':';
+            if !(1..=MAX_LISTENER_NAME).contains(&name.len()) || !name.bytes().all(printable) {
+                return Err(BadSpec::ListenerName(name.clone()));
+            }
+            if let Listen::Unix(path) = on {
+                no_nul("the path of a socket", path.as_os_str())?;
+                let length = path.as_os_str().len();
+                if !(1..=MAX_SOCKET_PATH).contains(&length) {
+                    return Err(BadSpec::SocketPath { path: path.clone(), length });
+                }
+            }
+        }
         if spec.times.start.is_zero() {
             return Err(BadSpec::ZeroTime { what: "the time to start" });
         }
@@ -435,6 +566,12 @@ mod tests {
         check(Spec::program("x").serving("a\0"), "the role holds a NUL byte: \"a\"");
         check(Spec::program("x").env("A=B", "1"), "A=B");
         check(Spec::program("x").nice(20), "20");
+        let local = || Listen::Tcp(([127, 0, 0, 1], 0).into());
+        check(Spec::program("x").listen_as("a:b", local()), "\"a:b\" cannot be the name");
+        check(Spec::program("x").listen_as("", local()), "\"\" cannot be the name");
+        check(Spec::program("x").listen(PathBuf::from("x".repeat(108))), "108 bytes");
+        check(Spec::program("x").listen(Path::new("")), "0 bytes");
+        check((0..65).fold(Spec::program("x"), |spec, _| spec.listen(local())), "65 listeners");
         check(Spec::program("x").start_timeout(Duration::ZERO), "time to start");
     }
 

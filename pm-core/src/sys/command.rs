@@ -14,6 +14,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// The variable by which the keeper knows whose stray a process is. [`launch`](crate::driver::launch::launch) sets it.
 pub const UNIT_VARIABLE: &str = "PM_UNIT";
 
+/// The variable that says which process listeners are meant for.
+pub(crate) const LISTEN_PID_VARIABLE: &str = "LISTEN_PID";
+
 /// The most descriptors that one process can be given. The kernel carries 253 in one message (SCM_MAX_FD); a few are
 /// kept for pm itself.
 pub const MAX_DESCRIPTORS: usize = 240;
@@ -35,6 +38,9 @@ pub struct Command {
     /// The descriptors by their numbers in the child: exactly these and no other. Of 0, 1 and 2, those that are not named
     /// are `/dev/null`. At most [`MAX_DESCRIPTORS`].
     pub fds: Vec<(RawFd, Arc<OwnedFd>)>,
+    /// Whether the process is to find its own number in `LISTEN_PID`, which nobody knows before it exists: its listeners are meant for it alone, and not for
+    /// processes that it starts.
+    pub listens: bool,
     /// The nice value, from -20 (favoured) to 19.
     pub nice: Option<i32>,
     /// Resource limits: the resource, the soft limit, the hard one; `u64::MAX` is none.
@@ -57,6 +63,7 @@ impl Command {
             env: Vec::new(),
             cwd: None,
             fds: Vec::new(),
+            listens: false,
             nice: None,
             rlimits: Vec::new(),
             uid: None,
@@ -75,6 +82,7 @@ impl fmt::Debug for Command {
             .field("env", &self.env.iter().map(|(name, _)| name).collect::<Vec<_>>())
             .field("cwd", &self.cwd)
             .field("fds", &self.fds)
+            .field("listens", &self.listens)
             .field("nice", &self.nice)
             .field("rlimits", &self.rlimits)
             .field("uid", &self.uid)
@@ -108,6 +116,7 @@ pub(crate) struct Packed {
     env: Vec<u8>,
     cwd: Vec<u8>,
     targets: Vec<RawFd>,
+    listens: bool,
     limits: Vec<(u32, u64, u64)>,
     nice: Option<i32>,
     uid: Option<u32>,
@@ -124,7 +133,8 @@ impl Packed {
         let mut env = Vec::with_capacity(4096);
         append(&mut env, &[UNIT_VARIABLE.as_bytes(), b"=", cookie.as_bytes()])
             .map_err(|_| NulByte { what: "the name of the unit".to_owned() })?;
-        for (name, value) in command.env.iter().filter(|(name, _)| name != UNIT_VARIABLE) {
+        let is_set_here = |name: &OsStr| name == UNIT_VARIABLE || command.listens && name == LISTEN_PID_VARIABLE;
+        for (name, value) in command.env.iter().filter(|(name, _)| !is_set_here(name)) {
             append(&mut env, &[name.as_bytes(), b"=", value.as_bytes()])
                 .map_err(|_| NulByte { what: format!("the environment variable {name:?}") })?;
         }
@@ -134,6 +144,7 @@ impl Packed {
             env,
             cwd: terminated(cwd.as_os_str(), "the working directory")?,
             targets: command.fds.iter().map(|(target, _)| *target).collect(),
+            listens: command.listens,
             limits: command.rlimits.iter().map(|(resource, soft, hard)| (number_of(*resource), *soft, *hard)).collect(),
             nice: command.nice,
             uid: command.uid,
@@ -153,6 +164,7 @@ impl Packed {
             env: Text(&self.env),
             cwd: Text(&self.cwd),
             targets: self.targets.clone(),
+            listens: self.listens,
             limits: self.limits.clone(),
             nice: self.nice,
             uid: self.uid,
@@ -173,6 +185,8 @@ pub(crate) struct Launch<'a> {
     #[serde(borrow)]
     pub(crate) cwd: Text<'a>,
     pub(crate) targets: Vec<RawFd>,
+    /// It finds its own number in [`LISTEN_PID_VARIABLE`].
+    pub(crate) listens: bool,
     pub(crate) limits: Vec<(u32, u64, u64)>,
     pub(crate) nice: Option<i32>,
     pub(crate) uid: Option<u32>,

@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::process::DumpableBehavior;
 use serde::{Deserialize, Serialize};
 
-use super::command::Launch;
+use super::command::{LISTEN_PID_VARIABLE, Launch};
 
 /// Held while a child that shares this memory may change whether it can be dumped.
 static DUMPABLE: Mutex<()> = Mutex::new(());
@@ -79,7 +79,12 @@ impl Spawner {
             return Err(Failure { stage: Stage::Descriptors, errno: libc::EBADF });
         }
         let argv = pointers(launch.argv.0);
-        let env = pointers(launch.env.0);
+        let mut env = pointers(launch.env.0);
+        let listen_pid = launch.listens.then(PidVariable::new);
+        if let Some(variable) = &listen_pid {
+            // In front of the null pointer at the end.
+            env.insert(0, variable.text());
+        }
         let placing = Placing::new(launch, sources, self.null.as_raw_fd());
         let plan = Plan {
             program: launch.program.0.as_ptr().cast(),
@@ -87,6 +92,7 @@ impl Spawner {
             env: env.as_ptr(),
             cwd: launch.cwd.0.as_ptr().cast(),
             placing: &placing,
+            listen_pid: listen_pid.as_ref(),
             launch,
             parent: std::process::id() as libc::pid_t,
             failure: Cell::new(None),
@@ -131,9 +137,45 @@ struct Plan<'a> {
     env: *const *const c_char,
     cwd: *const c_char,
     placing: &'a Placing,
+    listen_pid: Option<&'a PidVariable>,
     launch: &'a Launch<'a>,
     parent: libc::pid_t,
     failure: Cell<Option<Failure>>,
+}
+
+/// `LISTEN_PID=` with room for a number, which only the process itself can know.
+struct PidVariable {
+    text: Vec<Cell<u8>>,
+}
+
+impl PidVariable {
+    /// The digits of the largest pid that there can be, and a NUL.
+    const ROOM: usize = 11;
+
+    fn new() -> Self {
+        let name = LISTEN_PID_VARIABLE.bytes().chain([b'=']);
+        PidVariable { text: name.chain([0; Self::ROOM]).map(Cell::new).collect() }
+    }
+
+    fn text(&self) -> *const c_char {
+        self.text.as_ptr().cast()
+    }
+
+    /// Neither locks nor allocates.
+    fn write(&self, pid: libc::pid_t) {
+        let mut place = LISTEN_PID_VARIABLE.len() + 1;
+        let mut unit = 1_000_000_000;
+        while unit > 0 {
+            // Leading zeros are left out.
+            if pid >= unit {
+                if let Some(digit) = self.text.get(place) {
+                    digit.set(b'0' + (pid / unit % 10) as u8);
+                }
+                place += 1;
+            }
+            unit /= 10;
+        }
+    }
 }
 
 /// Which descriptor goes where.
@@ -206,6 +248,9 @@ fn become_program(plan: &Plan<'_>) -> Result<std::convert::Infallible, Failure> 
             return Err(Failure { stage: Stage::Orphaned, errno: libc::ESRCH });
         }
         check(Stage::Directory, libc::chdir(plan.cwd))?;
+        if let Some(variable) = plan.listen_pid {
+            variable.write(libc::getpid());
+        }
         default_signals();
         libc::execve(plan.program, plan.argv, plan.env);
         Err(Failure { stage: Stage::Program, errno: errno() })

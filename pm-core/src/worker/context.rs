@@ -62,10 +62,37 @@ pub fn notice(text: impl AsRef<str>) {
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    let desk = CURRENT.with_borrow(|current| current.as_ref().map(|current| current.desk.clone()));
-    if let Some(desk) = desk.or_else(|| PROCESS.get().cloned()) {
+    if let Some(desk) = desk() {
         desk.notice(&text[..end]);
     }
+}
+
+/// Ready once the manager wants this worker to leave: it is released, replaced or shut down. From then on nothing new comes to it; it should take on nothing
+/// new itself, for example accept no further connection, and end what it has. In a handler, or any thread of a worker; elsewhere never ready.
+///
+/// # Cancel safety
+/// Nothing is lost.
+pub fn draining() -> impl Future<Output = ()> + Send + 'static {
+    let leaving = desk().map(|desk| desk.leaving.subscribe());
+    async move {
+        if let Some(mut leaving) = leaving
+            && leaving.wait_for(|is_leaving| *is_leaving).await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+}
+
+/// Whether [`draining`] is ready.
+pub fn is_draining() -> bool {
+    desk().is_some_and(|desk| *desk.leaving.borrow())
+}
+
+/// The desk that this thread works at, or this process does.
+fn desk() -> Option<Arc<Desk>> {
+    let current = CURRENT.with_borrow(|current| current.as_ref().map(|current| current.desk.clone()));
+    current.or_else(|| PROCESS.get().cloned())
 }
 
 /// Whether the caller of the call that this thread runs has gone, or its time is over. A blocking handler that looks at it now and then can

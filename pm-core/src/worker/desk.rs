@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::context::{CancelFlag, Deadline, Hook};
 use super::error::ServeError;
@@ -74,6 +74,8 @@ pub(crate) struct Desk {
     state: Mutex<State>,
     /// Something came, or waits to be sent, for those who serve with futures.
     pub(super) news: Notify,
+    /// Whether the manager wants this worker to leave.
+    pub(super) leaving: Arc<watch::Sender<bool>>,
 }
 
 pub(super) struct State {
@@ -104,6 +106,7 @@ impl Desk {
             at_end,
             me: me.clone(),
             news: Notify::new(),
+            leaving: Arc::default(),
             state: Mutex::new(State {
                 decoder: Decoder::new(MAX_PAYLOAD),
                 waiting: VecDeque::new(),
@@ -448,7 +451,13 @@ impl Desk {
             }
             Some(Kind::Ping) => return self.send_locked(state, Header::new(Kind::Pong), &payload),
             Some(Kind::Pong) => {}
-            Some(Kind::Drain) => state.draining = true,
+            Some(Kind::Drain) => {
+                state.draining = true;
+                let leaving = self.leaving.clone();
+                state.hooks.push(Box::new(move || {
+                    leaving.send_replace(true);
+                }));
+            }
             Some(kind) => return Err(self.violation(state, &format!("a frame of kind {kind:?}"))),
             None if header.flags & flag::CRITICAL != 0 => {
                 return Err(self.violation(state, &format!("a critical frame of the unknown kind {}", header.kind)));

@@ -11,6 +11,7 @@
 //! | `serve_async` | the same for handlers that are futures |
 //! | [`error`] | why a worker cannot serve |
 //! | [`context`] | what a handler can ask and say while it runs |
+//! | [`listeners`] | what a worker was given to accept connections from |
 //!
 //! A program becomes a worker in [`roles_over`] (which the facade calls as `pm::roles`), when the environment says so.
 
@@ -19,6 +20,7 @@ mod desk;
 pub mod error;
 mod intake;
 pub mod link;
+pub mod listeners;
 pub mod role;
 mod serve;
 mod serve_async;
@@ -35,6 +37,7 @@ use self::error::ServeError;
 use self::link::WorkerLink;
 use self::role::{Accepted, BoxFuture, Role, Service};
 use crate::driver::launch;
+use crate::driver::listen::LISTEN_VARIABLES;
 use crate::face::error::HandlerError;
 use crate::machine::handshake::{Hello, Ready, VERSION};
 use crate::machine::stream::Grant;
@@ -126,8 +129,10 @@ fn connect(transports: &[&dyn Connect], asked: OsString) -> Result<(Box<dyn Work
     let link = transport.connect().map_err(|source| ServeError::Link { scheme: transport.scheme(), source })?;
     // An outbox that cannot be used is done without.
     let outbox = inherited_descriptor(OUTBOX_FD_VARIABLE).and_then(|fd| Outbox::map(&fd)).ok();
+    listeners::take();
     // No child of this process shall believe that it is a worker.
     inherited::forget_variables(&[LINK_VARIABLE, LINK_FD_VARIABLE, OUTBOX_FD_VARIABLE, ROLE_VARIABLE]);
+    inherited::forget_variables(&LISTEN_VARIABLES);
     Ok((link, outbox))
 }
 

@@ -56,6 +56,8 @@ pub(crate) struct LinkSettings {
     pub(crate) capacity: usize,
     /// The calls are streams, and a worker may send so much on each before it is read. None where they are queries.
     pub(crate) streams: Option<Grant>,
+    /// Each worker has one stream, for as long as it lives, and its load is what the program says.
+    pub(crate) is_raw: bool,
 }
 
 /// What a link asks of its pool. None of it is called under the core of the link, but for `count`, `is_slow`, `has_others` and `has_idle`, which
@@ -109,6 +111,8 @@ pub(crate) struct LinkShared<Tx> {
     pub(crate) incarnation: Incarnation,
     pub(crate) pid: u32,
     unanswered: AtomicU32,
+    /// The load of a raw worker, as the program says. None where the load is what the worker has not answered.
+    said: Option<AtomicU32>,
     window: AtomicU32,
     /// Whether calls of the queue come here.
     refills: AtomicBool,
@@ -152,6 +156,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             incarnation,
             pid,
             unanswered: AtomicU32::new(0),
+            said: settings.is_raw.then(AtomicU32::default),
             window: AtomicU32::new(window.size()),
             refills: AtomicBool::new(true),
             service: AtomicU64::new(window.service().as_nanos() as u64),
@@ -189,9 +194,19 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls that the worker has not answered.
+    /// Calls that the worker has not answered; of a raw worker what the program says.
     pub(crate) fn load(&self) -> u32 {
-        self.unanswered.load(Ordering::SeqCst)
+        self.said.as_ref().unwrap_or(&self.unanswered).load(Ordering::SeqCst)
+    }
+
+    /// Says the load of a raw worker, which a drain waits for.
+    pub(crate) fn set_load(&self, load: u32) {
+        if let Some(said) = &self.said {
+            said.store(load, Ordering::SeqCst);
+            if load == 0 {
+                self.kick();
+            }
+        }
     }
 
     /// The last notice that the worker sent.
@@ -255,7 +270,14 @@ impl<Tx: LinkTx> LinkShared<Tx> {
     /// Whether the worker was told to drain, and has answered everything.
     pub(crate) fn is_drained(&self) -> bool {
         let core = self.core();
-        core.draining && core.session.unanswered() == 0
+        let is_loaded = self.said.as_ref().is_some_and(|said| said.load(Ordering::SeqCst) > 0);
+        core.draining && core.session.unanswered() == 0 && !is_loaded
+    }
+
+    /// Whether a raw worker has ended its conversation, though nobody has told it to leave.
+    pub(crate) fn has_returned(&self) -> bool {
+        let core = self.core();
+        self.said.is_some() && !core.draining && !core.calls.is_empty() && core.session.unanswered() == 0
     }
 
     /// The worker is dead: every call that it had is resolved or goes back to the queue.

@@ -24,6 +24,7 @@ use super::start::Starter;
 use super::worker::{Plan, TxOf};
 use crate::face::error::{QueryError, QueryErrorKind, StartError};
 use crate::machine::budget::Budget;
+use crate::machine::cause::ExitCause;
 use crate::machine::dispatch;
 use crate::machine::event::Event;
 use crate::machine::id::{Incarnation, WorkerId};
@@ -49,9 +50,22 @@ pub(crate) type SlowHook = Box<dyn Fn(SlowQuery) + Send + Sync>;
 
 pub(crate) type DescribeHook = Box<dyn Fn(&[u8]) -> String + Send + Sync>;
 
+/// Is told by the task of a pool how its workers come and go, each time before the task goes on.
+pub(crate) trait Follow: Send + Sync {
+    /// A worker serves.
+    fn serves(&self, pool: &Arc<dyn AnyPool>, worker: &WorkerInfo);
+    /// It was told to leave once it has nothing left.
+    fn leaves(&self, worker: WorkerId, incarnation: Incarnation);
+    /// Its process has ended.
+    fn ended(&self, worker: WorkerId, incarnation: Incarnation, cause: &ExitCause);
+    /// No other worker will ever come.
+    fn closed(&self);
+}
+
 /// What people want to be told of.
 #[derive(Default)]
 pub(crate) struct Hooks {
+    pub(crate) follow: Option<Arc<dyn Follow>>,
     pub(crate) notice: Option<NoticeHook>,
     pub(crate) slow: Option<(Duration, SlowHook)>,
     /// What the input of a call says, in short.
@@ -78,8 +92,14 @@ pub struct WorkerInfo {
     pub incarnation: Incarnation,
     /// Its process.
     pub pid: u32,
-    /// Calls that it has not answered.
+    /// Calls that it has not answered; of a raw worker what the program says.
     pub load: u32,
+}
+
+impl WorkerInfo {
+    fn of<Tx: LinkTx>(link: &LinkShared<Tx>) -> Self {
+        WorkerInfo { id: link.worker, incarnation: link.incarnation, pid: link.pid, load: link.load() }
+    }
 }
 
 /// What the registry shows of a pool.
@@ -131,6 +151,8 @@ pub(crate) trait AnyPool: Send + Sync {
     /// The runtime of its tasks.
     fn runtime(&self) -> &tokio::runtime::Handle;
     fn workers(&self) -> Vec<WorkerInfo>;
+    /// Says the load of a raw worker.
+    fn set_load(&self, worker: WorkerId, incarnation: Incarnation, load: u32);
     fn info(&self) -> PoolInfo;
     fn events(&self) -> broadcast::Receiver<Event>;
     /// Where commands go. A handle that cannot wait leaves out what does not matter.
@@ -416,6 +438,13 @@ impl<Tx: LinkTx> Pool<Tx> {
         self.idle();
     }
 
+    /// The link of this incarnation, if it is not gone.
+    fn link(&self, worker: WorkerId, incarnation: Incarnation) -> Option<Arc<LinkShared<Tx>>> {
+        let links = self.links.load();
+        let is_it = |link: &&Arc<LinkShared<Tx>>| link.worker == worker && link.incarnation == incarnation;
+        links.iter().find(is_it).cloned().or_else(|| lock(&self.leaving).iter().find(is_it).cloned())
+    }
+
     /// Calls that workers have.
     fn load(&self) -> usize {
         let load = |links: &[Arc<LinkShared<Tx>>]| links.iter().map(|link| link.load() as usize).sum::<usize>();
@@ -504,10 +533,7 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
 
     fn abandon(&self, call: &Arc<Call>) {
         let Some((worker, incarnation, id)) = call.abandon() else { return self.take_out(call) };
-        let links = self.links.load();
-        let is_it = |link: &&Arc<LinkShared<Tx>>| link.worker == worker && link.incarnation == incarnation;
-        let link = links.iter().find(is_it).cloned().or_else(|| lock(&self.leaving).iter().find(is_it).cloned());
-        if let Some(link) = link {
+        if let Some(link) = self.link(worker, incarnation) {
             link.cancel(id);
         }
     }
@@ -524,14 +550,14 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         &self.shared.runtime
     }
 
+    fn set_load(&self, worker: WorkerId, incarnation: Incarnation, load: u32) {
+        if let Some(link) = self.link(worker, incarnation) {
+            link.set_load(load);
+        }
+    }
+
     fn workers(&self) -> Vec<WorkerInfo> {
-        let info = |link: &Arc<LinkShared<Tx>>| WorkerInfo {
-            id: link.worker,
-            incarnation: link.incarnation,
-            pid: link.pid,
-            load: link.load(),
-        };
-        let mut workers: Vec<_> = self.links.load().iter().map(info).collect();
+        let mut workers: Vec<_> = self.links.load().iter().map(|link| WorkerInfo::of(link)).collect();
         workers.sort_unstable_by_key(|worker| worker.id);
         workers
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::{AnyPool, Command, Entry, LAST_WRITE, Pool, lock};
+use super::{AnyPool, Command, Entry, LAST_WRITE, Pool, WorkerInfo, lock};
 use crate::driver::call::TimeoutFrom;
 use crate::driver::clock;
 use crate::driver::forward;
@@ -202,6 +202,9 @@ impl<S: Starter> PoolTask<S> {
     fn open(&mut self, worker: WorkerId) {
         let Some(link) = self.lives.get(&worker).and_then(|live| live.link.clone()) else { return };
         self.pool.links.rcu(|links| links.iter().cloned().chain([link.clone()]).collect::<Vec<_>>());
+        if let Some(follow) = &self.pool.shared.hooks.follow {
+            follow.serves(&(self.pool.clone() as Arc<dyn AnyPool>), &WorkerInfo::of(&link));
+        }
         self.pool.dispatch();
     }
 
@@ -245,6 +248,11 @@ impl<S: Starter> PoolTask<S> {
             unit::Effect::Unkillable(_) => return,
             unit::Effect::SendDrain(incarnation) => {
                 self.shut(worker, incarnation, true);
+                if let Some(follow) = &self.pool.shared.hooks.follow {
+                    // What follows from it for its conversation must not come before it.
+                    self.lives.get(&worker).and_then(|live| live.link.as_ref()).inspect(|link| link.drain());
+                    follow.leaves(worker, incarnation);
+                }
                 Order::Drain
             }
             unit::Effect::CloseLink(_) => Order::CloseLink,
@@ -275,6 +283,9 @@ impl<S: Starter> PoolTask<S> {
         let stderr = live.tail.text();
         if let Some(link) = live.link.take() {
             link.settle(&cause, &stderr, &*self.pool);
+        }
+        if let Some(follow) = &self.pool.shared.hooks.follow {
+            follow.ended(worker, incarnation, &cause);
         }
         lock(&self.pool.shared.backlog).last_stderr = stderr.clone();
         if !was_ready && cause != ExitCause::Requested {
@@ -361,8 +372,10 @@ impl<S: Starter> PoolTask<S> {
     fn end_if_served(&mut self, now: Time) {
         let Some(deadline) = self.shutdown else { return };
         let backlog = lock(&self.pool.shared.backlog);
-        // With the queue locked, no call is on its way between it and a link: a link counts a call until the queue has it.
-        let is_served = backlog.line.is_empty() && backlog.delayed.is_empty() && self.pool.load() == 0;
+        // With the queue locked, no call is on its way between it and a link: a link counts a call until the queue has it. The conversation of a raw worker
+        // ends when that is told to leave.
+        let is_loaded = !self.plan.link.is_raw && self.pool.load() > 0;
+        let is_served = backlog.line.is_empty() && backlog.delayed.is_empty() && !is_loaded;
         drop(backlog);
         if is_served || deadline.is_some_and(|at| at <= now) || *self.machine.phase() != Phase::Serving {
             self.shutdown = None;
@@ -378,7 +391,13 @@ impl<S: Starter> Drop for PoolTask<S> {
             live.task.abort();
             if let Some(link) = live.link {
                 link.settle(&ExitCause::Requested, "", &*self.pool);
+                if let Some(follow) = &self.pool.shared.hooks.follow {
+                    follow.ended(link.worker, link.incarnation, &ExitCause::Requested);
+                }
             }
+        }
+        if let Some(follow) = &self.pool.shared.hooks.follow {
+            follow.closed();
         }
     }
 }

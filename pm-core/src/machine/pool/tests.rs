@@ -181,11 +181,11 @@ impl World {
             }
             5 if !ready.is_empty() && self.pool.settled() => {
                 target = target.saturating_sub(1);
-                Input::UnspawnOne(ready[self.random.below(ready.len() as u64) as usize])
+                Input::UnspawnOne { worker: ready[self.random.below(ready.len() as u64) as usize], deadline: None }
             }
             6 => {
                 target = 0;
-                Input::Unspawn
+                Input::Unspawn { deadline: None }
             }
             7 => {
                 target = 1 + self.random.below(3) as usize;
@@ -381,10 +381,14 @@ fn requests_during_a_respawn_mean_what_they_say() {
         (2, vec![respawn.clone(), scale(3)], 3),
         (3, vec![respawn.clone(), scale(1)], 1),
         (2, vec![respawn.clone(), Input::SpawnOne], 3),
-        (2, vec![respawn.clone(), Input::UnspawnOne(first)], 1),
-        (1, vec![respawn.clone(), Input::UnspawnOne(first)], 0),
-        (3, vec![Input::Respawn { workers: Some(1), drain: None }, Input::UnspawnOne(first)], 1),
-        (2, vec![respawn.clone(), Input::Unspawn], 0),
+        (2, vec![respawn.clone(), Input::UnspawnOne { worker: first, deadline: None }], 1),
+        (1, vec![respawn.clone(), Input::UnspawnOne { worker: first, deadline: None }], 0),
+        (
+            3,
+            vec![Input::Respawn { workers: Some(1), drain: None }, Input::UnspawnOne { worker: first, deadline: None }],
+            1,
+        ),
+        (2, vec![respawn.clone(), Input::Unspawn { deadline: None }], 0),
     ] {
         for ready_first in 0..3 {
             let mut world = serving(workers, 1);
@@ -396,7 +400,7 @@ fn requests_during_a_respawn_mean_what_they_say() {
                 }
             }
             // A worker that became ready meanwhile may have let the named one go already.
-            let named_was_gone = ready_first > 0 && matches!(inputs.last(), Some(Input::UnspawnOne(_)));
+            let named_was_gone = ready_first > 0 && matches!(inputs.last(), Some(Input::UnspawnOne { .. }));
             world.calm();
             if !named_was_gone {
                 world.check_calm();
@@ -409,7 +413,7 @@ fn requests_during_a_respawn_mean_what_they_say() {
 #[test]
 fn a_pool_whose_last_worker_was_sent_away_has_none() {
     let mut world = serving(1, 1);
-    world.handle(Input::UnspawnOne(WorkerId(1)));
+    world.handle(Input::UnspawnOne { worker: WorkerId(1), deadline: None });
     assert_eq!(*world.pool.phase(), Phase::Unspawned, "its queries would wait for ever");
     world.target = 0;
     world.calm();

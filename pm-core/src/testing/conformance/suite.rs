@@ -70,12 +70,12 @@ where
     if failed.is_empty() { Ok(()) } else { Err(failed.join("\n")) }
 }
 
-/// The worker's half of an offer that is one descriptor, a socket, or two, of which the lower number is read and the higher written.
+/// The worker's half of an offer that is one descriptor, a socket, or two, of which the one with the lower number is read and the other written.
 ///
 /// # Errors
 /// The offer has another number of descriptors.
 pub fn over_descriptors(mut offer: Offer) -> io::Result<Box<dyn WorkerLink>> {
-    offer.fds.sort_by_key(|(number, _)| *number);
+    offer.fds.sort_by_key(|(place, _)| *place);
     let mut fds = offer.fds.into_iter().map(|(_, fd)| fd);
     match (fds.next(), fds.next(), fds.next()) {
         (Some(socket), None, _) => Ok(Box::new(FdLink::socket(socket))),

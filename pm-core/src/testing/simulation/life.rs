@@ -221,7 +221,7 @@ impl Player {
             6..=8 => self.scale(),
             9 => self.operate(Input::SpawnOne, |target| target.map(|n| n + 1).or(Some(1))),
             10 => self.unspawn_one(),
-            11 => self.operate(Input::Unspawn, |_| Some(0)),
+            11 => self.operate(Input::Unspawn { deadline: None }, |_| Some(0)),
             12 | 13 => self.respawn(),
             14..=16 => self.at_some_process(World::crash),
             17 => self.at_some_process(World::cut),
@@ -255,7 +255,7 @@ impl Player {
         let Some(&worker) = self.world.links.first() else { return };
         // While a respawn is under way it depends on the worker what this means; the model of `machine::pool` knows.
         if self.world.pool.settled() {
-            self.operate(Input::UnspawnOne(worker), |target| target.map(|n| n.saturating_sub(1)));
+            self.operate(Input::UnspawnOne { worker, deadline: None }, |target| target.map(|n| n.saturating_sub(1)));
         }
     }
 

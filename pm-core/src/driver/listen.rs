@@ -1,0 +1,209 @@
+//! The listeners of a Spec: bound once by the manager, and accepted from by all its processes.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use crate::face::error::StartError;
+use crate::machine::spec::Listen;
+use crate::sys::command::Command;
+
+/// The variables by which a process learns of its listeners: how many, for whom, and what they are called.
+pub(crate) const LISTEN_VARIABLES: [&str; 3] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
+
+/// The number of the first listener in a process, as in systemd.
+pub(crate) const FIRST_LISTENER: i32 = 3;
+
+/// Connections that wait to be accepted, at most. While the workers of a pool are replaced it is here that they wait; the kernel cuts it to
+/// net.core.somaxconn.
+const WAITING: i32 = 4096;
+
+/// The listeners of one pool. They are closed, and their sockets removed, with the last of those that hold this.
+#[derive(Debug, Default)]
+pub(crate) struct Listeners(Vec<Bound>);
+
+#[derive(Debug)]
+struct Bound {
+    name: String,
+    address: Listen,
+    fd: Arc<OwnedFd>,
+    /// What stands in the file system.
+    _path: Option<SocketPath>,
+}
+
+/// A socket in the file system that this process listens on, and the file beside it whose lock says so. Both are removed when it is dropped.
+#[derive(Debug)]
+struct SocketPath {
+    path: PathBuf,
+    lock: PathBuf,
+    /// Locked for as long as it is open.
+    _locked: OwnedFd,
+}
+
+impl Listeners {
+    /// Binds all of them.
+    pub(crate) fn bind(listeners: &[(String, Listen)]) -> Result<Self, StartError> {
+        let bind = |(name, on): &(String, Listen)| {
+            let refused = |source| StartError::Listen { address: on.clone(), source: Arc::new(source) };
+            let (address, fd, path) = bind(on).map_err(refused)?;
+            Ok(Bound { name: name.clone(), address, fd: Arc::new(fd), _path: path })
+        };
+        listeners.iter().map(bind).collect::<Result<_, _>>().map(Listeners)
+    }
+
+    /// The addresses, with the ports that the kernel chose.
+    pub(crate) fn addresses(&self) -> Arc<[Listen]> {
+        self.0.iter().map(|bound| bound.address.clone()).collect()
+    }
+
+    /// Gives them to a process.
+    pub(crate) fn pass_to(&self, command: &mut Command) {
+        if self.0.is_empty() {
+            return;
+        }
+        command.fds.extend((FIRST_LISTENER..).zip(&self.0).map(|(number, bound)| (number, bound.fd.clone())));
+        command.listens = true;
+        let names: Vec<_> = self.0.iter().map(|bound| bound.name.as_str()).collect();
+        command.env.retain(|(name, _)| !LISTEN_VARIABLES.iter().any(|known| name == known));
+        command.env.push((LISTEN_VARIABLES[0].into(), self.0.len().to_string().into()));
+        command.env.push((LISTEN_VARIABLES[2].into(), names.join(":").into()));
+    }
+}
+
+fn bind(on: &Listen) -> io::Result<(Listen, OwnedFd, Option<SocketPath>)> {
+    let (address, fd, path) = match on {
+        Listen::Tcp(address) => {
+            let listener = TcpListener::bind(address)?;
+            (Listen::Tcp(listener.local_addr()?), OwnedFd::from(listener), None)
+        }
+        Listen::Unix(path) => {
+            let (listener, held) = bind_path(path)?;
+            (on.clone(), OwnedFd::from(listener), Some(held))
+        }
+    };
+    rustix::net::listen(&fd, WAITING)?;
+    Ok((address, fd, path))
+}
+
+/// Binds a path. A socket that a dead process left there is taken over; one on which somebody listens, or anything else that stands there, is left alone.
+fn bind_path(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
+    // The working directory may change before it is removed.
+    let path = std::path::absolute(path)?;
+    let mut lock = path.clone().into_os_string();
+    lock.push(".lock");
+    let lock = PathBuf::from(lock);
+    let locked = take_lock(&lock)?;
+    // From here on only strangers can come between, who would have to use this path without its lock.
+    match fs::symlink_metadata(&path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket stands there"));
+        }
+        Ok(_) => match UnixStream::connect(&path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(&path)?,
+            Err(error) => return Err(error),
+            Ok(_) => return Err(in_use()),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let listener = UnixListener::bind(&path)?;
+    Ok((listener, SocketPath { path, lock, _locked: locked }))
+}
+
+/// Locks a file beside a socket: of those who want the same path, one wins.
+fn take_lock(lock: &Path) -> io::Result<OwnedFd> {
+    loop {
+        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::open(lock, flags, Mode::RUSR | Mode::WUSR)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(in_use()),
+            Err(error) => return Err(error.into()),
+        }
+        // Whoever had it may have removed it between the opening and the locking: then the lock of another file counts.
+        let ours = File::from(file.as_fd().try_clone_to_owned()?).metadata()?;
+        if fs::symlink_metadata(lock).is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
+            return Ok(file);
+        }
+    }
+}
+
+fn in_use() -> io::Error {
+    io::Error::new(io::ErrorKind::AddrInUse, "another process listens there")
+}
+
+impl Drop for SocketPath {
+    fn drop(&mut self) {
+        // The lock goes last. Whatever is left is taken over by the next one.
+        let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(&self.lock);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(name: &str) -> PathBuf {
+        let directory = std::env::temp_dir().join(format!("pm-listen-{}-{name}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        directory
+    }
+
+    fn is_refused(path: &Path, kind: io::ErrorKind) {
+        assert_eq!(bind_path(path).unwrap_err().kind(), kind);
+    }
+
+    #[test]
+    fn a_stale_socket_is_taken_over_and_a_live_one_is_not() {
+        let directory = directory("stale");
+        let path = directory.join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        let held = bind_path(&path).unwrap();
+        is_refused(&path, io::ErrorKind::AddrInUse);
+        drop(held);
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
+        let stranger = UnixListener::bind(&path).unwrap();
+        is_refused(&path, io::ErrorKind::AddrInUse);
+        drop(stranger);
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_socket_is_left_alone() {
+        let directory = directory("other");
+        let (path, link) = (directory.join("file"), directory.join("link"));
+        fs::write(&path, "precious").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        is_refused(&path, io::ErrorKind::AlreadyExists);
+        is_refused(&link, io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn of_many_that_race_one_wins() {
+        let directory = directory("race");
+        let path = directory.join("s");
+        for _ in 0..50 {
+            drop(UnixListener::bind(&path).unwrap());
+            let racers: Vec<_> = (0..4)
+                .map(|_| {
+                    let path = path.clone();
+                    std::thread::spawn(move || bind_path(&path))
+                })
+                .collect();
+            let held: Vec<_> = racers.into_iter().map(|racer| racer.join().unwrap()).collect();
+            assert_eq!(held.iter().filter(|held| held.is_ok()).count(), 1);
+            assert!(UnixStream::connect(&path).is_ok());
+        }
+        fs::remove_dir_all(directory).unwrap();
+    }
+}
