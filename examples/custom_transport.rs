@@ -45,7 +45,7 @@ impl Transport for Tcp {
         // Every program of this machine can connect to a port, so the worker shows that it is the one that was started.
         let secret = random().map_err(refused("draw a secret"))?;
         let ticket = format!("{address} {secret:032x}");
-        let offer = Offer { env: vec![(TICKET.into(), ticket.into())], fds: vec![] };
+        let offer = Offer { env: vec![(TICKET.into(), ticket.into())], ..Offer::default() };
         Ok((offer, TcpAccept { listener, secret }))
     }
 }

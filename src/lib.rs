@@ -143,6 +143,7 @@
 //! | `uds` | yes | the transport over Unix sockets, and [`Query`] with it as its default |
 //! | `stdio` | yes | the transport over pipes |
 //! | `shm` | yes | the transport over shared memory, between Rust programs |
+//! | `foreign` | yes | links to programs that do not speak the protocol: [`Lines`], [`NodeChannel`], [`Silent`] |
 //! | `bincode` | no | the codec `codec::Bincode` |
 //! | `testing` | no | `core::testing`: the conformance suite for transports, the simulation |
 
@@ -175,6 +176,11 @@ pub use pm_core::worker::error::ServeError;
 pub use pm_core::worker::listeners::{Listener, listeners};
 pub use pm_core::worker::role::{ByteQuery, ByteStream, Role};
 
+/// Programs that do not speak the protocol: what their messages mean.
+#[cfg(feature = "foreign")]
+pub use pm_transport_foreign as foreign;
+#[cfg(feature = "foreign")]
+pub use pm_transport_foreign::{Lines, NodeChannel, Silent};
 #[cfg(feature = "shm")]
 pub use pm_transport_shm::{Shm, Wake};
 #[cfg(feature = "stdio")]

@@ -128,7 +128,7 @@ impl Kit {
     }
 
     /// The interpreter itself, behind whatever stands for it on PATH.
-    fn interpreter(self) -> Option<&'static PathBuf> {
+    pub fn interpreter(self) -> Option<&'static PathBuf> {
         static FOUND: [OnceLock<Option<PathBuf>>; 2] = [OnceLock::new(), OnceLock::new()];
         let (slot, program, flag, code) = match self {
             Kit::Python => (&FOUND[0], "python3", "-c", "import sys; print(sys.executable)"),

@@ -11,6 +11,7 @@ mod blocking;
 mod conformance;
 mod deaths;
 mod ends;
+mod foreign;
 mod hostile;
 mod kit_streams;
 mod kits;
@@ -67,6 +68,7 @@ fn main() {
     trials.extend(query::tests());
     trials.extend(streams::tests());
     trials.extend(raw::tests());
+    trials.extend(foreign::tests());
     trials.extend(allocations::tests());
     trials.extend(batch::tests());
     trials.extend(blocking::tests());

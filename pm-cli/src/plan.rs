@@ -80,7 +80,7 @@ pub enum Program {
     /// This program, in a role.
     Role(&'static dyn Role, Vec<OsString>),
     /// Another one.
-    Other(SpecBuilder),
+    Other(Box<SpecBuilder>),
 }
 
 impl std::fmt::Debug for Program {
@@ -284,7 +284,7 @@ impl Worker {
         let program = Spec::program(find()?).args(rest.iter().cloned());
         Ok(Worker {
             name: name.clone(),
-            program: Program::Other(program),
+            program: Program::Other(Box::new(program)),
             wire: Wire::Json,
             cancel_grace: pm::core::face::builder::DEFAULT_CANCEL_GRACE,
             one_at_a_time: false,
@@ -348,7 +348,7 @@ impl Worker {
         let spec = Spec::program(program).args(kit.iter().copied()).arg(target.clone());
         Ok(Worker {
             name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
-            program: Program::Other(spec),
+            program: Program::Other(Box::new(spec)),
             wire: Wire::Json,
             cancel_grace: pm::core::face::builder::DEFAULT_CANCEL_GRACE,
             one_at_a_time: true,

@@ -146,6 +146,18 @@ impl Codec<Vec<u8>> for Verbatim {
     }
 }
 
+/// Text. A payload that is no UTF-8 is an error.
+impl Codec<String> for Verbatim {
+    fn encode(&self, value: &String, payload: &mut Vec<u8>) -> Result<(), CodecError> {
+        payload.extend_from_slice(value.as_bytes());
+        Ok(())
+    }
+
+    fn decode(&self, payload: &[u8]) -> Result<String, CodecError> {
+        str::from_utf8(payload).map(str::to_string).map_err(|error| CodecError(error.to_string()))
+    }
+}
+
 impl Codec<bytes::Bytes> for Verbatim {
     fn encode(&self, value: &bytes::Bytes, payload: &mut Vec<u8>) -> Result<(), CodecError> {
         payload.extend_from_slice(value);

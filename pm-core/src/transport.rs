@@ -65,6 +65,10 @@ pub struct Offer {
     pub env: Vec<(String, OsString)>,
     /// Descriptors, and where the worker finds each.
     pub fds: Vec<(Place, OwnedFd)>,
+    /// The program does not speak the protocol: it is another program, and is told neither of the link nor of a role.
+    pub is_foreign: bool,
+    /// The program cannot see the end of its link: it is told to leave by SIGTERM, once it has no call left.
+    pub leaves_by_signal: bool,
 }
 
 /// Where a worker finds a descriptor.

@@ -116,7 +116,7 @@ impl Transport for Shm {
         probe_futex(&memory.ours)?;
         send_descriptors(life.as_fd(), &[requests.as_fd(), responses.as_fd(), bell.as_fd()])
             .map_err(|error| refused("send descriptors", error))?;
-        let offer = Offer { env: Vec::new(), fds: vec![(Place::Variable(LINK_FD_VARIABLE), theirs_life)] };
+        let offer = Offer { fds: vec![(Place::Variable(LINK_FD_VARIABLE), theirs_life)], ..Offer::default() };
         Ok((offer, ShmAccept { memory, bell, life }))
     }
 }

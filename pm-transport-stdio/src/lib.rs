@@ -45,7 +45,7 @@ impl Transport for Stdio {
         for end in [&read, &write] {
             rustix::io::ioctl_fionbio(end, true).map_err(|error| refused("make a pipe non-blocking", error.into()))?;
         }
-        let offer = Offer { env: Vec::new(), fds: vec![(Place::Standard(0), stdin), (Place::Standard(1), stdout)] };
+        let offer = Offer { fds: vec![(Place::Standard(0), stdin), (Place::Standard(1), stdout)], ..Offer::default() };
         Ok((offer, StdioAccept { read, write }))
     }
 }

@@ -40,7 +40,7 @@ impl Transport for Uds {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(|error| refused("make a pair of sockets", error.into()))?;
         rustix::io::ioctl_fionbio(&ours, true).map_err(|error| refused("make a socket non-blocking", error.into()))?;
-        let offer = Offer { env: Vec::new(), fds: vec![(Place::Variable(LINK_FD_VARIABLE), theirs)] };
+        let offer = Offer { fds: vec![(Place::Variable(LINK_FD_VARIABLE), theirs)], ..Offer::default() };
         Ok((offer, UdsAccept(ours)))
     }
 }

@@ -92,7 +92,7 @@ async fn start(plan: &Plan) -> Result<Manager, CliError> {
             PoolBuilder::role(*role, plan.transport, Verbatim(codec)).spec(|spec| spec.args(args.iter().cloned()))
         }
         Program::Other(spec) => {
-            PoolBuilder::program(worker.name.as_str(), spec.clone(), plan.transport, Verbatim(codec))
+            PoolBuilder::program(worker.name.as_str(), (**spec).clone(), plan.transport, Verbatim(codec))
         }
     };
     let started = builder

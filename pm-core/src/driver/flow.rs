@@ -25,8 +25,9 @@ pub(crate) trait Carrier: Send + Sync {
     /// Lets `act` put frames on the link, under its lock. What was put there is on its way soon after.
     fn with(&self, act: &mut dyn FnMut(&mut dyn Outlet));
 
-    /// The stream with this id owes something to its peer.
-    fn owe(&self, id: u64);
+    /// The stream with this id owes something to its peer. `is_known` says that the carrier has heard of it and waits for room for its messages: what it owes
+    /// besides may have some.
+    fn owe(&self, id: u64, is_known: bool);
 
     /// Nobody here wants the stream with this id any more.
     fn cancel(&self, id: u64);
@@ -391,14 +392,18 @@ impl Flow {
         self.tell(state);
     }
 
-    /// Unlocks it, and tells the carrier if something is owed that it does not know of.
+    /// Unlocks it, and tells the carrier if something is owed that it does not know of, or that need not wait for room.
     fn tell(&self, mut state: MutexGuard<'_, State>) {
-        if state.end.is_some() || !state.owed.is_anything() || std::mem::replace(&mut state.owed.is_known, true) {
+        if state.end.is_some() || !state.owed.is_anything() {
+            return;
+        }
+        let is_known = std::mem::replace(&mut state.owed.is_known, true);
+        if is_known && !state.owed.room {
             return;
         }
         drop(state);
         if let Some((carrier, id)) = self.carrier.get() {
-            carrier.owe(*id);
+            carrier.owe(*id, is_known);
         }
     }
 }

@@ -48,7 +48,8 @@ impl Starter for ThreadStarter {
                 });
             })
             .map_err(|source| TransportError::Io { scheme: "memory", action: "start a thread", source })?;
-        Ok(Started { life: Life::Thread(Thread { ended, abandoned }), link, outbox: None, stderr: None })
+        let life = Life::Thread(Thread { ended, abandoned });
+        Ok(Started { life, link, outbox: None, stderr: None, leaves_by_signal: false })
     }
 
     fn times(&self) -> Times {

@@ -69,7 +69,7 @@ impl Transport for Memory {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let (link, worker) = pair_of(Some(Offered(number)));
         offers().insert(number, worker);
-        let offer = Offer { env: vec![(VARIABLE.to_string(), number.to_string().into())], fds: Vec::new() };
+        let offer = Offer { env: vec![(VARIABLE.to_string(), number.to_string().into())], ..Offer::default() };
         Ok((offer, MemoryAccept(link)))
     }
 }

@@ -19,12 +19,17 @@ use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::spec::{self, Program, Spec};
 use crate::sys::outbox;
 use crate::transport::{
-    Accept, Identity, LINK_VARIABLE, Link, OUTBOX_FD_VARIABLE, Place, ROLE_VARIABLE, Transport, WORKER_VARIABLE,
+    Accept, Identity, LINK_FD_VARIABLE, LINK_VARIABLE, Link, OUTBOX_FD_VARIABLE, Place, ROLE_VARIABLE, Transport,
+    WORKER_VARIABLE,
 };
 
 /// How long the last words of a process are waited for that ended before it took its link, and how many bytes they may have.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 const MOST_WORDS: u64 = 4 << 10;
+
+/// What a worker is told by its environment. What this process was told itself is not meant for them.
+const WORKER_VARIABLES: [&str; 5] =
+    [LINK_VARIABLE, LINK_FD_VARIABLE, ROLE_VARIABLE, OUTBOX_FD_VARIABLE, WORKER_VARIABLE];
 
 /// Starts workers of one sort.
 pub(crate) trait Starter: Send + Sync + 'static {
@@ -55,6 +60,8 @@ pub(crate) struct Started<L> {
     pub(crate) outbox: Option<OwnedFd>,
     /// What it prints; none where that is not captured.
     pub(crate) stderr: Option<pipe::Receiver>,
+    /// It is told to leave by SIGTERM, once it has no call left.
+    pub(crate) leaves_by_signal: bool,
 }
 
 /// What lives where a worker does.
@@ -117,7 +124,18 @@ impl<T: Transport> Starter for ProcessStarter<T> {
     async fn start(&self, worker: WorkerId, incarnation: Incarnation) -> Result<Started<T::Link>, StartError> {
         let (offer, accept) = self.transport.offer()?;
         let mut command = self.command(worker, incarnation)?;
-        set(&mut command, LINK_VARIABLE, self.transport.scheme());
+        if offer.is_foreign {
+            if let Program::Role(_) = self.spec.what() {
+                let why = "it is for other programs; this one serves its roles over uds, stdio or shm";
+                let value = self.transport.scheme().to_string();
+                return Err(StartError::Setting { setting: "the transport", value, why });
+            }
+        } else {
+            set(&mut command, LINK_VARIABLE, self.transport.scheme());
+            if let Some(role) = self.spec.role_to_serve() {
+                set(&mut command, ROLE_VARIABLE, role);
+            }
+        }
         for (name, value) in offer.env {
             set(&mut command, &name, value);
         }
@@ -142,7 +160,8 @@ impl<T: Transport> Starter for ProcessStarter<T> {
                 return Err(StartError::Died { cause, stderr: last_words(&mut stderr).await });
             }
         };
-        Ok(Started { life: Life::Process(child), link, outbox, stderr: Some(stderr) })
+        let leaves_by_signal = offer.leaves_by_signal;
+        Ok(Started { life: Life::Process(child), link, outbox, stderr: Some(stderr), leaves_by_signal })
     }
 
     fn times(&self) -> crate::machine::unit::Times {
@@ -172,9 +191,7 @@ impl<T: Transport> ProcessStarter<T> {
         // Listeners of this process are not meant for that one.
         let own = std::env::vars_os().filter(|(name, _)| !LISTEN_VARIABLES.iter().any(|known| name == known));
         let mut env = spec.environment(own);
-        env.retain(|(name, _)| name != ROLE_VARIABLE && name != OUTBOX_FD_VARIABLE);
-        env.extend(spec.role_to_serve().map(|role| (ROLE_VARIABLE.into(), role.into())));
-        env.retain(|(name, _)| name != WORKER_VARIABLE);
+        env.retain(|(name, _)| !WORKER_VARIABLES.iter().any(|known| name == known));
         env.push((WORKER_VARIABLE.into(), worker.0.to_string().into()));
         let (program, name) = match spec.what() {
             Program::Role(role) => {

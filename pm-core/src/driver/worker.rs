@@ -77,6 +77,8 @@ pub(crate) struct Task<S: Starter> {
     pub(crate) orders: mpsc::Receiver<Order>,
     /// The pool has let go of this task.
     pub(crate) deserted: bool,
+    /// The end of its link tells the worker nothing; a signal does.
+    pub(crate) leaves_by_signal: bool,
 }
 
 impl<S: Starter> Task<S> {
@@ -95,7 +97,7 @@ impl<S: Starter> Task<S> {
                 Err(None)
             }
         };
-        let Started { mut life, link, outbox, stderr } = match started {
+        let Started { mut life, link, outbox, stderr, leaves_by_signal } = match started {
             Ok(started) => started,
             Err(error) => {
                 let reason = error.as_ref().map_or_else(|| "given up".to_string(), |error| chain(error));
@@ -118,6 +120,7 @@ impl<S: Starter> Task<S> {
                 stderr::follow(pipe, tail, plan.starter.stderr(), prefix, ended, read).await;
             }
         };
+        self.leaves_by_signal = leaves_by_signal;
         let live = async {
             let aboard = self.live(&mut life, link, outbox).await;
             drop(ended);
@@ -208,7 +211,12 @@ impl<S: Starter> Task<S> {
             let is_drained = !told_drained && shared.is_drained();
             if is_drained {
                 told_drained = true;
-                self.unit(unit::Input::Drained(self.incarnation), Aboard::default()).await;
+                if self.leaves_by_signal {
+                    // It drains until it has ended.
+                    life.terminate();
+                } else {
+                    self.unit(unit::Input::Drained(self.incarnation), Aboard::default()).await;
+                }
             }
             if !has_returned && shared.has_returned() {
                 has_returned = true;

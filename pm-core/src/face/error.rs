@@ -243,7 +243,7 @@ const MAX_TEXT: usize = 64 << 10;
 
 impl HandlerError {
     /// As it stands in a frame. Its texts are cut, so that it fits into one.
-    pub(crate) fn to_payload(&self) -> Vec<u8> {
+    pub fn to_payload(&self) -> Vec<u8> {
         let cut = |text: &str| text.chars().take(MAX_TEXT).collect::<String>();
         let is_long = [&self.type_name, &self.message, &self.trace].iter().any(|text| text.len() > MAX_TEXT);
         let short = is_long.then(|| HandlerError {

@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::cause::ExitCause;
-use super::exit::ExitStatus;
+use super::exit::{ExitStatus, Signal};
 use super::id::Incarnation;
 use super::time::Time;
 
@@ -244,9 +244,7 @@ impl Unit {
             Input::LinkLost(_, reason) => self.link_lost(now, reason),
             Input::Exited(_, status) => {
                 let cause = match self.state {
-                    State::Draining { .. } | State::Leaving { .. } if status == ExitStatus::Code(0) => {
-                        ExitCause::Requested
-                    }
+                    State::Draining { .. } | State::Leaving { .. } if is_leave(status) => ExitCause::Requested,
                     State::Terminated { .. } => ExitCause::Requested,
                     _ => self.cause.take().unwrap_or(ExitCause::Exited(status)),
                 };
@@ -372,6 +370,15 @@ impl Unit {
     }
 }
 
+/// How a process ends that was asked to: by itself, or by the signal that asks, as the shell says it too.
+fn is_leave(status: ExitStatus) -> bool {
+    match status {
+        ExitStatus::Code(code) => code == 0 || code == 128 + Signal::TERM.0,
+        ExitStatus::Signal { signal, .. } => signal == Signal::TERM.0,
+        ExitStatus::Lost => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -424,6 +431,18 @@ mod tests {
         unit.handle(at(4), Input::Exited(ONE, ExitStatus::Code(0)));
         let expected = [Effect::SendDrain(ONE), Effect::CloseLink(ONE), down(ExitCause::Requested, true)];
         assert_eq!(effects(&mut unit), expected);
+    }
+
+    #[test]
+    fn one_that_leaves_by_a_signal_drains_until_it_has_ended() {
+        let term = ExitStatus::Signal { signal: 15, core: false };
+        for (status, is_leave) in [(term, true), (ExitStatus::Code(143), true), (ExitStatus::Code(1), false)] {
+            let mut unit = ready();
+            unit.handle(at(2), Input::Drain { deadline: None });
+            unit.handle(at(90_000), Input::Exited(ONE, status));
+            let cause = if is_leave { ExitCause::Requested } else { ExitCause::Exited(status) };
+            assert_eq!(effects(&mut unit), [Effect::SendDrain(ONE), down(cause, true)]);
+        }
     }
 
     #[test]

@@ -161,8 +161,10 @@ impl Carrier for Desk {
         }
     }
 
-    fn owe(&self, id: u64) {
-        self.state().streams.owing.push(id);
+    fn owe(&self, id: u64, is_known: bool) {
+        if !is_known {
+            self.state().streams.owing.push(id);
+        }
         self.news.notify_one();
     }
 

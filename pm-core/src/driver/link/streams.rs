@@ -190,10 +190,10 @@ impl<Tx: LinkTx> Carrier for LinkShared<Tx> {
         }
     }
 
-    fn owe(&self, id: u64) {
-        let mut core = self.core();
-        core.streams.owing.push(CallId::from_wire(id));
-        drop(core);
+    fn owe(&self, id: u64, is_known: bool) {
+        if !is_known {
+            self.core().streams.owing.push(CallId::from_wire(id));
+        }
         self.kick();
     }
 

@@ -271,8 +271,15 @@ impl<S: Starter> PoolTask<S> {
     fn spawn(&mut self, worker: WorkerId, incarnation: Incarnation) {
         let (orders, inbox) = mpsc::channel(16);
         let tail = Tail::default();
-        let task =
-            Task { plan: self.plan.clone(), worker, incarnation, tail: tail.clone(), orders: inbox, deserted: false };
+        let task = Task {
+            plan: self.plan.clone(),
+            worker,
+            incarnation,
+            tail: tail.clone(),
+            orders: inbox,
+            deserted: false,
+            leaves_by_signal: false,
+        };
         let task = tokio::spawn(task.run()).abort_handle();
         self.lives.insert(worker, Live { incarnation, pid: None, orders, tail, link: None, task });
     }

@@ -1,0 +1,193 @@
+//! The worker's side of a link whose worker knows nothing of links: says READY for it, keeps its credit, and has its [`Dialect`] translate. Without I/O.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use pm_core::face::error::HandlerError;
+use pm_core::machine::frame::{Header, Kind, flag};
+use pm_core::machine::handshake::{Hello, Ready};
+use pm_core::machine::stream::Grant;
+
+use crate::dialect::{Calls, Dialect, Out, Said};
+
+/// What the manager may send on a stream before it hears that it was taken. It is taken as soon as there is room for it, so this bounds nothing: the room does.
+const WINDOW: Grant = Grant { messages: 1024, bytes: 1 << 20 };
+
+/// So much that waits to be written leaves no room for more: as for other links over descriptors.
+const SEND_LIMIT: usize = 128 << 10;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Translator<D> {
+    dialect: D,
+    out: Out,
+    /// What may be sent on a stream before anything of it is read.
+    window: Grant,
+    /// The streams that are open.
+    streams: BTreeMap<u64, Flow>,
+    /// Streams of which the manager is to hear that messages were taken. That waits for no message which the manager has no room for.
+    granted: VecDeque<(u64, Grant)>,
+}
+
+/// What is known of one stream.
+#[derive(Debug)]
+struct Flow {
+    /// What may still be sent to the manager. Bytes are negative where the last message was larger than what there was.
+    messages: u32,
+    bytes: i64,
+    /// What was taken from the manager since it was last told.
+    taken: Grant,
+    /// The manager reads nothing more.
+    is_unread: bool,
+}
+
+impl<D: Dialect> Translator<D> {
+    pub(crate) fn new(dialect: D) -> Self {
+        let (out, window) = (Out::default(), Grant::NONE);
+        Translator { dialect, out, window, streams: BTreeMap::new(), granted: VecDeque::new() }
+    }
+
+    /// What is to be written to the program.
+    pub(crate) fn lines(&mut self) -> &mut Vec<u8> {
+        &mut self.out.lines
+    }
+
+    /// Whether nothing follows what is to be written.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.out.is_finished
+    }
+
+    /// Takes a frame of the manager; false where there is no room. `unwritten` is what was said before it and is still to be written.
+    pub(crate) fn say(&mut self, header: Header, payload: &[u8], unwritten: usize) -> bool {
+        let kind = Kind::from_wire(header.kind);
+        let is_large = matches!(kind, Some(Kind::Req | Kind::Data | Kind::Open));
+        if is_large && unwritten + self.out.lines.len() >= SEND_LIMIT {
+            return false;
+        }
+        let id = header.id;
+        match kind {
+            Some(Kind::Hello) => self.hello(payload),
+            Some(Kind::Req) => self.tell(id, Said::Query { id, input: payload }),
+            Some(Kind::Open) => {
+                let Grant { messages, bytes } = self.window;
+                let flow = Flow { messages, bytes: bytes.into(), taken: Grant::NONE, is_unread: false };
+                self.streams.insert(id, flow);
+                self.tell(id, Said::Open { id, name: &String::from_utf8_lossy(payload) });
+            }
+            Some(Kind::Data) if header.flags & (flag::CALL | flag::ERROR | flag::REPLY) != 0 => {
+                self.refuse(id, "the program's own protocol has neither calls nor errors on a stream");
+            }
+            Some(Kind::Data) => {
+                self.tell(id, Said::Message { id, payload });
+                self.take(id, payload.len());
+            }
+            Some(Kind::Fin) => self.tell(id, Said::End { id }),
+            Some(Kind::Cancel) => self.tell(id, Said::Cancel { id }),
+            Some(Kind::Rst) => {
+                if let Some(flow) = self.streams.get_mut(&id) {
+                    flow.is_unread = true;
+                }
+            }
+            Some(Kind::Credit) => {
+                let grant = Grant::decode(payload).unwrap_or_default();
+                if let Some(flow) = self.streams.get_mut(&id) {
+                    flow.messages = flow.messages.saturating_add(grant.messages);
+                    flow.bytes += i64::from(grant.bytes);
+                }
+            }
+            // A program that has begun with all that it was given gives nothing back, and how it learns that it should leave is not for the link to say.
+            _ => {}
+        }
+        true
+    }
+
+    /// Takes a message of the program.
+    pub(crate) fn hear(&mut self, message: &[u8]) -> Result<(), String> {
+        self.dialect.hear(message, &mut self.out)
+    }
+
+    /// The program sends nothing more.
+    pub(crate) fn over(&mut self) {
+        self.dialect.over(&mut self.out);
+    }
+
+    /// Whether a message of the program can be taken: none waits for the manager to read what came before it.
+    pub(crate) fn can_hear(&self) -> bool {
+        self.out.frames.is_empty() && self.dialect.can_hear()
+    }
+
+    /// Whether there is a frame for the manager, for which it has room.
+    pub(crate) fn has_frame(&self) -> bool {
+        !self.granted.is_empty() || self.out.frames.front().is_some_and(|(header, _)| self.may_go(header))
+    }
+
+    /// The next frame for the manager.
+    pub(crate) fn next_frame(&mut self) -> Option<(Header, Vec<u8>)> {
+        if let Some((id, grant)) = self.granted.pop_front() {
+            return Some((Header::call(Kind::Credit, id), grant.encode().to_vec()));
+        }
+        while self.has_frame() {
+            let (header, payload) = self.out.frames.pop_front()?;
+            match Kind::from_wire(header.kind) {
+                Some(Kind::Resp | Kind::Err) => drop(self.streams.remove(&header.id)),
+                Some(Kind::Data) => match self.streams.get_mut(&header.id) {
+                    Some(flow) if !flow.is_unread => {
+                        flow.messages -= 1;
+                        flow.bytes -= payload.len() as i64;
+                    }
+                    // Nobody wants it.
+                    _ => continue,
+                },
+                _ => {}
+            }
+            return Some((header, payload));
+        }
+        None
+    }
+
+    fn may_go(&self, header: &Header) -> bool {
+        let flow = self.streams.get(&header.id).filter(|_| header.kind == Kind::Data as u8);
+        flow.is_none_or(|flow| flow.is_unread || flow.messages > 0 && flow.bytes > 0)
+    }
+
+    /// READY, as a worker that fits would say it.
+    fn hello(&mut self, payload: &[u8]) {
+        let Ok(hello) = Hello::decode(payload) else { return };
+        let (concurrency, streams) = match self.dialect.calls() {
+            Calls::Queries { at_once } => (at_once, None),
+            Calls::Streams { at_once } => (at_once, Some(WINDOW)),
+        };
+        self.window = hello.streams.unwrap_or(Grant::NONE);
+        let ready = Ready {
+            version: hello.version,
+            codec: hello.codec,
+            role: hello.role,
+            concurrency,
+            ahead: concurrency,
+            streams,
+        };
+        self.out.frames.push_back((Header::new(Kind::Ready), ready.encode()));
+    }
+
+    fn tell(&mut self, id: u64, said: Said<'_>) {
+        self.dialect.say(said, &mut self.out);
+        if std::mem::take(&mut self.out.has_newline) {
+            self.refuse(id, "a message to this program cannot hold a newline: each is a line");
+        }
+    }
+
+    /// Ends a call because of something that cannot be said.
+    fn refuse(&mut self, id: u64, why: &str) {
+        let error = HandlerError { message: why.to_string(), ..HandlerError::default() };
+        self.out.fail(id, &error);
+    }
+
+    /// A message of the manager was taken: it may send another one.
+    fn take(&mut self, id: u64, bytes: usize) {
+        let Some(flow) = self.streams.get_mut(&id) else { return };
+        flow.taken.add(Grant { messages: 1, bytes: u32::try_from(bytes).unwrap_or(u32::MAX) });
+        if flow.taken.messages >= WINDOW.messages / 2 || flow.taken.bytes >= WINDOW.bytes / 2 {
+            let grant = std::mem::take(&mut flow.taken);
+            self.granted.push_back((id, grant));
+        }
+    }
+}
