@@ -3,6 +3,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`launch`] | starts and ends processes |
+//! | `command` | what a Spec means for its process |
 //! | `start` | makes a worker out of a Spec and a transport |
 //! | `listen` | binds what all processes of a Spec accept from |
 //! | `worker` | lives through one incarnation of a worker |
@@ -20,6 +21,7 @@
 
 pub(crate) mod call;
 pub(crate) mod clock;
+pub(crate) mod command;
 pub(crate) mod flow;
 pub(crate) mod forward;
 pub mod framed;

@@ -10,17 +10,16 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-use super::launch::{self, Child, ChildState, Command, LaunchError};
-use super::listen::{FIRST_LISTENER, LISTEN_VARIABLES, Listeners};
+use super::command;
+use super::launch::{self, Child, ChildState, Command};
+use super::listen::{FIRST_LISTENER, Listeners};
 use crate::face::error::StartError;
 use crate::machine::cause::ExitCause;
 use crate::machine::exit::{ExitStatus, Signal};
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::spec::{self, Program, Spec};
 use crate::sys::outbox;
-use crate::transport::{
-    Accept, Identity, LINK_VARIABLE, Link, OUTBOX_FD_VARIABLE, Place, ROLE_VARIABLE, Transport, WORKER_VARIABLE,
-};
+use crate::transport::{Accept, Identity, LINK_VARIABLE, Link, OUTBOX_FD_VARIABLE, Place, Transport, WORKER_VARIABLE};
 
 /// How long the last words of a process are waited for that ended before it took its link, and how many bytes they may have.
 const LAST_WORDS: Duration = Duration::from_millis(100);
@@ -116,7 +115,9 @@ impl<T: Transport> Starter for ProcessStarter<T> {
 
     async fn start(&self, worker: WorkerId, incarnation: Incarnation) -> Result<Started<T::Link>, StartError> {
         let (offer, accept) = self.transport.offer()?;
-        let mut command = self.command(worker, incarnation)?;
+        let unit = format!("{}{worker}.{incarnation}", self.pool);
+        let mut command = command::of_spec(&self.spec, &self.pool, unit)?;
+        set(&mut command, WORKER_VARIABLE, worker.0.to_string());
         set(&mut command, LINK_VARIABLE, self.transport.scheme());
         for (name, value) in offer.env {
             set(&mut command, &name, value);
@@ -166,39 +167,6 @@ impl<T: Transport> ProcessStarter<T> {
         give(command, Place::Variable(OUTBOX_FD_VARIABLE), ours.try_clone().ok()?);
         Some(ours)
     }
-
-    fn command(&self, worker: WorkerId, incarnation: Incarnation) -> Result<Command, LaunchError> {
-        let spec = &self.spec;
-        // Listeners of this process are not meant for that one.
-        let own = std::env::vars_os().filter(|(name, _)| !LISTEN_VARIABLES.iter().any(|known| name == known));
-        let mut env = spec.environment(own);
-        env.retain(|(name, _)| name != ROLE_VARIABLE && name != OUTBOX_FD_VARIABLE);
-        env.extend(spec.role_to_serve().map(|role| (ROLE_VARIABLE.into(), role.into())));
-        env.retain(|(name, _)| name != WORKER_VARIABLE);
-        env.push((WORKER_VARIABLE.into(), worker.0.to_string().into()));
-        let (program, name) = match spec.what() {
-            Program::Role(role) => {
-                if !launch::roles_called() {
-                    return Err(LaunchError::RolesNotCalled);
-                }
-                // The path may have been replaced by a newer program since; this always is the one that runs.
-                ("/proc/self/exe".into(), format!("{}:{role}", self.pool).into())
-            }
-            Program::Path(name) => {
-                let path = env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
-                (launch::resolve_program(name, path.as_deref())?, name.clone())
-            }
-        };
-        let mut command = Command::new(program, format!("{}{worker}.{incarnation}", self.pool));
-        command.argv = std::iter::once(name).chain(spec.args().iter().cloned()).collect();
-        command.env = env;
-        command.cwd = spec.cwd().cloned();
-        command.nice = spec.nice();
-        command.rlimits =
-            spec.limits().iter().map(|&(resource, limit)| (resource, limit, hard(resource, limit))).collect();
-        (command.uid, command.gid) = spec.user();
-        Ok(command)
-    }
 }
 
 /// Sets a variable, whatever it was before.
@@ -220,16 +188,6 @@ fn give(command: &mut Command, place: Place, fd: OwnedFd) {
     };
     command.fds.retain(|(known, _)| *known != number);
     command.fds.push((number, Arc::new(fd)));
-}
-
-/// The hard limit beside a soft one. At the soft limit of processor time the kernel sends SIGXCPU, which says what happened, and at the hard one
-/// SIGKILL, which does not; where both are the same it is SIGKILL. So this one is a second higher, if the manager's own leaves room.
-fn hard(resource: spec::Resource, limit: u64) -> u64 {
-    if resource != spec::Resource::Cpu {
-        return limit;
-    }
-    let more = limit.saturating_add(1);
-    rustix::process::getrlimit(rustix::process::Resource::Cpu).maximum.map_or(more, |own| own.clamp(limit, more))
 }
 
 /// What a process printed that has ended. A grandchild may hold the pipe open.
