@@ -29,7 +29,6 @@ pub fn tests() -> Vec<Trial> {
         one("exec::programs_that_cannot_be_started", programs_that_cannot_be_started),
         one("exec::specs_that_make_no_sense", specs_that_make_no_sense),
         one("exec::a_timeout_kills_the_whole_tree", a_timeout_kills_the_whole_tree),
-        one("exec::a_timeout_without_a_keeper", a_timeout_without_a_keeper),
         one("exec::too_much_output", too_much_output),
         one("exec::all_that_is_printed_before_the_end_arrives", all_that_is_printed_before_the_end_arrives),
         one("exec::much_goes_through", much_goes_through),
@@ -171,42 +170,33 @@ async fn specs_that_make_no_sense() {
 
 /// Prints the pid of a grandchild in the group and of one that has left it, and goes on without an end.
 const TREE: &str =
-    "echo alas >&2; sh -c 'echo $$; exec sleep 1000' & setsid sh -c 'trap \"\" TERM; echo $$; sleep 1000' & wait";
-
-/// Runs [`TREE`] into a timeout, which is as long as it takes to have all of it started.
-async fn run_into_timeout(mark: &str, guard: fn(SpecBuilder) -> SpecBuilder) -> Vec<u32> {
-    let mut given = Duration::from_millis(100);
-    loop {
-        let failed = error(shell(TREE).spec(|spec| guard(spec.env(MARK, mark))).timeout(given)).await;
-        let told = failed.to_string();
-        let ExecError::TimedOut { program, limit, stdout, stderr } = failed else { panic!("{failed:?}") };
-        assert_eq!((program.as_path(), limit), (Path::new("/bin/sh"), given));
-        contains(&told, &format!("\"/bin/sh\" took longer than {given:?}"));
-        let pids: Vec<u32> = stdout.lines().map(|line| line.parse().unwrap()).collect();
-        if pids.len() == 2 {
-            assert_eq!(stderr, "alas\n");
-            contains(told, "alas");
-            return pids;
-        }
-        given *= 2;
-    }
-}
+    "echo alas >&2; sh -c 'echo $$; exec sleep 1000' & setsid sh -c 'trap \"\" TERM; echo $$; exec sleep 1000' & wait";
 
 async fn a_timeout_kills_the_whole_tree() {
-    let mark = mark();
-    for pid in run_into_timeout(&mark, GUARDS[0]).await {
-        gone_within(pid, LIMIT);
+    // Without a keeper as well: both are descendants of the shell when it is killed.
+    for guard in GUARDS {
+        let mut given = Duration::from_millis(100);
+        // It is as long as it takes until all of the tree is there.
+        let (pids, mark) = loop {
+            let mark = mark();
+            let failed = error(shell(TREE).spec(|spec| guard(spec.env(MARK, &mark))).timeout(given)).await;
+            let told = failed.to_string();
+            let ExecError::TimedOut { program, limit, stdout, stderr } = failed else { panic!("{failed:?}") };
+            assert_eq!((program.as_path(), limit), (Path::new("/bin/sh"), given));
+            contains(&told, &format!("\"/bin/sh\" took longer than {given:?}"));
+            let pids: Vec<u32> = stdout.lines().map(|line| line.parse().unwrap()).collect();
+            if pids.len() == 2 {
+                assert_eq!(stderr, "alas\n");
+                contains(told, "alas");
+                break (pids, mark);
+            }
+            given *= 2;
+        };
+        for pid in pids {
+            gone_within(pid, LIMIT);
+        }
+        eventually("nothing is left", || marked(&mark).is_empty()).await;
     }
-    eventually("nothing is left", || marked(&mark).is_empty()).await;
-}
-
-async fn a_timeout_without_a_keeper() {
-    let mark = mark();
-    // All are descendants of the shell when it is killed.
-    for pid in run_into_timeout(&mark, GUARDS[1]).await {
-        gone_within(pid, LIMIT);
-    }
-    eventually("nothing is left", || marked(&mark).is_empty()).await;
 }
 
 async fn too_much_output() {
@@ -240,10 +230,12 @@ async fn too_much_output() {
 }
 
 async fn dropping_the_future_kills() {
-    for guard in GUARDS {
+    // Without a keeper, what leaves the group while it is being killed is nobody's.
+    for (guard, grandchild) in GUARDS.into_iter().zip(["setsid sleep 1000", "sleep 1000"]) {
         let scratch = Scratch::new();
         let (mark, file) = (mark(), scratch.path("begun"));
-        let text = shell("setsid sleep 1000 & : > \"$1\"; wait").spec(|spec| guard(spec.arg(&file).env(MARK, &mark)));
+        let text = format!("{grandchild} & : > \"$1\"; wait");
+        let text = shell(text).spec(|spec| guard(spec.arg(&file).env(MARK, &mark)));
         let running = tokio::spawn(text.clone().output());
         eventually("it runs", || file.exists()).await;
         assert!(!marked(&mark).is_empty());
@@ -487,7 +479,9 @@ async fn in_process_mode_changes_nothing() {
 async fn the_keeper_is_killed() {
     let scratch = Scratch::new();
     let file = scratch.path("begun");
-    let running = tokio::spawn(shell("echo out; : > \"$1\"; sleep 1000").spec(|spec| spec.arg(&file)).output());
+    // What it reads is written once the keeper has said that it runs.
+    let text = shell("read _; echo out; : > \"$1\"; exec sleep 1000").spec(|spec| spec.arg(&file)).stdin("go\n");
+    let running = tokio::spawn(text.output());
     eventually("it runs", || file.exists()).await;
     kill(keeper().unwrap(), Kill::KILL);
     let said = within(running).await.unwrap().unwrap();

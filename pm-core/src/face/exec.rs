@@ -70,6 +70,9 @@ pub fn shell(text: impl Into<OsString>) -> Exec {
 /// on top, its working directory the manager's. When it ends, so does all that it has started and left behind. Without the keeper
 /// ([`SpecBuilder::unguarded`]), what has left its process group lives on; what that prints later is not read.
 ///
+/// It is started by the keeper, so a program that uses it calls `pm::roles` first in `main`, be it with no roles at all; or has `pm` installed; or is
+/// unguarded, as in a test harness, which has no such `main`.
+///
 /// In-process mode ([`spawning::disable`](super::spawning::disable)) is about workers. Programs run as they do without it.
 ///
 /// ```standalone_crate
