@@ -164,6 +164,8 @@ async fn specs_that_make_no_sense() {
         assert!(matches!(&failed, ExecError::Role { role } if role == "zoo"), "{failed:?}");
         contains(failed.to_string(), "`Spec::program`");
     }
+    let failed = error(exec(["true"]).spec(|spec| spec.listen(Path::new("/no/such/socket")))).await;
+    assert!(matches!(failed, ExecError::Listens { .. }), "{failed:?}");
 }
 
 // --- how they are ended

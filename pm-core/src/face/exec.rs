@@ -154,6 +154,9 @@ impl Exec {
             (Program::Path(name), None) => PathBuf::from(name),
             (_, role) => return Err(ExecError::Role { role: role.unwrap_or_default().to_string() }),
         };
+        if !spec.listeners().is_empty() {
+            return Err(ExecError::Listens { program });
+        }
         if self.timeout == Some(Duration::ZERO) {
             return Err(BadSpec::ZeroTime { what: "the timeout" }.into());
         }
@@ -290,6 +293,14 @@ pub enum ExecError {
     Role {
         /// The role.
         role: String,
+    },
+    /// The Spec has listeners.
+    #[error(
+        "{program:?} is to listen, and runs only once: start a pool of it, which keeps its listeners for as long as it lives"
+    )]
+    Listens {
+        /// The program as it was named.
+        program: PathBuf,
     },
     /// It took too long, and was killed.
     #[error(
