@@ -125,6 +125,18 @@
 //! [`PoolBuilder::program`] starts any program that speaks the protocol of docs/PROTOCOL.md: one in Python or Node.js with the kits under
 //! `workers/`, or one in Rust that calls [`serve`].
 //!
+//! [`exec`] runs any program once, to its end: with an argument list, some input, a timeout and a bound on what it may print. [`shell`] does so with a
+//! text for `/bin/sh`. However the program ends, that is an [`Output`]; [`check`](Output::check) makes an error of what was no success. A program that cannot
+//! be found or executed, takes too long or prints too much is an [`ExecError`] each, and with it ends all that it had started.
+//!
+//! ```no_run
+//! # async fn app() -> Result<(), pm::ExecError> {
+//! let status = pm::exec(["git", "diff", "--quiet"]).spec(|spec| spec.cwd("/srv/site")).output().await?.status;
+//! let digest = pm::exec(["sha256sum"]).stdin(format!("changed: {}", !status.success())).output().await?.check()?;
+//! println!("{}", digest.text());
+//! # Ok(()) }
+//! ```
+//!
 //! # The environment
 //!
 //! | variable | who sets it | says |
@@ -157,6 +169,7 @@ pub use pm_core::face::duplex::{Duplex, Incoming, Reply, StreamReceiver, StreamS
 pub use pm_core::face::error::{
     HandlerError, HandlerErrorKind, QueryError, QueryErrorKind, StartError, StreamError, TryQueryError, WorkerLost,
 };
+pub use pm_core::face::exec::{Exec, ExecError, Output, OutputStream, exec, shell};
 pub use pm_core::face::pool::{Pool, PoolInfo, WorkerInfo};
 pub use pm_core::face::query::{QueryManager, QueryOptions, SlowQuery, TimeoutFrom};
 pub use pm_core::face::raw::{RawEvent, RawEvents, RawManager, RawWorker};

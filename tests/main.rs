@@ -11,6 +11,7 @@ mod blocking;
 mod conformance;
 mod deaths;
 mod ends;
+mod exec;
 mod foreign;
 mod hostile;
 mod kit_streams;
@@ -75,6 +76,7 @@ fn main() {
     trials.extend(lifecycle::tests());
     trials.extend(deaths::tests());
     trials.extend(ends::tests());
+    trials.extend(exec::tests());
     trials.extend(temporary::tests());
     trials.extend(registry::tests());
     trials.extend(hostile::tests());

@@ -187,9 +187,9 @@ async fn environment(builder: Builder) -> BTreeSet<String> {
     lines.into_iter().filter(|line| matters(line)).collect()
 }
 
-/// By `PM_UNIT` the keeper finds strays, as docs/PROTOCOL.md says; the other one is of all pools of these tests.
+/// By `PM_UNIT` the keeper finds strays, and `PM_WORKER` is the number of a worker, as docs/PROTOCOL.md says; the other one is of all pools of these tests.
 fn matters(variable: &str) -> bool {
-    !["PM_UNIT=", "RUST_BACKTRACE="].iter().any(|name| variable.starts_with(name))
+    !["PM_UNIT=", "PM_WORKER=", "RUST_BACKTRACE="].iter().any(|name| variable.starts_with(name))
 }
 
 async fn the_environment_is_merged_replaced_or_listed() {

@@ -18,6 +18,7 @@ use std::task::{Context, Poll};
 use thiserror::Error;
 
 use crate::machine::frame::{BadFrame, Frame, Header};
+use crate::machine::unit::Farewell;
 use crate::worker::link::WorkerLink;
 
 /// The variable that names the transport of a worker's link.
@@ -67,8 +68,8 @@ pub struct Offer {
     pub fds: Vec<(Place, OwnedFd)>,
     /// The program does not speak the protocol: it is another program, and is told neither of the link nor of a role.
     pub is_foreign: bool,
-    /// The program cannot see the end of its link: it is told to leave by SIGTERM, once it has no call left.
-    pub leaves_by_signal: bool,
+    /// How the program learns that it should leave.
+    pub farewell: Farewell,
 }
 
 /// Where a worker finds a descriptor.

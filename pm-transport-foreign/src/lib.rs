@@ -23,6 +23,7 @@ mod translator;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use pm_core::machine::unit::Farewell;
 use pm_core::transport::{Accept, Identity, Offer, Place, Transport, TransportError};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -114,7 +115,7 @@ impl Transport for Silent {
     }
 
     fn offer(&self) -> Result<(Offer, Ready<Conversation>), TransportError> {
-        let offer = Offer { is_foreign: true, leaves_by_signal: true, ..Offer::default() };
+        let offer = Offer { is_foreign: true, farewell: Farewell::Signal, ..Offer::default() };
         Ok((offer, Ready { dialect: Conversation::default(), ends: Ends::None }))
     }
 }
@@ -165,7 +166,7 @@ impl<D: Dialect> Transport for NodeChannel<D> {
             env: vec![(NODE_MODE.to_string(), "json".into())],
             fds: vec![(Place::Variable(NODE_FD), theirs)],
             is_foreign: true,
-            leaves_by_signal: false,
+            farewell: Farewell::Link,
         };
         Ok((offer, Ready { dialect: self.0.clone(), ends: Ends::Socket(ours) }))
     }

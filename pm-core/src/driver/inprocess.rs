@@ -11,7 +11,7 @@ use crate::face::error::StartError;
 use crate::machine::exit::ExitStatus;
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::spec::Stderr;
-use crate::machine::unit::Times;
+use crate::machine::unit::{Farewell, Times};
 use crate::transport::TransportError;
 use crate::worker::link::WorkerLink;
 use crate::worker::role::Role;
@@ -49,7 +49,7 @@ impl Starter for ThreadStarter {
             })
             .map_err(|source| TransportError::Io { scheme: "memory", action: "start a thread", source })?;
         let life = Life::Thread(Thread { ended, abandoned });
-        Ok(Started { life, link, outbox: None, stderr: None, leaves_by_signal: false })
+        Ok(Started { life, link, outbox: None, stderr: None, farewell: Farewell::Link })
     }
 
     fn times(&self) -> Times {

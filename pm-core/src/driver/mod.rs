@@ -3,8 +3,10 @@
 //! | module | does |
 //! |---|---|
 //! | [`launch`] | starts and ends processes |
+//! | `command` | what a Spec means for its process |
 //! | `start` | makes a worker out of a Spec and a transport |
 //! | `listen` | binds what all processes of a Spec accept from |
+//! | `exec` | a program that runs once |
 //! | `worker` | lives through one incarnation of a worker |
 //! | `link` | the calls on one link |
 //! | `call` | one call, from its caller to a worker and back |
@@ -20,6 +22,8 @@
 
 pub(crate) mod call;
 pub(crate) mod clock;
+pub(crate) mod command;
+pub(crate) mod exec;
 pub(crate) mod flow;
 pub(crate) mod forward;
 pub mod framed;

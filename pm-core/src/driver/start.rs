@@ -10,26 +10,23 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-use super::launch::{self, Child, ChildState, Command, LaunchError};
-use super::listen::{FIRST_LISTENER, LISTEN_VARIABLES, Listeners};
+use super::command;
+use super::launch::{self, Child, ChildState, Command};
+use super::listen::{FIRST_LISTENER, Listeners};
 use crate::face::error::StartError;
 use crate::machine::cause::ExitCause;
 use crate::machine::exit::{ExitStatus, Signal};
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::spec::{self, Program, Spec};
+use crate::machine::unit::Farewell;
 use crate::sys::outbox;
 use crate::transport::{
-    Accept, Identity, LINK_FD_VARIABLE, LINK_VARIABLE, Link, OUTBOX_FD_VARIABLE, Place, ROLE_VARIABLE, Transport,
-    WORKER_VARIABLE,
+    Accept, Identity, LINK_VARIABLE, Link, OUTBOX_FD_VARIABLE, Place, ROLE_VARIABLE, Transport, WORKER_VARIABLE,
 };
 
 /// How long the last words of a process are waited for that ended before it took its link, and how many bytes they may have.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 const MOST_WORDS: u64 = 4 << 10;
-
-/// What a worker is told by its environment. What this process was told itself is not meant for them.
-const WORKER_VARIABLES: [&str; 5] =
-    [LINK_VARIABLE, LINK_FD_VARIABLE, ROLE_VARIABLE, OUTBOX_FD_VARIABLE, WORKER_VARIABLE];
 
 /// Starts workers of one sort.
 pub(crate) trait Starter: Send + Sync + 'static {
@@ -60,8 +57,7 @@ pub(crate) struct Started<L> {
     pub(crate) outbox: Option<OwnedFd>,
     /// What it prints; none where that is not captured.
     pub(crate) stderr: Option<pipe::Receiver>,
-    /// It is told to leave by SIGTERM, once it has no call left.
-    pub(crate) leaves_by_signal: bool,
+    pub(crate) farewell: Farewell,
 }
 
 /// What lives where a worker does.
@@ -123,7 +119,9 @@ impl<T: Transport> Starter for ProcessStarter<T> {
 
     async fn start(&self, worker: WorkerId, incarnation: Incarnation) -> Result<Started<T::Link>, StartError> {
         let (offer, accept) = self.transport.offer()?;
-        let mut command = self.command(worker, incarnation)?;
+        let unit = format!("{}{worker}.{incarnation}", self.pool);
+        let mut command = command::of_spec(&self.spec, &self.pool, unit)?;
+        set(&mut command, WORKER_VARIABLE, worker.0.to_string());
         if offer.is_foreign {
             if let Program::Role(_) = self.spec.what() {
                 let why = "it is for other programs; this one serves its roles over uds, stdio or shm";
@@ -160,8 +158,8 @@ impl<T: Transport> Starter for ProcessStarter<T> {
                 return Err(StartError::Died { cause, stderr: last_words(&mut stderr).await });
             }
         };
-        let leaves_by_signal = offer.leaves_by_signal;
-        Ok(Started { life: Life::Process(child), link, outbox, stderr: Some(stderr), leaves_by_signal })
+        let farewell = offer.farewell;
+        Ok(Started { life: Life::Process(child), link, outbox, stderr: Some(stderr), farewell })
     }
 
     fn times(&self) -> crate::machine::unit::Times {
@@ -185,37 +183,6 @@ impl<T: Transport> ProcessStarter<T> {
         give(command, Place::Variable(OUTBOX_FD_VARIABLE), ours.try_clone().ok()?);
         Some(ours)
     }
-
-    fn command(&self, worker: WorkerId, incarnation: Incarnation) -> Result<Command, LaunchError> {
-        let spec = &self.spec;
-        // Listeners of this process are not meant for that one.
-        let own = std::env::vars_os().filter(|(name, _)| !LISTEN_VARIABLES.iter().any(|known| name == known));
-        let mut env = spec.environment(own);
-        env.retain(|(name, _)| !WORKER_VARIABLES.iter().any(|known| name == known));
-        env.push((WORKER_VARIABLE.into(), worker.0.to_string().into()));
-        let (program, name) = match spec.what() {
-            Program::Role(role) => {
-                if !launch::roles_called() {
-                    return Err(LaunchError::RolesNotCalled);
-                }
-                // The path may have been replaced by a newer program since; this always is the one that runs.
-                ("/proc/self/exe".into(), format!("{}:{role}", self.pool).into())
-            }
-            Program::Path(name) => {
-                let path = env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
-                (launch::resolve_program(name, path.as_deref())?, name.clone())
-            }
-        };
-        let mut command = Command::new(program, format!("{}{worker}.{incarnation}", self.pool));
-        command.argv = std::iter::once(name).chain(spec.args().iter().cloned()).collect();
-        command.env = env;
-        command.cwd = spec.cwd().cloned();
-        command.nice = spec.nice();
-        command.rlimits =
-            spec.limits().iter().map(|&(resource, limit)| (resource, limit, hard(resource, limit))).collect();
-        (command.uid, command.gid) = spec.user();
-        Ok(command)
-    }
 }
 
 /// Sets a variable, whatever it was before.
@@ -237,16 +204,6 @@ fn give(command: &mut Command, place: Place, fd: OwnedFd) {
     };
     command.fds.retain(|(known, _)| *known != number);
     command.fds.push((number, Arc::new(fd)));
-}
-
-/// The hard limit beside a soft one. At the soft limit of processor time the kernel sends SIGXCPU, which says what happened, and at the hard one
-/// SIGKILL, which does not; where both are the same it is SIGKILL. So this one is a second higher, if the manager's own leaves room.
-fn hard(resource: spec::Resource, limit: u64) -> u64 {
-    if resource != spec::Resource::Cpu {
-        return limit;
-    }
-    let more = limit.saturating_add(1);
-    rustix::process::getrlimit(rustix::process::Resource::Cpu).maximum.map_or(more, |own| own.clamp(limit, more))
 }
 
 /// What a process printed that has ended. A grandchild may hold the pipe open.

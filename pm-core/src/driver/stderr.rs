@@ -45,6 +45,12 @@ impl Tail {
     }
 }
 
+/// The last of what a program printed, as text for an error: lines stay lines, and other control characters are escaped.
+pub(crate) fn last(printed: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&printed[printed.len().saturating_sub(TAIL)..]);
+    text.split('\n').map(escape).collect::<Vec<_>>().join("\n")
+}
+
 /// Reads what a worker prints until `ended` says that the worker has ended, and then its last words. `read` is told when all that
 /// the worker printed is in the tail; its lines may take longer on their way to a slow standard error.
 pub(crate) async fn follow(

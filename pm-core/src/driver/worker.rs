@@ -77,8 +77,7 @@ pub(crate) struct Task<S: Starter> {
     pub(crate) orders: mpsc::Receiver<Order>,
     /// The pool has let go of this task.
     pub(crate) deserted: bool,
-    /// The end of its link tells the worker nothing; a signal does.
-    pub(crate) leaves_by_signal: bool,
+    pub(crate) farewell: unit::Farewell,
 }
 
 impl<S: Starter> Task<S> {
@@ -97,7 +96,7 @@ impl<S: Starter> Task<S> {
                 Err(None)
             }
         };
-        let Started { mut life, link, outbox, stderr, leaves_by_signal } = match started {
+        let Started { mut life, link, outbox, stderr, farewell } = match started {
             Ok(started) => started,
             Err(error) => {
                 let reason = error.as_ref().map_or_else(|| "given up".to_string(), |error| chain(error));
@@ -120,7 +119,7 @@ impl<S: Starter> Task<S> {
                 stderr::follow(pipe, tail, plan.starter.stderr(), prefix, ended, read).await;
             }
         };
-        self.leaves_by_signal = leaves_by_signal;
+        self.farewell = farewell;
         let live = async {
             let aboard = self.live(&mut life, link, outbox).await;
             drop(ended);
@@ -211,12 +210,8 @@ impl<S: Starter> Task<S> {
             let is_drained = !told_drained && shared.is_drained();
             if is_drained {
                 told_drained = true;
-                if self.leaves_by_signal {
-                    // It drains until it has ended.
-                    life.terminate();
-                } else {
-                    self.unit(unit::Input::Drained(self.incarnation), Aboard::default()).await;
-                }
+                let drained = unit::Input::Drained(self.incarnation, self.farewell);
+                self.unit(drained, Aboard::default()).await;
             }
             if !has_returned && shared.has_returned() {
                 has_returned = true;

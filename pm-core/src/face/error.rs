@@ -428,6 +428,6 @@ fn another(error: &io::Error) -> &'static str {
     }
 }
 
-fn tail(stderr: &str) -> String {
+pub(super) fn tail(stderr: &str) -> String {
     if stderr.is_empty() { String::new() } else { format!("; its last output: {}", stderr.trim_end()) }
 }

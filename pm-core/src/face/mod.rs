@@ -12,6 +12,7 @@
 //! | [`query`] | a pool of workers that answer queries |
 //! | [`stream`] | a pool of workers that serve streams |
 //! | [`worker`] | one worker without a pool |
+//! | [`exec`] | other programs, run once |
 //! | [`registry`] | all pools of this program |
 //! | [`spawning`] | whether processes may be started |
 //! | [`error`] | what can go wrong |
@@ -24,6 +25,7 @@ pub mod builder;
 mod carry;
 pub mod duplex;
 pub mod error;
+pub mod exec;
 pub mod pool;
 pub mod query;
 pub mod raw;

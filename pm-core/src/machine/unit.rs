@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!             start          spawned, ready           drain             drained
-//!   Idle ──────────▶ Starting ─────────────▶ Ready ─────────▶ Draining ─────────▶ Leaving
+//!   Idle ──────────▶ Starting ─────────────▶ Ready ─────────▶ Draining ─────────▶ Leaving (or Asked, by a signal)
 //!                     ▲   │                    │                 │ deadline          │ grace
 //!             restart │   │ start timeout      │ lost, violation │                   ▼
 //!                     │   ▼                    ▼  stuck, kill    ▼               Terminated
@@ -64,8 +64,8 @@ pub enum Input {
         /// None waits for as long as its calls take.
         deadline: Option<Time>,
     },
-    /// It has no call left.
-    Drained(Incarnation),
+    /// It has no call left, and this is how it learns that it should leave.
+    Drained(Incarnation, Farewell),
     /// End it now.
     Kill(ExitCause),
     /// End this incarnation now, for something that it did.
@@ -74,6 +74,16 @@ pub enum Input {
     LinkLost(Incarnation, String),
     /// Its process ended.
     Exited(Incarnation, ExitStatus),
+}
+
+/// How a process that has nothing left to do learns that it should leave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Farewell {
+    /// Its link is closed. It has only to end, and has the stop grace for that.
+    #[default]
+    Link,
+    /// By SIGTERM, for it has no link that it could see the end of. Nobody knows what it still has to do: it has all the time of the drain.
+    Signal,
 }
 
 /// What is to be done about the process of a unit.
@@ -138,6 +148,10 @@ enum State {
     Leaving {
         until: Time,
     },
+    /// It was asked to leave by a signal, and finishes what it has.
+    Asked {
+        until: Option<Time>,
+    },
     Terminated {
         until: Time,
     },
@@ -186,7 +200,7 @@ impl Unit {
             State::Backoff { .. } => Phase::Backoff,
             State::Starting { .. } => Phase::Starting,
             State::Ready => Phase::Ready,
-            State::Draining { .. } => Phase::Draining,
+            State::Draining { .. } | State::Asked { .. } => Phase::Draining,
             State::Leaving { .. } | State::Terminated { .. } | State::Orphaned { .. } | State::Killed { .. } => {
                 Phase::Stopping
             }
@@ -213,7 +227,7 @@ impl Unit {
             Input::Spawned(of)
             | Input::NotSpawned(of, _)
             | Input::Ready(of)
-            | Input::Drained(of)
+            | Input::Drained(of, _)
             | Input::Fail(of, _)
             | Input::LinkLost(of, _)
             | Input::Exited(of, _)
@@ -234,17 +248,26 @@ impl Unit {
                     self.effects.push_back(Effect::SendDrain(of));
                 }
             }
-            Input::Drained(of) => {
-                if let State::Draining { .. } = self.state {
-                    self.effects.push_back(Effect::CloseLink(of));
-                    self.state = State::Leaving { until: now + self.times.stop_grace };
+            Input::Drained(of, way) => {
+                if let State::Draining { until } = self.state {
+                    let (effect, state) = match way {
+                        Farewell::Link => {
+                            (Effect::CloseLink(of), State::Leaving { until: now + self.times.stop_grace })
+                        }
+                        Farewell::Signal => (Effect::Terminate(of), State::Asked { until }),
+                    };
+                    self.effects.push_back(effect);
+                    self.state = state;
                 }
             }
             Input::Fail(_, cause) => self.kill(now, cause),
             Input::LinkLost(_, reason) => self.link_lost(now, reason),
             Input::Exited(_, status) => {
                 let cause = match self.state {
-                    State::Draining { .. } | State::Leaving { .. } if is_leave(status) => ExitCause::Requested,
+                    State::Draining { .. } | State::Leaving { .. } if status == ExitStatus::Code(0) => {
+                        ExitCause::Requested
+                    }
+                    State::Asked { .. } if is_leave(status) => ExitCause::Requested,
                     State::Terminated { .. } => ExitCause::Requested,
                     _ => self.cause.take().unwrap_or(ExitCause::Exited(status)),
                 };
@@ -257,7 +280,7 @@ impl Unit {
     pub fn poll_timeout(&self) -> Option<Time> {
         match self.state {
             State::Idle | State::Ready | State::Down => None,
-            State::Draining { until } => until,
+            State::Draining { until } | State::Asked { until } => until,
             State::Backoff { until }
             | State::Starting { until, .. }
             | State::Leaving { until }
@@ -279,7 +302,7 @@ impl Unit {
                 let cause = ExitCause::StartTimeout { limit: *limit };
                 self.kill(now, cause);
             }
-            State::Draining { .. } => self.kill(now, ExitCause::Requested),
+            State::Draining { .. } | State::Asked { .. } => self.kill(now, ExitCause::Requested),
             State::Leaving { .. } => {
                 self.effects.push_back(Effect::Terminate(of));
                 self.state = State::Terminated { until: now + self.times.stop_grace };
@@ -336,6 +359,7 @@ impl Unit {
                 self.effects.push_back(Effect::SendDrain(self.incarnation));
             }
             State::Draining { until } => self.state = State::Draining { until: Time::earliest(until, deadline) },
+            State::Asked { until } => self.state = State::Asked { until: Time::earliest(until, deadline) },
             _ => {}
         }
     }
@@ -427,29 +451,44 @@ mod tests {
     fn a_drained_worker_leaves_by_itself() {
         let mut unit = ready();
         unit.handle(at(2), Input::Drain { deadline: Some(at(1000)) });
-        unit.handle(at(3), Input::Drained(ONE));
+        unit.handle(at(3), Input::Drained(ONE, Farewell::Link));
         unit.handle(at(4), Input::Exited(ONE, ExitStatus::Code(0)));
         let expected = [Effect::SendDrain(ONE), Effect::CloseLink(ONE), down(ExitCause::Requested, true)];
         assert_eq!(effects(&mut unit), expected);
     }
 
     #[test]
-    fn one_that_leaves_by_a_signal_drains_until_it_has_ended() {
+    fn one_that_leaves_by_a_signal_has_the_time_of_the_drain() {
         let term = ExitStatus::Signal { signal: 15, core: false };
         for (status, is_leave) in [(term, true), (ExitStatus::Code(143), true), (ExitStatus::Code(1), false)] {
             let mut unit = ready();
             unit.handle(at(2), Input::Drain { deadline: None });
+            unit.handle(at(3), Input::Drained(ONE, Farewell::Signal));
+            assert_eq!((unit.phase(), unit.poll_timeout()), (Phase::Draining, None));
             unit.handle(at(90_000), Input::Exited(ONE, status));
             let cause = if is_leave { ExitCause::Requested } else { ExitCause::Exited(status) };
-            assert_eq!(effects(&mut unit), [Effect::SendDrain(ONE), down(cause, true)]);
+            assert_eq!(effects(&mut unit), [Effect::SendDrain(ONE), Effect::Terminate(ONE), down(cause, true)]);
         }
+        let mut unit = ready();
+        unit.handle(at(2), Input::Drain { deadline: Some(at(50)) });
+        unit.handle(at(3), Input::Drained(ONE, Farewell::Signal));
+        unit.handle(at(4), Input::Drain { deadline: Some(at(40)) });
+        unit.handle_timeout(at(39));
+        assert_eq!(effects(&mut unit), [Effect::SendDrain(ONE), Effect::Terminate(ONE)]);
+        unit.handle_timeout(at(40));
+        assert_eq!(effects(&mut unit), [Effect::Kill(ONE)]);
+        // A signal of somebody else, while it has work to do, is none of that.
+        let mut unit = ready();
+        unit.handle(at(2), Input::Drain { deadline: None });
+        unit.handle(at(3), Input::Exited(ONE, term));
+        assert_eq!(effects(&mut unit), [Effect::SendDrain(ONE), down(ExitCause::Exited(term), true)]);
     }
 
     #[test]
     fn one_that_does_not_leave_is_terminated_then_killed_then_given_up() {
         let mut unit = ready();
         unit.handle(at(2), Input::Drain { deadline: None });
-        unit.handle(at(3), Input::Drained(ONE));
+        unit.handle(at(3), Input::Drained(ONE, Farewell::Link));
         let mut seen = effects(&mut unit);
         while let Some(due) = unit.poll_timeout() {
             unit.handle_timeout(due);

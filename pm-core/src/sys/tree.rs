@@ -59,19 +59,23 @@ pub(crate) struct Culled {
     pub(crate) complete: bool,
 }
 
+/// How often one go looks at a tree. Where nothing but the time is missing, some ms lie between the first look and the last.
+const MOST_PASSES: usize = 32;
+
 /// Kills the children `roots` of this process and all that descend from them, at most `limit` processes in one go.
 ///
-/// All of them are stopped first, parents before children and again until nobody new appears: a process that is stopped can
-/// neither fork nor reap, so that no descendant slips away and no pid changes its owner while this looks. `roots` must be
-/// unreaped children of this process.
+/// All of them are stopped first, parents before children and again until all have stopped and nobody new appears: a process that is stopped can
+/// neither fork nor reap, so that no descendant slips away and no pid changes its owner while this looks. A fork that is under way when the signal
+/// comes is finished first. `roots` must be unreaped children of this process.
 pub(crate) fn cull(roots: &[i32], limit: usize) -> Culled {
     let me = std::process::id() as i32;
     let mut stopped = BTreeSet::new();
     let mut order = Vec::new();
     let mut complete = true;
     // Each pass finds what was forked before its parent was stopped in the pass before. More than a few passes happen
-    // only if somebody outside continues what is stopped here.
-    for _ in 0..16 {
+    // only if somebody outside continues what is stopped here, or a process is in the kernel for long.
+    for _ in 0..MOST_PASSES {
+        let have_stopped = stopped.iter().all(|pid| has_stopped(*pid));
         let mut found = false;
         let mut lister = Lister::new();
         let mut queue: VecDeque<(i32, i32)> = roots.iter().map(|root| (*root, me)).collect();
@@ -88,8 +92,11 @@ pub(crate) fn cull(roots: &[i32], limit: usize) -> Culled {
             }
             queue.extend(lister.children(pid).into_iter().map(|child| (child, pid)));
         }
-        if !found || !complete {
+        if !complete || !found && have_stopped {
             break;
+        }
+        if !found {
+            std::thread::sleep(Duration::from_micros(100));
         }
     }
     for (pid, start) in &order {
@@ -98,20 +105,29 @@ pub(crate) fn cull(roots: &[i32], limit: usize) -> Culled {
     Culled { killed: order, complete }
 }
 
+/// So often it is looked again for those that may have executed a program when they were looked at, a millisecond apart.
+const DOUBTS: u32 = 3;
+
 /// Kills every process on this machine whose cookie begins with `prefix`, again and again until there is none or `limit` has
 /// passed. It reads the environments of all processes, and is for the rare case that the keeper was killed.
 pub(crate) fn cull_by_cookie(prefix: &[u8], limit: Duration) {
     let end = Instant::now() + limit;
+    let mut doubts = 0;
     loop {
-        let mut found = false;
+        let (mut found, mut in_doubt) = (false, false);
         for pid in processes() {
-            let is_ours = || matches!(environment(pid), Environment::Cookie(cookie) if cookie.starts_with(prefix));
-            if is_ours() {
+            let environment = environment(pid);
+            in_doubt |= environment == Environment::Blank && stat(pid).is_some_and(|stat| stat.runs_a_program());
+            let is_ours =
+                |found: &Environment| matches!(found, Environment::Cookie(cookie) if cookie.starts_with(prefix));
+            if is_ours(&environment) {
                 // Looked at again while the pidfd is held, for the pid may have changed its owner meanwhile.
-                found |= signal_exactly(pid, Signal::KILL, |_| is_ours()).is_some();
+                found |= signal_exactly(pid, Signal::KILL, |_| is_ours(&self::environment(pid))).is_some();
             }
         }
-        if !found || Instant::now() >= end {
+        // One that executes a program at this moment says a moment later whose it is; of one that has no environment nobody ever knows.
+        doubts = if found { 0 } else { doubts + 1 };
+        if !found && (!in_doubt || doubts > DOUBTS) || Instant::now() >= end {
             return;
         }
         // There is no event to wait for: these are not our children. A killed process needs some time to end.
@@ -202,6 +218,11 @@ impl Stat {
         self.threads <= 1 && (self.flags & 0x4 != 0 || matches!(self.state, b'Z' | b'X'))
     }
 
+    /// Whether it runs a program: it is no thread of the kernel, and has not begun to end.
+    fn runs_a_program(&self) -> bool {
+        self.flags & 0x20_0000 == 0 && !self.is_ending()
+    }
+
     /// Whether there is nothing left that could get a signal.
     fn is_gone(&self) -> bool {
         self.threads <= 1 && matches!(self.state, b'Z' | b'X')
@@ -237,6 +258,18 @@ impl Lister {
             }
         }
     }
+}
+
+/// Whether no thread of a process runs any more.
+fn has_stopped(pid: i32) -> bool {
+    let still = |thread: i32| {
+        let mut text = [0; 512];
+        let read = File::open(format!("/proc/{pid}/task/{thread}/stat")).and_then(|mut file| file.read(&mut text));
+        let stat = read.ok().and_then(|length| parse_stat(&text[..length]));
+        // One that is gone is as still as can be.
+        stat.is_none_or(|stat| matches!(stat.state, b'T' | b't' | b'Z' | b'X'))
+    };
+    threads(pid).all(still)
 }
 
 /// Sends `signal` to `pid` if it is alive and is the process that `is_meant` knows. The pidfd is opened first, so that what
@@ -305,6 +338,8 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Stdio;
+
     use super::*;
 
     #[test]
@@ -344,6 +379,38 @@ mod tests {
         let culled = cull(&[pid], 10);
         assert_eq!((culled.killed[0].0, culled.killed.len(), culled.complete), (pid, 1, true));
         assert!(!child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn what_forks_without_end_is_killed_to_the_last() {
+        // Each forks on in a new session, which the kill of a group would not reach.
+        let script = "while :; do setsid sleep 1000 & done";
+        for _ in 0..20 {
+            let mark = format!("PM_TREE_TEST={}-{:?}", std::process::id(), Instant::now());
+            let mut shell = std::process::Command::new("/bin/sh");
+            let (name, value) = mark.split_once('=').unwrap();
+            // What survived would hold the output of this test open.
+            shell.args(["-c", script]).env(name, value).stdout(Stdio::null()).stderr(Stdio::null());
+            let mut child = shell.spawn().unwrap();
+            let pid = child.id() as i32;
+            let end = Instant::now() + Duration::from_secs(20);
+            while Lister::new().children(pid).len() < 5 {
+                assert!(Instant::now() < end, "it does not fork");
+                std::thread::yield_now();
+            }
+            assert!(cull(&[pid], 4096).complete);
+            child.wait().unwrap();
+            let is_marked = |pid: &i32| {
+                let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                environ.split(|byte| *byte == 0).any(|line| line == mark.as_bytes())
+                    && stat(*pid).is_some_and(|stat| !stat.is_ending())
+            };
+            // What was killed may need a moment to be gone.
+            while let left @ [_, ..] = &*processes().filter(is_marked).collect::<Vec<_>>() {
+                assert!(Instant::now() < end, "{left:?} live on");
+                std::thread::yield_now();
+            }
+        }
     }
 
     #[test]

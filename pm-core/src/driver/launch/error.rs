@@ -177,7 +177,7 @@ impl LaunchError {
     }
 
     /// What failed on the manager's side, before the launch reached anybody.
-    pub(super) fn here(command: &Command, step: &'static str, source: io::Error) -> Self {
+    pub(in crate::driver) fn here(command: &Command, step: &'static str, source: io::Error) -> Self {
         let program = command.program.clone();
         match source.raw_os_error() {
             Some(libc::EMFILE | libc::ENFILE | libc::ETOOMANYREFS) => LaunchError::TooManyFiles { source },

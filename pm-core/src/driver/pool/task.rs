@@ -278,7 +278,7 @@ impl<S: Starter> PoolTask<S> {
             tail: tail.clone(),
             orders: inbox,
             deserted: false,
-            leaves_by_signal: false,
+            farewell: unit::Farewell::default(),
         };
         let task = tokio::spawn(task.run()).abort_handle();
         self.lives.insert(worker, Live { incarnation, pid: None, orders, tail, link: None, task });

@@ -144,7 +144,7 @@ impl World {
                 self.unit(worker, unit::Input::Fail(incarnation, cause), calls);
             }
             (State::Ready, _) => self.handle(Input::Progress(worker, incarnation)),
-            (State::Draining, _) => self.unit(worker, unit::Input::Drained(incarnation), 0),
+            (State::Draining, _) => self.unit(worker, unit::Input::Drained(incarnation, unit::Farewell::Link), 0),
             (State::Ending, 0) => {}
             (State::Ending, _) => self.unit(worker, unit::Input::Exited(incarnation, ExitStatus::Code(0)), calls),
             (State::Unkillable, _) => unreachable!("a unit is down when it says that"),
@@ -215,7 +215,7 @@ impl World {
             unit::Input::Ready(of),
             unit::Input::Exited(of, ExitStatus::Code(1)),
             unit::Input::LinkLost(of, "stale".into()),
-            unit::Input::Drained(of),
+            unit::Input::Drained(of, unit::Farewell::Link),
             unit::Input::Fail(of, ExitCause::Chaos),
         ];
         for input in news {
@@ -238,7 +238,7 @@ impl World {
             for (worker, Process { incarnation, state }) in self.up.clone() {
                 match state {
                     State::Starting => self.readies(worker),
-                    State::Draining => self.unit(worker, unit::Input::Drained(incarnation), 0),
+                    State::Draining => self.unit(worker, unit::Input::Drained(incarnation, unit::Farewell::Link), 0),
                     State::Ending => self.unit(worker, unit::Input::Exited(incarnation, ExitStatus::Code(0)), 0),
                     State::Ready | State::Unkillable => {}
                 }

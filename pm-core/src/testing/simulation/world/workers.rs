@@ -29,7 +29,7 @@ impl World {
         let Some(link) = &mut live.link else { return };
         if link.draining && !link.told_drained && link.session.unanswered() == 0 {
             link.told_drained = true;
-            self.unit(worker, unit::Input::Drained(incarnation), Aboard::default());
+            self.unit(worker, unit::Input::Drained(incarnation, unit::Farewell::Link), Aboard::default());
         }
     }
 
