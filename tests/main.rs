@@ -8,6 +8,7 @@
 mod allocations;
 mod batch;
 mod blocking;
+mod cluster;
 mod conformance;
 mod deaths;
 mod ends;
@@ -52,9 +53,12 @@ fn main() {
         &streams::TALK,
         &streams::FEW,
         &streams::BACKWARDS,
+        &cluster::WEB,
+        &cluster::DOOR,
         &raw::DESK,
         &raw::HASTY,
     ]);
+    cluster::helper();
     manager_killed::helper();
 
     let arguments = Arguments::from_args();
@@ -70,6 +74,7 @@ fn main() {
     trials.extend(streams::tests());
     trials.extend(raw::tests());
     trials.extend(foreign::tests());
+    trials.extend(cluster::tests());
     trials.extend(allocations::tests());
     trials.extend(batch::tests());
     trials.extend(blocking::tests());

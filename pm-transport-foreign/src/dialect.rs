@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use pm_core::face::error::HandlerError;
 use pm_core::machine::frame::{Header, Kind, flag};
@@ -50,6 +51,11 @@ pub trait Dialect: Clone + Debug + Send + Sync + 'static {
     /// # Errors
     /// Why it is no message of this protocol. The program is replaced.
     fn hear(&mut self, message: &[u8], out: &mut Out) -> Result<(), String>;
+
+    /// Whether the program can serve. A program that says so itself is heard until then.
+    fn is_ready(&self) -> bool {
+        true
+    }
 
     /// Whether messages of the program can be taken now. Until then they wait.
     fn can_hear(&self) -> bool {
@@ -184,10 +190,20 @@ impl Out {
 }
 
 /// All messages belong to one conversation, as they are: that of a raw worker.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Conversation {
     id: Option<u64>,
     is_finished: bool,
+    /// What the program says when it is ready, until it has.
+    ready: Option<Arc<[u8]>>,
+}
+
+impl Conversation {
+    /// The program is ready once it has sent this message, and not before: `"ready"`, with its quotes, for one that calls `process.send('ready')`. What it sends
+    /// before that goes to the hook for notices. It has the start timeout of its Spec.
+    pub fn ready_on(message: impl AsRef<[u8]>) -> Self {
+        Conversation { ready: Some(message.as_ref().into()), ..Conversation::default() }
+    }
 }
 
 impl Dialect for Conversation {
@@ -210,14 +226,21 @@ impl Dialect for Conversation {
     }
 
     fn hear(&mut self, message: &[u8], out: &mut Out) -> Result<(), String> {
-        if let Some(id) = self.id {
-            out.message(id, message);
+        match (self.id, &self.ready) {
+            (_, Some(ready)) if **ready == *message => self.ready = None,
+            (_, Some(_)) => out.notice(&String::from_utf8_lossy(message)),
+            (Some(id), None) => out.message(id, message),
+            (None, None) => {}
         }
         Ok(())
     }
 
+    fn is_ready(&self) -> bool {
+        self.ready.is_none()
+    }
+
     fn can_hear(&self) -> bool {
-        self.id.is_some()
+        self.id.is_some() || !self.is_ready()
     }
 
     fn over(&mut self, out: &mut Out) {

@@ -6,7 +6,7 @@
 //! | [`Lines`] | reads and writes lines | each message is a line of its standard input or output |
 //! | [`NodeChannel`] | was written for Node.js's `child_process.fork` | each message is a JSON value: `process.send` and `process.on('message')` |
 //!
-//! Such a program says nothing of READY: it counts as ready once it is executing. What its messages mean is for a [`Dialect`] to say. Unless another one is
+//! Such a program says nothing of READY: it counts as ready once it is executing, or has sent the message that [`Conversation::ready_on`] waits for. What its messages mean is for a [`Dialect`] to say. Unless another one is
 //! named that is [`Conversation`], in which all messages belong to the one conversation of a raw worker. With a dialect of its own a program can answer queries
 //! or serve streams, and its pool is one like any other, with deadlines, replacement and all.
 //!
@@ -56,14 +56,14 @@ pub struct Silent;
 /// Each message is a line: of the program's standard input, or of its standard output. What it prints to its standard error is passed on as that of any worker.
 ///
 /// A message cannot hold a newline; one that does ends its stream, or query, with an error. To end the conversation is to close the program's standard input.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Lines<D = Conversation>(D);
 
 /// The channel between Node.js and a process that its `child_process.fork` starts: one JSON value a line, over a socket. An unmodified worker of that kind
 /// works. To end the conversation is to close the channel, which it hears as `disconnect`.
 ///
 /// Payloads are JSON: the codec of its pool is `Json`, or `Verbatim("json")` for text that is JSON already.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct NodeChannel<D = Conversation>(D);
 
 /// Waits for nothing: what a link consists of is there from the start.

@@ -20,6 +20,8 @@ const SEND_LIMIT: usize = 128 << 10;
 pub(crate) struct Translator<D> {
     dialect: D,
     out: Out,
+    /// READY, until the program is.
+    ready: Option<Ready>,
     /// What may be sent on a stream before anything of it is read.
     window: Grant,
     /// The streams that are open.
@@ -43,7 +45,7 @@ struct Flow {
 impl<D: Dialect> Translator<D> {
     pub(crate) fn new(dialect: D) -> Self {
         let (out, window) = (Out::default(), Grant::NONE);
-        Translator { dialect, out, window, streams: BTreeMap::new(), granted: VecDeque::new() }
+        Translator { dialect, out, ready: None, window, streams: BTreeMap::new(), granted: VecDeque::new() }
     }
 
     /// What is to be written to the program.
@@ -102,7 +104,9 @@ impl<D: Dialect> Translator<D> {
 
     /// Takes a message of the program.
     pub(crate) fn hear(&mut self, message: &[u8]) -> Result<(), String> {
-        self.dialect.hear(message, &mut self.out)
+        let heard = self.dialect.hear(message, &mut self.out);
+        self.say_ready();
+        heard
     }
 
     /// The program sends nothing more.
@@ -165,7 +169,16 @@ impl<D: Dialect> Translator<D> {
             ahead: concurrency,
             streams,
         };
-        self.out.frames.push_back((Header::new(Kind::Ready), ready.encode()));
+        self.ready = Some(ready);
+        self.say_ready();
+    }
+
+    fn say_ready(&mut self) {
+        if self.dialect.is_ready()
+            && let Some(ready) = self.ready.take()
+        {
+            self.out.frames.push_back((Header::new(Kind::Ready), ready.encode()));
+        }
     }
 
     fn tell(&mut self, id: u64, said: Said<'_>) {

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
@@ -47,6 +47,9 @@ pub(crate) trait Starter: Send + Sync + 'static {
 
     /// The role to ask for in HELLO.
     fn role(&self) -> Option<String>;
+
+    /// Lets go of what workers share: no other one will be started.
+    fn close(&self) {}
 }
 
 /// A worker that was started and not yet heard of.
@@ -111,7 +114,7 @@ pub(crate) struct ProcessStarter<T> {
     pub(crate) pool: Arc<str>,
     pub(crate) spec: Spec,
     pub(crate) transport: T,
-    pub(crate) listeners: Arc<Listeners>,
+    pub(crate) listeners: Mutex<Arc<Listeners>>,
 }
 
 impl<T: Transport> Starter for ProcessStarter<T> {
@@ -141,7 +144,7 @@ impl<T: Transport> Starter for ProcessStarter<T> {
         let writer = Arc::new(OwnedFd::from(writer));
         // A worker's prints go to its stderr; a transport over stdio takes descriptor 1 for itself.
         command.fds = vec![(1, writer.clone()), (2, writer)];
-        self.listeners.pass_to(&mut command);
+        self.listeners().pass_to(&mut command);
         for (place, fd) in offer.fds {
             give(&mut command, place, fd);
         }
@@ -173,9 +176,17 @@ impl<T: Transport> Starter for ProcessStarter<T> {
     fn role(&self) -> Option<String> {
         self.spec.role_to_serve().map(Into::into)
     }
+
+    fn close(&self) {
+        drop(std::mem::take(&mut *self.listeners()));
+    }
 }
 
 impl<T: Transport> ProcessStarter<T> {
+    fn listeners(&self) -> MutexGuard<'_, Arc<Listeners>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Gives a worker of this program an outbox. Where there can be none, it writes each answer at once.
     fn outbox(&self, command: &mut Command) -> Option<OwnedFd> {
         let Program::Role(_) = self.spec.what() else { return None };

@@ -3,7 +3,7 @@
 mod calls;
 
 use std::marker::PhantomData;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -372,7 +372,7 @@ fn recipe<I, O, C: Format, T: Transport + Clone, M: Calls<I, O, C>>(
             }
             _ => {
                 let (spec, transport) = (spec.clone(), transport.clone());
-                let listeners = listeners.upgrade().unwrap_or_default();
+                let listeners = Mutex::new(listeners.upgrade().unwrap_or_default());
                 Ok(pool::spawn(ProcessStarter { pool: name.clone(), spec, transport, listeners }, settings))
             }
         }

@@ -101,6 +101,7 @@ impl<S: Starter> PoolTask<S> {
         if self.plan.starter.stderr() == Stderr::Forward {
             forward::flush(LAST_WRITE).await;
         }
+        self.plan.starter.close();
         // The registry knows no pool that takes no commands, and whoever waits for the end may look there.
         commands.close();
         while let Some(command) = commands.recv().await {
