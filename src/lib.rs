@@ -170,6 +170,7 @@ pub use pm_core::face::error::{
     HandlerError, HandlerErrorKind, QueryError, QueryErrorKind, StartError, StreamError, TryQueryError, WorkerLost,
 };
 pub use pm_core::face::exec::{Exec, ExecError, Output, OutputStream, exec, shell};
+pub use pm_core::face::pipeline::{Outputs, Pipeline, PipelineError, StageInfo};
 pub use pm_core::face::pool::{Pool, PoolInfo, WorkerInfo};
 pub use pm_core::face::query::{QueryManager, QueryOptions, SlowQuery, TimeoutFrom};
 pub use pm_core::face::raw::{RawEvent, RawEvents, RawManager, RawWorker};

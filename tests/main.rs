@@ -20,6 +20,7 @@ mod kits;
 mod launch;
 mod lifecycle;
 mod manager_killed;
+mod pipeline;
 mod processes;
 mod query;
 mod raw;
@@ -55,6 +56,9 @@ fn main() {
         &streams::BACKWARDS,
         &cluster::WEB,
         &cluster::DOOR,
+        &pipeline::ANALYSE,
+        &pipeline::GENERATE,
+        &pipeline::FORMAT,
         &raw::DESK,
         &raw::HASTY,
     ]);
@@ -73,6 +77,7 @@ fn main() {
     trials.extend(query::tests());
     trials.extend(streams::tests());
     trials.extend(raw::tests());
+    trials.extend(pipeline::tests());
     trials.extend(foreign::tests());
     trials.extend(cluster::tests());
     trials.extend(allocations::tests());

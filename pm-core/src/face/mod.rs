@@ -9,6 +9,7 @@
 //! | [`duplex`] | one end of a stream, in a manager or in a worker |
 //! | [`pool`] | a pool of workers, whatever they serve |
 //! | [`raw`] | a pool of workers that each have one conversation |
+//! | [`pipeline`] | managers in a row |
 //! | [`query`] | a pool of workers that answer queries |
 //! | [`stream`] | a pool of workers that serve streams |
 //! | [`worker`] | one worker without a pool |
@@ -26,6 +27,7 @@ mod carry;
 pub mod duplex;
 pub mod error;
 pub mod exec;
+pub mod pipeline;
 pub mod pool;
 pub mod query;
 pub mod raw;
