@@ -115,6 +115,11 @@
 //! A write waits for the peer's credit: see [`Duplex`] for backpressure, and for what it means to drop a half. A message that the worker had sent is read before the end,
 //! and the end says what became of the stream: nothing more, or a [`StreamError`].
 //!
+//! # Raw workers, servers, pipelines
+//!
+//! A [raw worker](RawManager) has one conversation with the program for as long as it lives; [`Pipeline`] puts managers in a row. The [`guide`] says when to choose what,
+//! where backpressure comes from, how a server is replaced without losing a request, and how pools live in one.
+//!
 //! # Cancelling
 //!
 //! Dropping the future of a query cancels it; a stream is ended by [`cancel`](Duplex::cancel). A handler that looks at [`cancelled`] or asks to be told by [`on_cancel`] can stop early; an async
@@ -160,6 +165,8 @@
 //! | `testing` | no | `core::testing`: the conformance suite for transports, the simulation |
 
 #![forbid(unsafe_code)]
+
+pub mod guide;
 
 pub use bytes::Bytes;
 pub use pm_core as core;
