@@ -86,6 +86,21 @@ pub struct PoolArgs {
     #[arg(long, value_name = "SIZE", value_parser = units::size, default_value = "16M", help_heading = "Input")]
     pub max_line: usize,
 
+    /// Send each line as a message to the stream of its --key, and print what comes back as it comes: all lines of a key go to the same worker, in order
+    #[arg(
+        long,
+        requires = "key",
+        conflicts_with_all = ["retry", "halt", "timeout", "unordered", "output_file"],
+        help_heading = "Streams"
+    )]
+    pub stream: bool,
+    /// What tells the stream of a line: the number of a word, from 1; with --in json the name of a member, such as user or user.id
+    #[arg(long, value_name = "FIELD", requires = "stream", help_heading = "Streams")]
+    pub key: Option<String>,
+    /// How many streams are open at once; beyond that the one that was silent longest is ended, and its key begins anew
+    #[arg(long, value_name = "N", requires = "stream", default_value_t = 10_000, help_heading = "Streams")]
+    pub max_streams: usize,
+
     /// What a result is: the bare text, or one JSON object a job [default: plain; json with -o]
     #[arg(long = "out", value_name = "FORM", value_enum, help_heading = "Output")]
     pub output: Option<Output>,
@@ -111,7 +126,7 @@ pub struct PoolArgs {
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", help_heading = "Output")]
     pub progress: Progress,
 
-    /// The worker: @echo, @sha256, @wc, @py FILE:FUNC, @node FILE:FUNC, or a program
+    /// The worker: @echo, @sha256, @wc, @count, @py FILE:FUNC, @node FILE:FUNC, or a program
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
@@ -228,6 +243,9 @@ is the result.
   PROGRAM [ARGS…]
         A program that speaks pm's protocol (docs/PROTOCOL.md, with kits in workers/). Lines come to it as JSON strings.
 
+Streams
+  With --stream --key FIELD each line is a message on one of many streams: that of its key. A stream begins with the first line of its key and ends with the input; the worker that serves it gets its lines in order and keeps what it likes between them, and answers when and as often as it likes. @count says how many lines of the key there were; func of @py and @node is a function of one stream, which is read in a loop (see workers/); a program that speaks the protocol serves streams. Results are written as they come: with --tag behind their key and a tab, with --out json as {\"key\":\"…\",\"result\":…}, and errors as {\"key\":\"…\",\"error\":{…}}. A stream that a worker cannot take along, for it crashes or the handler fails, is an error of its key, and what was on its way there is lost; the next line of the key begins a new one. A key that is slow holds up no other until 16 MiB of lines wait.
+
 Jobs
   A job is one line, counted from 0; an empty line is a job, too. The last one may lack its line break. Programs with {}, filters and \
 built-in workers get the bytes of the line unchanged; the others get JSON, so a line that is no UTF-8 is an error for that job. With \
@@ -270,5 +288,7 @@ Examples
         One sed for all lines, or rather one for each CPU.
   pm pool -o out.jsonl --retry-failed -- ./worker < jobs.txt
         Does again what failed the last time.
+  pm pool --stream --key user --in json --tag -- @py game.py:play < moves.jsonl
+        Each user's moves go to one stream of play, in order; thousands of users share a few workers.
   seq 1000 | pm pool --chaos 200ms --retry 10 -- @echo | cmp - <(seq 1000)
         Nothing is lost, whatever dies.";

@@ -39,7 +39,7 @@ pub enum CliError {
     },
     /// There is no such built-in worker.
     #[error(
-        "there is no built-in worker {0:?}: write @echo, @sha256, @wc, @py FILE:FUNC or @node FILE:FUNC; a program of that name is ./{0}"
+        "there is no built-in worker {0:?}: write @echo, @sha256, @wc, @count, @py FILE:FUNC or @node FILE:FUNC; a program of that name is ./{0}"
     )]
     NoBuiltIn(String),
     /// A built-in worker got words that it does not take.

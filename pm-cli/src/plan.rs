@@ -12,10 +12,14 @@ use pm::{AnyTransport, Role, Spec, SpecBuilder};
 
 use crate::cli::{Input, Output, PoolArgs, Progress, RetryOn, Speaks};
 use crate::error::CliError;
+use crate::pool::key::Key;
 use crate::roles::{builtin, exec, filter};
 
 /// The most workers that a pool can have.
 const MAX_WORKERS: u32 = pm::core::face::builder::MAX_WORKERS;
+
+/// The most streams that can be open: some KiB of memory each, here and in the workers.
+const MAX_STREAMS: usize = 1_000_000;
 
 /// The longest line that can be asked for: what a frame carries, quoted.
 const MAX_LINE: usize = 60 << 20;
@@ -54,6 +58,8 @@ pub struct Plan {
     pub tag: bool,
     /// Whether results keep the order of the jobs.
     pub ordered: bool,
+    /// Each line is a message on the stream of its key. None where it is a job.
+    pub streams: Option<Streams>,
     /// Where results go, if not to standard output.
     pub log: Option<Log>,
     /// What is shown on standard error.
@@ -101,6 +107,15 @@ pub enum Wire {
     Printed,
     /// One JSON value.
     Json,
+}
+
+/// What lines are messages on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Streams {
+    /// Which stream a line belongs to.
+    pub key: Key,
+    /// How many are open at the same time at most.
+    pub most: usize,
 }
 
 /// What is tried again, and how often.
@@ -194,9 +209,21 @@ impl Plan {
                 "an object of --out json and -o holds the input anyway; leave out --tag".to_string(),
             ));
         }
+        let streams = match &args.key {
+            Some(key) => {
+                if !(1..=MAX_STREAMS).contains(&args.max_streams) {
+                    let problem = format!("1 to {MAX_STREAMS} streams can be open, not {}", args.max_streams);
+                    return Err(option("--max-streams", problem));
+                }
+                let key = Key::new(key, args.input).map_err(|problem| option("--key", problem))?;
+                Some(Streams { key, most: args.max_streams })
+            }
+            None => None,
+        };
         Ok(Plan {
             workers,
             transport,
+            streams,
             worker: Worker::new(&args)?,
             start_timeout: args.start_timeout,
             timeout: Some(args.timeout).filter(|limit| !limit.is_zero()),
@@ -274,6 +301,10 @@ impl Worker {
             cancel_grace: Duration::ZERO,
             one_at_a_time: true,
         };
+        if args.stream && (has_hole || args.speaks == Some(Speaks::Filter)) {
+            let problem = "a program with {} or --as filter takes lines one by one; --stream is for workers that serve streams: @count, @echo, @py, @node, or a program that speaks the protocol";
+            return Err(CliError::Option { option: "--stream", problem: problem.to_string() });
+        }
         if has_hole {
             let program = if exec::Template::has_hole(first) { PathBuf::new() } else { find()? };
             return Ok(role(&exec::EXEC, words(program), Wire::Printed));
@@ -293,11 +324,21 @@ impl Worker {
 
     fn built_in(worker: &str, rest: &[OsString], args: &PoolArgs) -> Result<Self, CliError> {
         let role: &'static dyn Role = match worker {
+            "@echo" if args.stream => &builtin::ECHO_STREAM,
+            "@count" if args.stream => &builtin::COUNT,
+            "@count" => {
+                let problem = "it counts the messages of a stream; write --stream --key FIELD".to_string();
+                return Err(CliError::Option { option: "@count", problem });
+            }
+            "@sha256" | "@wc" if args.stream => {
+                let problem = format!("{worker} answers jobs, and serves no streams; @count and @echo do");
+                return Err(CliError::Option { option: "--stream", problem });
+            }
             "@echo" => &builtin::ECHO,
             "@sha256" => &builtin::SHA256,
             "@wc" => &builtin::WC,
-            "@py" => return Worker::script("@py", "python3", "py", &["-c", PYTHON_KIT], rest),
-            "@node" => return Worker::script("@node", "node", "js", &["-e", NODE_KIT, "--"], rest),
+            "@py" => return Worker::script("@py", "python3", "py", &["-c", PYTHON_KIT], args.stream, rest),
+            "@node" => return Worker::script("@node", "node", "js", &["-e", NODE_KIT, "--"], args.stream, rest),
             _ => return Err(CliError::NoBuiltIn(worker.to_string())),
         };
         if !rest.is_empty() {
@@ -323,6 +364,7 @@ impl Worker {
         interpreter: &'static str,
         ending: &'static str,
         kit: &[&'static str],
+        is_stream: bool,
         rest: &[OsString],
     ) -> Result<Self, CliError> {
         let takes = "one argument, FILE:FUNC";
@@ -345,7 +387,9 @@ impl Worker {
             program: interpreter,
             source,
         })?;
-        let spec = Spec::program(program).args(kit.iter().copied()).arg(target.clone());
+        // So the kit knows that a plain function is one of a stream.
+        let of_stream = is_stream.then_some("streams");
+        let spec = Spec::program(program).args(kit.iter().copied()).arg(target.clone()).args(of_stream);
         Ok(Worker {
             name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
             program: Program::Other(Box::new(spec)),

@@ -12,6 +12,8 @@ mod jobs;
 mod log;
 #[path = "cli/signals.rs"]
 mod signals;
+#[path = "cli/streams.rs"]
+mod streams;
 #[path = "cli/support.rs"]
 mod support;
 #[path = "cli/usage.rs"]

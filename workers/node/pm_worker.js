@@ -393,20 +393,21 @@ function notice(text) {
   if (!output.writableNeedDrain) send(NOTICE, 0, bytes.subarray(0, written)); // else it is dropped
 }
 
-async function main(argument = '') {
+async function main(argument = '', mode) {
   const [, file, name] = /^(.+):(.*)$/s.exec(argument) ?? [, '', ''];
   if (!fs.existsSync(file)) quit(64, `usage: pm_worker.js FILE:FUNC; there is no file '${file}'`);
   const { default: whole, [name]: handler = whole?.[name] } = await import(url.pathToFileURL(file).href);
-  serve(handler ?? quit(64, `${file} exports no '${name}'`));
+  if (!handler) quit(64, `${file} exports no '${name}'`);
+  serve(mode === 'streams' && !(WINDOW in handler) ? streams(handler) : handler);
 }
 
 /** Makes the link private and returns its descriptors [to read, to write], or null outside of pm. Node.js has no dup,
-    so pipes are opened anew; and it has set close-on-exec on each descriptor below 16 when it started. */
+    so pipes are opened anew; and it has set close-on-exec on all descriptors that it was given when it started. */
 function takeLink({ PM_LINK, PM_LINK_FD }) {
   for (const name of ['PM_LINK', 'PM_LINK_FD', 'PM_ROLE']) delete process.env[name];
   if (!PM_LINK) return null;
   const fd = Number(PM_LINK_FD), { O_RDONLY, O_WRONLY, O_APPEND, O_NONBLOCK } = fs.constants;
-  if (PM_LINK === 'uds') return fd > 2 && fd < 16 ? [fd, fd] : quit(64, `PM_LINK_FD is not from 3 to 15: ${fd}`);
+  if (PM_LINK === 'uds') return fd > 2 ? [fd, fd] : quit(64, `PM_LINK_FD is not 3 or more: ${fd}`);
   if (PM_LINK !== 'stdio') quit(64, `this kit speaks stdio and uds, not ${PM_LINK}`);
   const open = (fd, flags) => fs.openSync(`/proc/self/fd/${fd}`, flags);
   const link = attempt(() => [open(0, O_RDONLY | O_NONBLOCK), open(1, O_WRONLY | O_NONBLOCK)], error =>
@@ -420,4 +421,4 @@ function takeLink({ PM_LINK, PM_LINK_FD }) {
 
 const { PM_ROLE } = process.env, link = takeLink(process.env);
 module.exports = { serve, streams, notice, encodeFrame, decodeFrame, decodeRemaining };
-if (require.main === module || module.id === '[eval]') main(process.argv[require.main ? 2 : 1]);
+if (require.main === module || module.id === '[eval]') main(...process.argv.slice(require.main ? 2 : 1));

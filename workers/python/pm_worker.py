@@ -409,7 +409,8 @@ def main():
     loader.exec_module(module)
     if not hasattr(module, name):
         _end(64, f"{path} defines no {name!r}")
-    serve(getattr(module, name))
+    handler = getattr(module, name)
+    serve(streams(handler) if sys.argv[2:3] == ["streams"] and not isinstance(handler, _Streams) else handler)
 
 
 def _end(code, text):

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::intake::Line;
 use super::job::JobError;
 use crate::cli::{Input, Output};
-use crate::plan::Wire;
+use crate::plan::{Plan, Wire};
 use crate::roles::builtin::hex;
 use crate::roles::exec::Printed;
 
@@ -37,6 +37,10 @@ pub(super) struct Sink {
 }
 
 impl Format {
+    pub(super) fn of(plan: &Plan) -> Self {
+        Format { output: plan.output, input: plan.input, wire: plan.worker.wire, tag: plan.tag }
+    }
+
     /// Writes the result of a job. The answer of a worker that is not what it should be becomes an error.
     pub(super) fn result(
         &self,
@@ -46,9 +50,50 @@ impl Format {
         tries: u32,
         sink: &mut Sink,
     ) -> Result<(), JobError> {
+        let result = self.read(answer, tries, sink)?;
+        let out = &mut sink.out;
+        match self.output {
+            Output::Plain => {
+                if self.tag {
+                    tag(out, line);
+                } else if self.wire == Wire::Printed && result.is_empty() {
+                    return Ok(());
+                }
+                self.plain(result, tries, out)?;
+            }
+            Output::Json => {
+                self.head(number, line, out);
+                self.object(result, out);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a message of the stream of this key.
+    pub(super) fn message(&self, key: &str, message: &[u8], sink: &mut Sink) -> Result<(), JobError> {
+        let message = self.read(message, 0, sink)?;
+        let out = &mut sink.out;
+        match self.output {
+            Output::Plain => {
+                if self.tag {
+                    out.extend_from_slice(key.as_bytes());
+                    out.push(b'\t');
+                }
+                self.plain(message, 0, out)?;
+            }
+            Output::Json => {
+                key_head(key, out);
+                self.object(message, out);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a worker answered, without what belongs to the way that it came.
+    fn read<'a>(&self, answer: &'a [u8], tries: u32, sink: &mut Sink) -> Result<&'a [u8], JobError> {
         let bad = |message: &str| JobError::bad_answer(message.to_string(), tries);
-        let result = match self.wire {
-            Wire::Text => answer,
+        match self.wire {
+            Wire::Text => Ok(answer),
             Wire::Printed => {
                 let printed =
                     Printed::read(answer).ok_or_else(|| bad("a worker of pm answered what cannot be read"))?;
@@ -58,50 +103,47 @@ impl Format {
                         sink.err.push(b'\n');
                     }
                 }
-                printed.stdout
+                Ok(printed.stdout)
             }
             Wire::Json => {
                 let is_json =
                     serde_json::from_slice::<IgnoredAny>(answer).is_ok() && std::str::from_utf8(answer).is_ok();
-                if !is_json {
-                    return Err(bad("the worker's answer is not JSON"));
-                }
-                answer.trim_ascii()
-            }
-        };
-        let chomped = match self.wire {
-            Wire::Printed => result.strip_suffix(b"\n").unwrap_or(result),
-            _ => result,
-        };
-        let out = &mut sink.out;
-        match self.output {
-            Output::Plain => {
-                if self.tag {
-                    tag(out, line);
-                } else if self.wire == Wire::Printed && result.is_empty() {
-                    return Ok(());
-                }
-                match self.wire {
-                    Wire::Json if result.starts_with(b"\"") => {
-                        let text: String = serde_json::from_slice(result).map_err(|error| bad(&error.to_string()))?;
-                        out.extend_from_slice(text.as_bytes());
-                    }
-                    Wire::Json => one_line(out, result),
-                    Wire::Text | Wire::Printed => out.extend_from_slice(chomped),
-                }
-                out.push(b'\n');
-            }
-            Output::Json => {
-                self.head(number, line, out);
-                out.extend_from_slice(b",\"result\":");
-                match self.wire {
-                    Wire::Json => one_line(out, result),
-                    Wire::Text | Wire::Printed => text(out, chomped),
-                }
-                out.extend_from_slice(b"}\n");
+                if is_json { Ok(answer.trim_ascii()) } else { Err(bad("the worker's answer is not JSON")) }
             }
         }
+    }
+
+    /// Writes what was read as text, on a line.
+    fn plain(&self, result: &[u8], tries: u32, out: &mut Vec<u8>) -> Result<(), JobError> {
+        match self.wire {
+            Wire::Json if result.starts_with(b"\"") => {
+                let text: String =
+                    serde_json::from_slice(result).map_err(|error| JobError::bad_answer(error.to_string(), tries))?;
+                out.extend_from_slice(text.as_bytes());
+            }
+            Wire::Json => one_line(out, result),
+            Wire::Text | Wire::Printed => out.extend_from_slice(self.chomp(result)),
+        }
+        out.push(b'\n');
         Ok(())
+    }
+
+    /// Writes it as the result in an object that has been begun, and ends that.
+    fn object(&self, result: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(b",\"result\":");
+        match self.wire {
+            Wire::Json => one_line(out, result),
+            Wire::Text | Wire::Printed => text(out, self.chomp(result)),
+        }
+        out.extend_from_slice(b"}\n");
+    }
+
+    /// What a program printed ends with a line break that is not part of the result.
+    fn chomp<'a>(&self, result: &'a [u8]) -> &'a [u8] {
+        match self.wire {
+            Wire::Printed => result.strip_suffix(b"\n").unwrap_or(result),
+            Wire::Json | Wire::Text => result,
+        }
     }
 
     /// Writes the error of a job.
@@ -112,22 +154,22 @@ impl Format {
                     Line::Whole(bytes) => short(bytes),
                     Line::TooLong { bytes, .. } => format!("{bytes} bytes"),
                 };
-                let _ = write!(sink.err, "pm: job {number} ({shown}): {}", escape(&error.message));
-                if error.tries > 1 {
-                    let _ = write!(sink.err, " (after {} tries)", error.tries);
-                }
-                if let Some(last) = error.stderr.as_deref().and_then(|stderr| stderr.trim_end().lines().last()) {
-                    let _ = write!(sink.err, ": {}", escape(last));
-                }
-                sink.err.push(b'\n');
+                told(&format!("job {number} ({shown})"), error, &mut sink.err);
             }
             Output::Json => {
-                let out = &mut sink.out;
-                self.head(number, line, out);
-                out.extend_from_slice(b",\"error\":");
-                // Nothing in it can fail to be JSON.
-                let _ = serde_json::to_writer(&mut *out, error);
-                out.extend_from_slice(b"}\n");
+                self.head(number, line, &mut sink.out);
+                failed(error, &mut sink.out);
+            }
+        }
+    }
+
+    /// Writes an error of the stream of this key.
+    pub(super) fn stream_error(&self, key: &str, error: &JobError, sink: &mut Sink) {
+        match self.output {
+            Output::Plain => told(&format!("key {}", short(key.as_bytes())), error, &mut sink.err),
+            Output::Json => {
+                key_head(key, &mut sink.out);
+                failed(error, &mut sink.out);
             }
         }
     }
@@ -156,6 +198,32 @@ impl Format {
             },
         }
     }
+}
+
+/// Begins the object of a stream.
+fn key_head(key: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"key\":");
+    text(out, key.as_bytes());
+}
+
+/// Tells people of an error, on one line.
+fn told(of: &str, error: &JobError, err: &mut Vec<u8>) {
+    let _ = write!(err, "pm: {of}: {}", escape(&error.message));
+    if error.tries > 1 {
+        let _ = write!(err, " (after {} tries)", error.tries);
+    }
+    if let Some(last) = error.stderr.as_deref().and_then(|stderr| stderr.trim_end().lines().last()) {
+        let _ = write!(err, ": {}", escape(last));
+    }
+    err.push(b'\n');
+}
+
+/// Writes an error as that of an object that has been begun, and ends that.
+fn failed(error: &JobError, out: &mut Vec<u8>) {
+    out.extend_from_slice(b",\"error\":");
+    // Nothing in it can fail to be JSON.
+    let _ = serde_json::to_writer(&mut *out, error);
+    out.extend_from_slice(b"}\n");
 }
 
 fn tag(out: &mut Vec<u8>, line: &Line) {

@@ -97,8 +97,14 @@ pub(super) fn payload(line: &Line, input: Input, wire: Wire) -> Result<Bytes, Jo
 }
 
 impl JobError {
-    fn of_input(kind: &'static str, message: String) -> Self {
+    /// A line that is no job.
+    pub(super) fn of_input(kind: &'static str, message: String) -> Self {
         JobError { kind, message, tries: 0, ..JobError::default() }
+    }
+
+    /// Something became of a stream, and of no single message on it.
+    pub(super) fn of_stream(kind: &'static str, message: String) -> Self {
+        JobError::of_input(kind, message)
     }
 
     /// The answer of a worker is not what it should be.

@@ -8,6 +8,8 @@
 //!                           thread
 //! ```
 //!
+//! With `--stream` there is no board: [`streams`] sends each line to the task of its key, which has the stream.
+//!
 //! The board is the one state, without I/O or a clock: which jobs may go, which results may be written. Lanes are tasks that take a
 //! job from it, query the pool and bring the outcome back. Reading and writing block, so they have a thread each; what passes between
 //! them and the board is bounded by the board.
@@ -16,10 +18,13 @@ mod board;
 mod format;
 mod intake;
 mod job;
+pub mod key;
 mod latency;
 mod log;
 mod progress;
 mod run;
+mod streams;
+mod watch;
 mod writer;
 
 pub use run::run;

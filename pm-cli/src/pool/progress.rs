@@ -76,12 +76,6 @@ impl Progress {
 
     /// Clears the bar, and writes the summary where one is wanted.
     pub(super) fn end(&self, board: &Board, lost: u64) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-        if self.shown == Shown::Nothing {
-            return;
-        }
         let Tally { done, failed, skipped, not_run, retried } = board.tally();
         let took = self.begun.elapsed();
         let finished = done + failed;
@@ -95,7 +89,26 @@ impl Progress {
         let latency = board.latency();
         let (median, tail) = (latency.quantile(0.5), latency.quantile(0.99));
         let _ = write!(text, "; p50 {median:.1?}, p99 {tail:.1?}, {}/s, {took:.1?}", rate(finished, took));
-        say(&text);
+        self.sum_up(&text);
+    }
+
+    /// The same for streams: so many were opened, so many messages came to them and from them, and so many errors.
+    pub(super) fn end_streams(&self, opened: u64, messages: u64, written: Tally, lost: u64) {
+        let took = self.begun.elapsed();
+        let Tally { done, failed, .. } = written;
+        let rate = rate(messages, took);
+        self.sum_up(&format!(
+            "{messages} messages, {done} results, {opened} streams, {failed} errors, {lost} workers lost; {rate}/s, {took:.1?}"
+        ));
+    }
+
+    fn sum_up(&self, text: &str) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        if self.shown != Shown::Nothing {
+            say(text);
+        }
     }
 }
 

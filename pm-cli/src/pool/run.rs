@@ -11,7 +11,6 @@ use pm::{
     AnyTransport, Budget, ExitCause, ExitStatus, PoolBuilder, QueryError, QueryManager, StartError, Stderr,
     TimeoutFrom, Verbatim,
 };
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::board::{Board, Flush, Next, Outcome};
@@ -20,9 +19,11 @@ use super::intake::{self, Batch};
 use super::job::{Failed, Job};
 use super::log;
 use super::progress::Progress;
+use super::streams;
+use super::watch::{Random, Signals, tick};
 use super::writer::{self, Shared, State, Target};
 use crate::error::{CliError, chain, code, say};
-use crate::plan::{Halt, Plan, Program, Retry, Wire};
+use crate::plan::{Halt, Plan, Program, Retry, Wire, Worker};
 use crate::roles::{self, filter};
 
 /// How often workers may die before they are ready, or while they have nothing to do, until the pool gives up: far more often than by
@@ -40,10 +41,10 @@ const MAX_LANES: usize = 2048;
 const GATHER: Duration = Duration::from_millis(1);
 
 /// What a reader that does not read may cost at a stop that cannot wait.
-const LAST_WRITE: Duration = Duration::from_millis(500);
+pub(super) const LAST_WRITE: Duration = Duration::from_millis(500);
 
 /// How long workers may take to leave, once all jobs are done: a filter says why it was ended, if it must be.
-const LEAVE: Duration = filter::END.saturating_add(Duration::from_secs(2));
+pub(super) const LEAVE: Duration = filter::END.saturating_add(Duration::from_secs(2));
 
 /// The pool behind it.
 type Manager = QueryManager<Bytes, Vec<u8>, Verbatim>;
@@ -63,11 +64,14 @@ pub fn run(plan: Plan) -> Result<ExitCode, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
     let code = runtime.block_on(async {
         let mut signals = Signals::new().map_err(CliError::Runtime)?;
+        if let Some(streams) = &plan.streams {
+            return streams::run(&plan, streams, &mut signals).await;
+        }
         let manager = tokio::select! {
             manager = start(&plan) => manager?,
             code = signals.next() => return Ok(code),
         };
-        let format = Format { output: plan.output, input: plan.input, wire: plan.worker.wire, tag: plan.tag };
+        let format = Format::of(&plan);
         let concurrency = plan.worker.one_at_a_time.then_some(plan.workers as usize);
         let board = Board::new(format, plan.halt, plan.ordered, finished, concurrency);
         let run = Run {
@@ -86,6 +90,17 @@ pub fn run(plan: Plan) -> Result<ExitCode, CliError> {
 
 async fn start(plan: &Plan) -> Result<Manager, CliError> {
     let worker = &plan.worker;
+    let queries = builder(plan)
+        .queue(MAX_LANES)
+        .timeout(plan.timeout)
+        .timeout_from(TimeoutFrom::Start)
+        .cancel_grace(worker.cancel_grace);
+    queries.start().await.map_err(|error| cannot_start(&error, worker))
+}
+
+/// The pool, whatever its workers serve.
+pub(super) fn builder(plan: &Plan) -> PoolBuilder<Bytes, Vec<u8>, Verbatim, AnyTransport> {
+    let worker = &plan.worker;
     let codec = if matches!(worker.program, Program::Role(..)) { roles::CODEC } else { "json" };
     let builder: PoolBuilder<Bytes, Vec<u8>, Verbatim, AnyTransport> = match &worker.program {
         Program::Role(role, args) => {
@@ -95,19 +110,15 @@ async fn start(plan: &Plan) -> Result<Manager, CliError> {
             PoolBuilder::program(worker.name.as_str(), (**spec).clone(), plan.transport, Verbatim(codec))
         }
     };
-    let started = builder
+    builder
         .name(worker.name.as_str())
         .spec(|spec| spec.start_timeout(plan.start_timeout).stop_grace(LEAVE).stderr(Stderr::Forward))
         .workers(plan.workers)
-        .queue(MAX_LANES)
-        .timeout(plan.timeout)
-        .timeout_from(TimeoutFrom::Start)
         .budget(BUDGET)
-        .cancel_grace(worker.cancel_grace)
-        .start()
-        .await;
-    started
-        .map_err(|error| CliError::Start(explain(&error, worker.wire == Wire::Json && !worker.name.starts_with('@'))))
+}
+
+pub(super) fn cannot_start(error: &StartError, worker: &Worker) -> CliError {
+    CliError::Start(explain(error, worker.wire == Wire::Json && !worker.name.starts_with('@')))
 }
 
 /// Why the first workers could not be started, and what to do.
@@ -419,46 +430,5 @@ impl Ending {
             Ending::Stopped(code) => Some(code),
             Ending::Killed(code) | Ending::Closed(code) => code,
         }
-    }
-}
-
-/// SIGINT and SIGTERM.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Signals { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    /// The exit code of the next one.
-    async fn next(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.interrupt.recv() => code::INTERRUPTED,
-            _ = self.terminate.recv() => code::TERMINATED,
-        }
-    }
-}
-
-async fn tick(interval: &mut Option<tokio::time::Interval>) {
-    match interval {
-        Some(interval) => drop(interval.tick().await),
-        None => std::future::pending().await,
-    }
-}
-
-/// Which worker dies next.
-struct Random(pm::core::machine::budget::SplitMix);
-
-impl Random {
-    fn new() -> Self {
-        use std::hash::{BuildHasher, RandomState};
-        Random(pm::core::machine::budget::SplitMix(RandomState::new().hash_one(std::process::id())))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0.next_u64()
     }
 }

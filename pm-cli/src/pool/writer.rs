@@ -179,7 +179,7 @@ pub(super) fn close(shared: &Shared) {
     shared.to_write.notify_one();
 }
 
-fn write_results(target: &Target, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_results(target: &Target, bytes: &[u8]) -> io::Result<()> {
     if bytes.is_empty() {
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! `@echo`, `@sha256` and `@wc`.
+//! `@echo`, `@count`, `@sha256` and `@wc`.
 
 use std::fmt::Write;
 use std::fs::File;
@@ -6,13 +6,19 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use pm::{ByteQuery, HandlerError};
+use pm::{ByteQuery, ByteStream, Bytes, Duplex, HandlerError, StreamError};
 use sha2::{Digest, Sha256};
 
 use super::{CODEC, error};
 
 /// Gives back what it gets.
 pub static ECHO: ByteQuery = ByteQuery::new("echo", CODEC, &echo);
+
+/// The same for the messages of a stream.
+pub static ECHO_STREAM: ByteStream = ByteStream::new("echo-stream", CODEC, &echo_stream);
+
+/// How many messages have come on a stream, after each.
+pub static COUNT: ByteStream = ByteStream::new("count", CODEC, &count);
 
 /// The SHA-256 digest of the file at a path, as `sha256sum` prints it.
 pub static SHA256: ByteQuery = ByteQuery::new("sha256", CODEC, &sha256);
@@ -22,6 +28,23 @@ pub static WC: ByteQuery = ByteQuery::new("wc", CODEC, &wc);
 
 fn echo(input: &[u8], output: &mut Vec<u8>) -> Result<(), HandlerError> {
     output.extend_from_slice(input);
+    Ok(())
+}
+
+async fn echo_stream(mut peer: Duplex<Bytes, Bytes>) -> Result<(), StreamError> {
+    while let Some(message) = peer.next().await {
+        peer.write(&message?).await?;
+    }
+    Ok(())
+}
+
+async fn count(mut peer: Duplex<Bytes, Bytes>) -> Result<(), StreamError> {
+    let mut count = 0_u64;
+    while let Some(message) = peer.next().await {
+        message?;
+        count += 1;
+        peer.write(&Bytes::from(count.to_string())).await?;
+    }
     Ok(())
 }
 

@@ -12,8 +12,17 @@ pub mod filter;
 pub const CODEC: &str = "bytes";
 
 /// For `pm::roles`.
-pub const ALL: [&dyn Role; 7] =
-    [&builtin::ECHO, &builtin::SHA256, &builtin::WC, &exec::EXEC, &filter::FILTER, &work::BLOCK, &work::BYTES];
+pub const ALL: [&dyn Role; 9] = [
+    &builtin::ECHO,
+    &builtin::ECHO_STREAM,
+    &builtin::COUNT,
+    &builtin::SHA256,
+    &builtin::WC,
+    &exec::EXEC,
+    &filter::FILTER,
+    &work::BLOCK,
+    &work::BYTES,
+];
 
 /// An error of one of these roles. `what` says which, for the manager: see [`Fault`](exec::Fault).
 fn error(what: impl Into<String>, message: impl Into<String>, trace: impl Into<String>) -> HandlerError {

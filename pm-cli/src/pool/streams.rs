@@ -1,0 +1,516 @@
+//! Lines as messages on many streams: each line goes to the stream of its key, and what comes back is written as it comes.
+//!
+//! ```text
+//!  stdin ─▶ intake ─▶ sorter ─▶ a task for each key ⇄ StreamManager
+//!           thread                │ results
+//!                                 └─▶ thread that writes
+//! ```
+//!
+//! The sorter waits for nobody but for memory: lines that wait for their streams have so many bytes together. So a key that is slow, or whose stream has not
+//! begun, holds up no other until then.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use indicatif::ProgressBar;
+use pm::{Duplex, QueryError, QueryErrorKind, StreamError, StreamManager, Verbatim};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::AbortHandle;
+
+use super::board::Tally;
+use super::format::{Format, Sink};
+use super::intake::{self, Batch, Line};
+use super::job::{Failed, JobError, payload};
+use super::progress::Progress;
+use super::run::{LAST_WRITE, LEAVE, builder, cannot_start};
+use super::watch::{Random, Signals, tick};
+use super::writer::{Target, write_results};
+use crate::cli::Input;
+use crate::error::{CliError, code, say};
+use crate::plan::{Plan, Streams, Wire};
+
+/// Bytes of lines that wait for their streams at most.
+const WAITING: usize = 16 << 20;
+
+/// Results that wait to be written, and how many bytes of them are written at once.
+const RESULTS: usize = 1024;
+const WRITE_AT_ONCE: usize = 64 << 10;
+
+/// How long a stream waits for room in a worker before another one makes some.
+const ROOM_AFTER: Duration = Duration::from_millis(20);
+
+/// A message that finds its stream ended begins another one. So many streams may end without having taken it.
+const MOST_BEGINNINGS: u32 = 2;
+
+/// A line on its way, with what it takes of the memory for those.
+struct Message {
+    payload: Bytes,
+    _waiting: OwnedSemaphorePermit,
+}
+
+/// What sorter, streams, writer and the one who watches them share.
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Something of it has changed that ends the run, or may.
+    news: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    keys: HashMap<Arc<str>, Entry>,
+    /// The keys by their last message.
+    by_use: BTreeMap<u64, Arc<str>>,
+    /// Tasks of keys that have not ended.
+    tasks: usize,
+    messages: u64,
+    opened: u64,
+    written: Tally,
+    input_failure: Option<io::Error>,
+    output_failure: Option<io::Error>,
+    gave_up: Option<String>,
+}
+
+struct Entry {
+    messages: mpsc::UnboundedSender<Message>,
+    used: u64,
+    /// Its stream is on a worker.
+    is_open: bool,
+}
+
+struct Run {
+    shared: Arc<Shared>,
+    manager: StreamManager<Bytes, Vec<u8>, Verbatim>,
+    format: Format,
+    input: Input,
+    wire: Wire,
+    streams: Streams,
+    results: mpsc::Sender<Sink>,
+    waiting: Arc<Semaphore>,
+    places: Arc<Semaphore>,
+}
+
+/// Carries the plan out, and says how it went by its exit code.
+///
+/// # Errors
+/// What keeps it from beginning.
+pub(super) async fn run(plan: &Plan, streams: &Streams, signals: &mut Signals) -> Result<u8, CliError> {
+    let manager = tokio::select! {
+        manager = builder(plan).streams().start() => manager.map_err(|error| cannot_start(&error, &plan.worker))?,
+        code = signals.next() => return Ok(code),
+    };
+    let progress = Progress::new(plan.progress);
+    let shared = Arc::<Shared>::default();
+    let (results, to_write) = mpsc::channel(RESULTS);
+    let writer = start_writer(shared.clone(), to_write, progress.bar()).map_err(CliError::Runtime)?;
+    let lines = intake::start(plan.delimiter, plan.max_line).map_err(CliError::Runtime)?;
+    let run = Arc::new(Run {
+        shared: shared.clone(),
+        manager: manager.clone(),
+        format: Format::of(plan),
+        input: plan.input,
+        wire: plan.worker.wire,
+        streams: streams.clone(),
+        results,
+        waiting: Arc::new(Semaphore::new(WAITING)),
+        places: Arc::new(Semaphore::new(streams.most)),
+    });
+    let sorter = tokio::spawn(run.sort(lines)).abort_handle();
+    let ending = watch(&shared, &manager, plan, &progress, signals, &sorter).await;
+    sorter.abort();
+    shared.lock().end_all();
+    let limit = if ending.is_killed { Duration::ZERO } else { LEAVE };
+    let last = async {
+        manager.shutdown_within(Some(limit)).await;
+        // All results were sent once the tasks are over, and with that their channel is.
+        let _ = tokio::task::spawn_blocking(move || writer.join()).await;
+    };
+    if ending.is_killed {
+        let _ = tokio::time::timeout(LAST_WRITE, last).await;
+    } else {
+        // A second signal ends this wait as well.
+        tokio::select! {
+            () = last => {}
+            code = signals.next() => return Ok(code),
+        }
+    }
+    let state = shared.lock();
+    Ok(conclude(&state, &progress, manager.info().crashes, ending))
+}
+
+/// How it ends.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ending {
+    /// The exit code, where a signal says what it is.
+    code: Option<u8>,
+    is_killed: bool,
+}
+
+/// Until all streams are over, or it is to end before.
+async fn watch(
+    shared: &Shared,
+    manager: &pm::Pool,
+    plan: &Plan,
+    progress: &Progress,
+    signals: &mut Signals,
+    sorter: &AbortHandle,
+) -> Ending {
+    let mut chaos =
+        plan.chaos.map(|interval| tokio::time::interval_at(tokio::time::Instant::now() + interval, interval));
+    let mut frames = progress.interval().map(tokio::time::interval);
+    let mut random = Random::new();
+    let mut ending = Ending::default();
+    loop {
+        {
+            let state = shared.lock();
+            if state.output_failure.is_some() || state.gave_up.is_some() {
+                return Ending { is_killed: true, ..ending };
+            }
+            if state.tasks == 0 {
+                return ending;
+            }
+        }
+        tokio::select! {
+            () = shared.news.notified() => {}
+            code = signals.next() => {
+                if ending.code.is_some() {
+                    return Ending { is_killed: true, ..ending };
+                }
+                ending.code = Some(code);
+                sorter.abort();
+                shared.lock().end_all();
+                say("stopping: streams come to their ends; once more to kill them");
+            }
+            () = tick(&mut chaos) => manager.chaos(random.next()),
+            () = tick(&mut frames) => progress.show(shared.lock().written, None, manager.info().crashes),
+        }
+    }
+}
+
+fn conclude(state: &State, progress: &Progress, lost: u64, ending: Ending) -> u8 {
+    if let Some(failure) = &state.output_failure {
+        if failure.kind() == io::ErrorKind::BrokenPipe {
+            return code::CLOSED;
+        }
+        say(format_args!("error: standard output cannot be written: {failure}"));
+        return code::FAILED;
+    }
+    progress.end_streams(state.opened, state.messages, state.written, lost);
+    if let Some(failure) = &state.input_failure {
+        say(format_args!("error: standard input cannot be read: {failure}"));
+        return ending.code.unwrap_or(code::FAILED);
+    }
+    if let Some(cause) = &state.gave_up {
+        say(format_args!("error: {cause}"));
+        return ending.code.unwrap_or(code::GAVE_UP);
+    }
+    ending.code.unwrap_or(if state.written.failed == 0 { 0 } else { code::FAILED })
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// No message follows on any stream.
+    fn end_all(&mut self) {
+        self.keys.clear();
+        self.by_use.clear();
+    }
+
+    fn count(&mut self, done: u64, failed: u64) {
+        self.written.done += done;
+        self.written.failed += failed;
+    }
+
+    fn end(&mut self, key: &str) {
+        if let Some(entry) = self.keys.remove(key) {
+            self.by_use.remove(&entry.used);
+        }
+    }
+
+    /// Ends the stream that was silent longest, of those that are open or of all.
+    fn end_one(&mut self, only_open: bool) {
+        let is_fit = |key: &&Arc<str>| !only_open || self.keys.get(&***key).is_some_and(|entry| entry.is_open);
+        if let Some(key) = self.by_use.values().find(is_fit).cloned() {
+            self.end(&key);
+        }
+    }
+}
+
+impl Run {
+    /// Brings each line to the task of its key, until there are no more.
+    fn sort(self: Arc<Self>, mut lines: mpsc::Receiver<Batch>) -> impl Future<Output = ()> + Send {
+        // Counted from here on, so that nobody takes the beginning for the end.
+        let sorting = Task::begin(&self.shared);
+        async move {
+            let mut number = 0;
+            while let Some(batch) = lines.recv().await {
+                match batch {
+                    Ok(lines) => {
+                        for line in lines {
+                            self.take(number, line).await;
+                            number += 1;
+                        }
+                    }
+                    Err(error) => self.shared.lock().input_failure = Some(error),
+                }
+            }
+            self.shared.lock().end_all();
+            drop(sorting);
+        }
+    }
+
+    async fn take(self: &Arc<Self>, number: u64, line: Line) {
+        let found = self.streams.key.of(&line).and_then(|key| Ok((key, payload(&line, self.input, self.wire)?)));
+        let (key, payload) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                let mut sink = Sink::default();
+                self.format.error(number, &line, &error, &mut sink);
+                return self.write(sink, 0, 1).await;
+            }
+        };
+        let size = payload.len().clamp(1, WAITING) as u32;
+        let Ok(waiting) = self.waiting.clone().acquire_many_owned(size).await else { return };
+        let message = Message { payload, _waiting: waiting };
+        let delivered = self.shared.lock().deliver(&key, message);
+        if let Err(message) = delivered {
+            if self.places.available_permits() == 0 {
+                self.shared.lock().end_one(false);
+            }
+            let Ok(place) = self.places.clone().acquire_owned().await else { return };
+            self.begin(key.into(), message, place);
+        }
+    }
+
+    /// Starts the task of a key.
+    fn begin(self: &Arc<Self>, key: Arc<str>, first: Message, place: OwnedSemaphorePermit) {
+        let (messages, inbox) = mpsc::unbounded_channel();
+        let mut state = self.shared.lock();
+        state.messages += 1;
+        let used = state.messages;
+        // The receiver is here.
+        let _ = messages.send(first);
+        state.keys.insert(key.clone(), Entry { messages, used, is_open: false });
+        state.by_use.insert(used, key.clone());
+        drop(state);
+        let task = Task::begin(&self.shared);
+        let run = self.clone();
+        tokio::spawn(async move {
+            run.serve(&key, inbox).await;
+            drop((task, place));
+        });
+    }
+
+    /// Has one stream after another for a key, while there are messages for it: mostly one.
+    async fn serve(&self, key: &Arc<str>, mut inbox: mpsc::UnboundedReceiver<Message>) {
+        let mut next = inbox.recv().await;
+        let mut beginnings = 0;
+        while next.is_some() {
+            let stream = match self.open(key).await {
+                Ok(stream) => stream,
+                Err(error) => return self.fail(key, error).await,
+            };
+            beginnings += 1;
+            let was_taken = self.pass_on(key, stream, &mut next, &mut inbox).await;
+            if let Some(entry) = self.shared.lock().keys.get_mut(key) {
+                entry.is_open = false;
+            }
+            if was_taken {
+                beginnings = 0;
+            } else if beginnings >= MOST_BEGINNINGS && next.take().is_some() {
+                let message = format!("{MOST_BEGINNINGS} streams in a row ended without taking this message");
+                self.report(key, JobError::of_stream("not_taken", message)).await;
+            }
+            if next.is_none() {
+                next = inbox.recv().await;
+            }
+        }
+    }
+
+    async fn open(&self, key: &str) -> Result<Duplex<Bytes, Vec<u8>>, StreamError> {
+        let mut opening = std::pin::pin!(self.manager.create_stream_named(key));
+        let stream = loop {
+            match tokio::time::timeout(ROOM_AFTER, &mut opening).await {
+                Ok(stream) => break stream?,
+                Err(_) => self.shared.lock().end_one(true),
+            }
+        };
+        let mut state = self.shared.lock();
+        state.opened += 1;
+        if let Some(entry) = state.keys.get_mut(key) {
+            entry.is_open = true;
+        }
+        drop(state);
+        Ok(stream)
+    }
+
+    /// Sends the messages of a key on a stream, and writes what comes, until the stream is over. Whether it took a message; the one that it has not taken is
+    /// in `next` still.
+    async fn pass_on(
+        &self,
+        key: &str,
+        stream: Duplex<Bytes, Vec<u8>>,
+        next: &mut Option<Message>,
+        inbox: &mut mpsc::UnboundedReceiver<Message>,
+    ) -> bool {
+        let (mut sender, mut receiver) = stream.split();
+        let (mut was_taken, mut is_closed, mut is_writable) = (false, false, true);
+        loop {
+            tokio::select! {
+                biased;
+                came = receiver.next() => match came {
+                    Some(Ok(answer)) => self.answer(key, &answer).await,
+                    Some(Err(error)) => {
+                        let is_final = error.is_final();
+                        self.fail(key, error).await;
+                        if is_final {
+                            return was_taken;
+                        }
+                    }
+                    None => return was_taken,
+                },
+                written = async {
+                    match next {
+                        Some(message) => sender.write(&message.payload).await,
+                        None => std::future::pending().await,
+                    }
+                }, if is_writable => match written {
+                    Ok(()) => {
+                        *next = None;
+                        was_taken = true;
+                    }
+                    // Its end is on its way, and says more.
+                    Err(_) => is_writable = false,
+                },
+                message = inbox.recv(), if next.is_none() && !is_closed => match message {
+                    Some(message) => *next = Some(message),
+                    None => {
+                        is_closed = true;
+                        sender.end();
+                    }
+                },
+            }
+        }
+    }
+
+    async fn answer(&self, key: &str, answer: &[u8]) {
+        let mut sink = Sink::default();
+        match self.format.message(key, answer, &mut sink) {
+            Ok(()) => self.write(sink, 1, 0).await,
+            Err(error) => self.report(key, error).await,
+        }
+    }
+
+    async fn fail(&self, key: &str, error: StreamError) {
+        let error = match error {
+            StreamError::Failed(error) if error.kind() == QueryErrorKind::GaveUp => {
+                self.shared.lock().gave_up.get_or_insert(error.to_string());
+                return self.shared.news.notify_one();
+            }
+            StreamError::Failed(error) => match Failed::new(error, self.wire) {
+                Failed::Lost(error) | Failed::TimedOut(error) | Failed::Error(error) => error,
+                // pm itself ends it.
+                Failed::NotRun => return,
+            },
+            StreamError::Sent(error) => match Failed::new(QueryError::Handler(error), self.wire) {
+                Failed::Error(error) => error,
+                _ => return,
+            },
+            StreamError::Ended => return,
+            error => JobError::of_stream("stream", error.to_string()),
+        };
+        self.report(key, error).await;
+    }
+
+    async fn report(&self, key: &str, error: JobError) {
+        let mut sink = Sink::default();
+        self.format.stream_error(key, &error, &mut sink);
+        self.write(sink, 0, 1).await;
+    }
+
+    /// Has it written. Waits where results are read slowly, and with that the stream.
+    async fn write(&self, sink: Sink, done: u64, failed: u64) {
+        self.shared.lock().count(done, failed);
+        // Where they cannot be written the run is about to end.
+        let _ = self.results.send(sink).await;
+    }
+}
+
+impl State {
+    /// Gives a message to the task of its key, or back where there is none.
+    fn deliver(&mut self, key: &str, message: Message) -> Result<(), Message> {
+        let Some((key, entry)) = self.keys.get_key_value(key) else { return Err(message) };
+        let (key, before) = (key.clone(), entry.used);
+        match entry.messages.send(message) {
+            Ok(()) => {
+                self.messages += 1;
+                let used = self.messages;
+                self.by_use.remove(&before);
+                self.by_use.insert(used, key.clone());
+                if let Some(entry) = self.keys.get_mut(&key) {
+                    entry.used = used;
+                }
+                Ok(())
+            }
+            // Its task has ended, for the pool has.
+            Err(error) => {
+                self.end(&key);
+                Err(error.0)
+            }
+        }
+    }
+}
+
+/// One of those whose ends the run waits for.
+struct Task(Arc<Shared>);
+
+impl Task {
+    fn begin(shared: &Arc<Shared>) -> Self {
+        shared.lock().tasks += 1;
+        Task(shared.clone())
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.lock().tasks -= 1;
+        self.0.news.notify_one();
+    }
+}
+
+/// Starts the thread that writes. It ends with the last of those who send.
+fn start_writer(
+    shared: Arc<Shared>,
+    mut results: mpsc::Receiver<Sink>,
+    bar: Option<ProgressBar>,
+) -> io::Result<JoinHandle<()>> {
+    let write = move || {
+        while let Some(Sink { mut out, mut err }) = results.blocking_recv() {
+            while out.len() < WRITE_AT_ONCE
+                && let Ok(more) = results.try_recv()
+            {
+                out.extend_from_slice(&more.out);
+                err.extend_from_slice(&more.err);
+            }
+            if !err.is_empty() {
+                // A closed standard error has nobody to tell.
+                let tell = || drop(io::stderr().write_all(&err));
+                bar.as_ref().map_or_else(tell, |bar| bar.suspend(tell));
+            }
+            if let Err(error) = write_results(&Target::Stdout, &out) {
+                shared.lock().output_failure = Some(error);
+                return shared.news.notify_one();
+            }
+        }
+    };
+    std::thread::Builder::new().name("pm-writer".into()).stack_size(256 << 10).spawn(write)
+}
