@@ -1,6 +1,7 @@
 //! A transport that is chosen while the program runs.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::str::FromStr;
 use std::task::{Context, Poll};
 
@@ -82,6 +83,12 @@ macro_rules! any {
                     $($(#[$gate])* AnyTransport::$name(transport) => {
                         transport.offer().map(|(offer, accept)| (offer, AnyAccept::$name(accept)))
                     })+
+                }
+            }
+
+            fn adopt(&self, socket: OwnedFd) -> Result<AnyLink, TransportError> {
+                match self {
+                    $($(#[$gate])* AnyTransport::$name(transport) => transport.adopt(socket).map(AnyLink::$name),)+
                 }
             }
         }

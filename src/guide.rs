@@ -47,6 +47,9 @@
 //! # }).unwrap();
 //! ```
 //!
+//! Workers that something else starts (a service manager, a debugger, a container with the same user) are [visitors](crate::PoolBuilder::visitors) of a pool: they connect to its
+//! socket, and are workers like any other from then on.
+//!
 //! Work that goes through several pools in a row is a [`Pipeline`](crate::Pipeline); a program that runs once and ends is [`exec`](crate::exec).
 //!
 //! # Backpressure

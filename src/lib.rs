@@ -149,6 +149,7 @@
 //! | `PM_IN_PROCESS` | you | with `1`, pools of this program's own roles serve in threads: for tests and debuggers |
 //! | `PM_KEEPER` | you | the program to run as the keeper, as `$PM_KEEPER keeper`, where this one never calls [`roles`]: the path of `pm` |
 //! | `PM_UNIT` | pm, for all that it starts | which incarnation of which worker a process belongs to, also when it has left its parents |
+//! | `PM_SOCKET` | you, for a worker that pm does not start | the socket of a pool that takes [visitors](PoolBuilder::visitors) |
 //! | `PM_WORKER` | pm, for workers | the number of the worker in its pool, the same for all its incarnations |
 //! | `LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES` | pm, for workers | the listeners of the Spec, as systemd gives them |
 //! | `PM_LINK`, `PM_LINK_FD`, `PM_ROLE`, `PM_OUTBOX_FD` | pm, for workers | where the link is and what to serve; a worker takes them out of its environment |

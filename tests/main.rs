@@ -31,6 +31,7 @@ mod shared_memory;
 mod streams;
 mod support;
 mod temporary;
+mod visitors;
 mod wire;
 
 use libtest_mimic::{Arguments, Trial};
@@ -62,6 +63,7 @@ fn main() {
         &raw::DESK,
         &raw::HASTY,
     ]);
+    visitors::helper();
     cluster::helper();
     manager_killed::helper();
 
@@ -80,6 +82,7 @@ fn main() {
     trials.extend(pipeline::tests());
     trials.extend(foreign::tests());
     trials.extend(cluster::tests());
+    trials.extend(visitors::tests());
     trials.extend(allocations::tests());
     trials.extend(batch::tests());
     trials.extend(blocking::tests());

@@ -27,6 +27,9 @@ pub const LINK_VARIABLE: &str = "PM_LINK";
 /// The variable that holds the number of the descriptor of a worker's link.
 pub const LINK_FD_VARIABLE: &str = "PM_LINK_FD";
 
+/// The variable that holds the path of the socket of a pool that takes visitors. Whoever starts a worker by hand sets it in place of the other ones.
+pub const SOCKET_VARIABLE: &str = "PM_SOCKET";
+
 /// The variable that names the role that a worker should serve.
 pub const ROLE_VARIABLE: &str = "PM_ROLE";
 
@@ -57,6 +60,15 @@ pub trait Transport: Debug + Send + Sync + 'static {
     /// # Errors
     /// [`TransportError`] where the operating system refuses what the link needs.
     fn offer(&self) -> Result<(Offer, Self::Accept), TransportError>;
+
+    /// Makes a link over a socket that is connected already, to a worker that pm did not start. Called in a runtime.
+    ///
+    /// # Errors
+    /// [`TransportError::Unsupported`] where the transport needs more than a socket: that is the default.
+    fn adopt(&self, socket: OwnedFd) -> Result<Self::Link, TransportError> {
+        drop(socket);
+        Err(TransportError::Unsupported { scheme: self.scheme(), what: "a link to workers that pm did not start" })
+    }
 }
 
 /// What a worker's process must be given so that it finds its half of the link. It is data, so that any launcher can carry it out.

@@ -8,7 +8,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use pm_core::driver::framed::FramedLink;
-use pm_core::transport::{Accept, Connect, Identity, LINK_FD_VARIABLE, Offer, Place, Transport, TransportError};
+use pm_core::transport::{
+    Accept, Connect, Identity, LINK_FD_VARIABLE, Offer, Place, SOCKET_VARIABLE, Transport, TransportError,
+};
 use pm_core::worker::inherited_link;
 use pm_core::worker::link::{FdLink, WorkerLink};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -39,17 +41,22 @@ impl Transport for Uds {
     fn offer(&self) -> Result<(Offer, UdsAccept), TransportError> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(|error| refused("make a pair of sockets", error.into()))?;
-        rustix::io::ioctl_fionbio(&ours, true).map_err(|error| refused("make a socket non-blocking", error.into()))?;
         let offer = Offer { fds: vec![(Place::Variable(LINK_FD_VARIABLE), theirs)], ..Offer::default() };
         Ok((offer, UdsAccept(ours)))
+    }
+
+    fn adopt(&self, socket: OwnedFd) -> Result<UdsLink, TransportError> {
+        rustix::io::ioctl_fionbio(&socket, true)
+            .map_err(|error| refused("make a socket non-blocking", error.into()))?;
+        let stream = UnixStream::from_std(socket.into()).map_err(|error| refused("watch a socket", error))?;
+        let (read, write) = stream.into_split();
+        Ok(FramedLink::new(read, write))
     }
 }
 
 impl Accept<UdsLink> for UdsAccept {
     async fn accept(self, _: &Identity) -> Result<UdsLink, TransportError> {
-        let stream = UnixStream::from_std(self.0.into()).map_err(|error| refused("watch a socket", error))?;
-        let (read, write) = stream.into_split();
-        Ok(FramedLink::new(read, write))
+        Uds.adopt(self.0)
     }
 }
 
@@ -59,7 +66,12 @@ impl Connect for Uds {
     }
 
     fn connect(&self) -> io::Result<Box<dyn WorkerLink>> {
-        Ok(Box::new(FdLink::socket(inherited_link()?)))
+        // A worker that pm did not start finds its pool by name.
+        let socket = match std::env::var_os(SOCKET_VARIABLE) {
+            Some(path) => std::os::unix::net::UnixStream::connect(path)?.into(),
+            None => inherited_link()?,
+        };
+        Ok(Box::new(FdLink::socket(socket)))
     }
 }
 

@@ -364,7 +364,8 @@ function describe(error, kind) {
 
 function send(kind, id, payload, flags) {
   const frame = encodeFrame(kind, id, payload, flags), gone = error => (error.code === 'EAGAIN' ? 0 : process.exit(0));
-  const sent = output.writableLength ? 0 : attempt(() => fs.writeSync(link[1], frame), gone);
+  const waits = output.writableLength || typeof link === 'string';
+  const sent = waits ? 0 : attempt(() => fs.writeSync(link[1], frame), gone);
   if (sent < frame.length) output.write(Buffer.from(frame.subarray(sent)), run);
 }
 
@@ -372,11 +373,14 @@ function send(kind, id, payload, flags) {
     worker or is gone; then exits with code 0. The codec 'bytes' passes Buffers; `role` overrules the manager's;
     `concurrency` is 1 for calls and 10000 for streams unless given. */
 function serve(handler, { role = null, codec = 'json', concurrency } = {}) {
-  if (!link) quit(64, 'no manager started this worker: PM_LINK does not say where the link is');
+  if (!link) quit(64, 'no manager started this worker: neither PM_LINK nor PM_SOCKET says where the link is');
   serving = { handler, role, codec, concurrency, decode: codecs[codec][0], encode: codecs[codec][1] };
-  input = new net.Socket({ fd: link[0], allowHalfOpen: true }).on('data', receive);
-  output = link[0] === link[1] ? input : new net.Socket({ fd: link[1], readable: false });
-  for (const socket of [input, output]) socket.on('error', () => process.exit(0)); // the manager is gone
+  const visits = typeof link === 'string', options = { allowHalfOpen: true };
+  input = visits ? net.connect({ path: link, ...options }) : new net.Socket({ fd: link[0], ...options });
+  output = visits || link[0] === link[1] ? input : new net.Socket({ fd: link[1], readable: false });
+  input.on('data', receive);
+  const gone = error => (visits && !ready ? quit(64, `${link} takes no visitor: ${error.message}`) : process.exit(0));
+  for (const socket of [input, output]) socket.on('error', gone);
   input.on('end', () => draining || process.exit(0));
 }
 
@@ -403,9 +407,9 @@ async function main(argument = '', mode) {
 
 /** Makes the link private and returns its descriptors [to read, to write], or null outside of pm. Node.js has no dup,
     so pipes are opened anew; and it has set close-on-exec on all descriptors that it was given when it started. */
-function takeLink({ PM_LINK, PM_LINK_FD }) {
-  for (const name of ['PM_LINK', 'PM_LINK_FD', 'PM_ROLE']) delete process.env[name];
-  if (!PM_LINK) return null;
+function takeLink({ PM_LINK, PM_LINK_FD, PM_SOCKET }) {
+  for (const name of ['PM_LINK', 'PM_LINK_FD', 'PM_ROLE', 'PM_SOCKET']) delete process.env[name];
+  if (!PM_LINK) return PM_SOCKET ? PM_SOCKET : null; // the path of a pool's socket, for a worker that pm did not start
   const fd = Number(PM_LINK_FD), { O_RDONLY, O_WRONLY, O_APPEND, O_NONBLOCK } = fs.constants;
   if (PM_LINK === 'uds') return fd > 2 ? [fd, fd] : quit(64, `PM_LINK_FD is not 3 or more: ${fd}`);
   if (PM_LINK !== 'stdio') quit(64, `this kit speaks stdio and uds, not ${PM_LINK}`);

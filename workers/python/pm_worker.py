@@ -371,7 +371,7 @@ def serve(handler, *, role=None, codec="json"):
     manager's."""
     global _worker
     if _reader is None:
-        _end(64, "no manager started this worker: PM_LINK does not say where the link is")
+        _end(64, "no manager started this worker: neither PM_LINK nor PM_SOCKET says where the link is")
     _worker = _Worker(handler, role, codec)
     try:
         with contextlib.suppress(OSError):  # of the link: the manager is gone
@@ -432,10 +432,22 @@ def _sum(one, other):
     return one[0] + other[0], one[1] + other[1]
 
 
+def _visit():
+    """Connects to the socket of a pool, for a worker that pm did not start."""
+    import socket  # which no other worker has to load
+
+    link, path = socket.socket(socket.AF_UNIX), os.environ.pop("PM_SOCKET")
+    try:
+        link.connect(path)
+    except OSError as error:
+        _end(64, f"{path} takes no visitor: {error}")
+    return [link.detach()] * 2
+
+
 def _take_link():
     """Makes the link private, and returns the descriptor to read and the file to write."""
-    links = {"stdio": lambda: [os.dup(0), os.dup(1)], "uds": lambda: [int(os.environ.pop("PM_LINK_FD"))] * 2}
-    link = links.get(name := os.environ.pop("PM_LINK"), lambda: _end(64, f"this kit speaks {[*links]}, not {name}"))()
+    links = {"stdio": lambda: [os.dup(0), os.dup(1)], "uds": lambda: [int(os.environ.pop("PM_LINK_FD"))] * 2, "": _visit}
+    link = links.get(name := os.environ.pop("PM_LINK", ""), lambda: _end(64, f"this kit speaks stdio and uds, not {name}"))()
     os.dup2(null := os.open(os.devnull, os.O_RDWR), 0)
     os.dup2(2, 1)
     for fd in link:
@@ -447,7 +459,7 @@ def _take_link():
 
 
 _role, _worker, _local = os.environ.pop("PM_ROLE", None), None, threading.local()
-_reader, _writer = _take_link() if "PM_LINK" in os.environ else (None, None)
+_reader, _writer = _take_link() if {"PM_LINK", "PM_SOCKET"} & set(os.environ) else (None, None)
 
 if __name__ == "__main__":
     main()

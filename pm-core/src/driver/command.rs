@@ -3,11 +3,13 @@
 use super::launch::{self, Command, LaunchError};
 use super::listen::LISTEN_VARIABLES;
 use crate::machine::spec::{Program, Resource, Spec};
-use crate::transport::{LINK_FD_VARIABLE, LINK_VARIABLE, OUTBOX_FD_VARIABLE, ROLE_VARIABLE, WORKER_VARIABLE};
+use crate::transport::{
+    LINK_FD_VARIABLE, LINK_VARIABLE, OUTBOX_FD_VARIABLE, ROLE_VARIABLE, SOCKET_VARIABLE, WORKER_VARIABLE,
+};
 
 /// What a worker is told by its environment. What this process was told itself is meant for nobody else.
-const WORKER_VARIABLES: [&str; 5] =
-    [LINK_VARIABLE, LINK_FD_VARIABLE, ROLE_VARIABLE, OUTBOX_FD_VARIABLE, WORKER_VARIABLE];
+const WORKER_VARIABLES: [&str; 6] =
+    [LINK_VARIABLE, LINK_FD_VARIABLE, ROLE_VARIABLE, OUTBOX_FD_VARIABLE, SOCKET_VARIABLE, WORKER_VARIABLE];
 
 /// The command for `spec`, without descriptors. `owner` is what the process belongs to, and `unit` what it is called in the environment.
 pub(crate) fn of_spec(spec: &Spec, owner: &str, unit: String) -> Result<Command, LaunchError> {
@@ -26,6 +28,14 @@ pub(crate) fn of_spec(spec: &Spec, owner: &str, unit: String) -> Result<Command,
         Program::Path(name) => {
             let path = env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
             (launch::resolve_program(name, path.as_deref())?, name.clone())
+        }
+        Program::Visitor(path) => {
+            let source = std::io::ErrorKind::InvalidInput.into();
+            return Err(LaunchError::Failed {
+                program: path.clone(),
+                step: "starting a visitor, which comes by itself",
+                source,
+            });
         }
     };
     let mut command = Command::new(program, unit);

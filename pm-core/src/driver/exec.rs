@@ -77,6 +77,7 @@ fn unit(spec: &Spec) -> String {
     let name = match spec.what() {
         Program::Path(name) => Path::new(name).file_name().unwrap_or(name),
         Program::Role(role) => OsStr::new(role),
+        Program::Visitor(path) => path.as_os_str(),
     };
     format!("exec:{}", name.to_string_lossy())
 }

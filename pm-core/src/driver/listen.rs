@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,7 +40,7 @@ struct Bound {
 
 /// A socket in the file system that this process listens on, and the file beside it whose lock says so. Both are removed when it is dropped.
 #[derive(Debug)]
-struct SocketPath {
+pub(super) struct SocketPath {
     path: PathBuf,
     lock: PathBuf,
     /// Locked for as long as it is open.
@@ -90,6 +90,18 @@ fn bind(on: &Listen) -> io::Result<(Listen, OwnedFd, Option<SocketPath>)> {
     };
     rustix::net::listen(&fd, WAITING)?;
     Ok((address, fd, path))
+}
+
+/// Binds a path for this user alone: nobody else may connect, and the directory is made, where it is missing, so that nobody else may look into it.
+pub(super) fn bind_private(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    }
+    let bound = bind_path(path)?;
+    // Until here others might connect, who are turned away when they are accepted.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    rustix::net::listen(&bound.0, WAITING)?;
+    Ok(bound)
 }
 
 /// Binds a path. A socket that a dead process left there is taken over; one on which somebody listens, or anything else that stands there, is left alone.

@@ -15,6 +15,7 @@
 //! | `pool` | the queue, the links, and the task that keeps workers alive |
 //! | [`framed`], [`memory`] | links over byte streams, and in memory |
 //! | `inprocess` | workers that are threads |
+//! | `visitor` | workers that pm did not start |
 //! | `signal` | SIGINT and SIGTERM, where the program asks for them |
 //! | `stderr` | what workers print |
 //! | `forward` | their lines on the way to the standard error of this process |
@@ -37,4 +38,5 @@ pub(crate) mod signal;
 mod spare;
 pub(crate) mod start;
 pub(crate) mod stderr;
+pub(crate) mod visitor;
 pub(crate) mod worker;

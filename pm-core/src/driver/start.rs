@@ -48,6 +48,11 @@ pub(crate) trait Starter: Send + Sync + 'static {
     /// The role to ask for in HELLO.
     fn role(&self) -> Option<String>;
 
+    /// How long a worker may take from its link to READY, where the time to start does not bound that.
+    fn handshake_limit(&self) -> Option<Duration> {
+        None
+    }
+
     /// Lets go of what workers share: no other one will be started.
     fn close(&self) {}
 }
@@ -67,6 +72,7 @@ pub(crate) struct Started<L> {
 pub(crate) enum Life {
     Process(Child),
     Thread(super::inprocess::Thread),
+    Visitor(super::visitor::Visitor),
 }
 
 impl Life {
@@ -74,6 +80,7 @@ impl Life {
         match self {
             Life::Process(child) => child.pid(),
             Life::Thread(_) => std::process::id(),
+            Life::Visitor(visitor) => visitor.pid(),
         }
     }
 
@@ -82,6 +89,7 @@ impl Life {
             // A process that has ended already needs no signal.
             Life::Process(child) => drop(child.signal(Signal::TERM)),
             Life::Thread(thread) => thread.abandon(),
+            Life::Visitor(visitor) => visitor.cut(),
         }
     }
 
@@ -89,6 +97,7 @@ impl Life {
         match self {
             Life::Process(child) => child.kill_tree(),
             Life::Thread(thread) => thread.abandon(),
+            Life::Visitor(visitor) => visitor.cut(),
         }
     }
 
@@ -97,6 +106,7 @@ impl Life {
         match self {
             Life::Process(child) => child.exited().await.status,
             Life::Thread(thread) => thread.ended().await,
+            Life::Visitor(visitor) => visitor.ended().await,
         }
     }
 
@@ -104,7 +114,7 @@ impl Life {
     pub(crate) fn states(&self) -> Option<tokio::sync::watch::Receiver<ChildState>> {
         match self {
             Life::Process(child) => Some(child.state()),
-            Life::Thread(_) => None,
+            Life::Thread(_) | Life::Visitor(_) => None,
         }
     }
 }

@@ -144,12 +144,23 @@ impl<S: Starter> Task<S> {
         };
         let shaken = {
             let mut shake = pin!(shake_hands(&mut tx, &mut rx, &hello));
+            let limit = self.plan.starter.handshake_limit();
+            let mut late = pin!(async move {
+                match limit {
+                    Some(limit) => tokio::time::sleep(limit).await,
+                    None => std::future::pending().await,
+                }
+            });
             loop {
                 tokio::select! {
                     biased;
                     shaken = &mut shake => break Some(shaken),
                     // What it had said by then is still to be read: a program that prints and exits gets a telling error.
                     _ = life.ended() => break tokio::time::timeout(REST, &mut shake).await.ok(),
+                    () = &mut late => {
+                        let limit = limit.unwrap_or_default();
+                        break Some(Err(Unready::Lost(format!("it did not say READY within {limit:?}"))));
+                    }
                     order = next_order(&mut self.orders, &mut self.deserted) => match order {
                         Order::Drain => {}
                         Order::Terminate => life.terminate(),

@@ -3,7 +3,8 @@
 mod calls;
 
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, Weak};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -17,12 +18,14 @@ use super::{registry, spawning};
 use crate::codec::{Codec, Format, Postcard};
 use crate::driver::inprocess::ThreadStarter;
 use crate::driver::listen::Listeners;
-use crate::driver::pool::{self, AnyPool, Hooks, Settings};
+use crate::driver::pool::{self, AnyPool, Command, Hooks, Settings};
 use crate::driver::start::ProcessStarter;
+use crate::driver::visitor::{Door, VisitorStarter};
 use crate::machine::budget::Budget;
 use crate::machine::id::WorkerId;
+use crate::machine::pool::Input;
 use crate::machine::retry::Retry;
-use crate::machine::spec::{Spec, SpecBuilder};
+use crate::machine::spec::{Program, Spec, SpecBuilder};
 use crate::machine::stream::Grant;
 use crate::machine::unit::Times;
 use crate::transport::Transport;
@@ -95,6 +98,16 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
     /// A pool of processes of another program, which speaks the protocol.
     pub fn program(name: impl Into<Arc<str>>, spec: SpecBuilder, transport: T, codec: C) -> Self {
         Self::new(name.into(), spec, None, transport, codec)
+    }
+
+    /// A pool of workers that pm does not start: whoever connects to the Unix socket at `path`, and is of this user, is a worker, as many at the same time as the pool
+    /// has workers; others wait. A program that calls `pm::roles` or `pm::serve`, or uses one of the kits, connects where `PM_SOCKET` names the socket; how others do it is
+    /// in docs/PROTOCOL.md. `transport` has to be one over sockets: `pm::Uds`.
+    ///
+    /// The start of such a pool waits for nobody, and it never gives up. The socket is made for this user alone (0600, in a directory of 0700 where there was none), and
+    /// removed with the pool. A visitor that pm would have to kill loses its link; its process is left alone, and what is known of its end is only that it came.
+    pub fn visitors(name: impl Into<Arc<str>>, path: impl Into<PathBuf>, transport: T, codec: C) -> Self {
+        Self::new(name.into(), Spec::visitor(path), None, transport, codec).budget(Budget::ENDLESS)
     }
 
     /// The same pool, but its workers serve streams.
@@ -331,10 +344,19 @@ async fn start_pool<I: 'static, O: 'static, C: Format, T: Transport + Clone, M: 
     // What holds them is the pool itself: they are closed when it ends.
     let listeners = Arc::new(Listeners::bind(spec.listeners())?);
     let addresses = listeners.addresses();
-    let recipe = recipe(builder, spec, Arc::downgrade(&listeners));
+    let door = match spec.what() {
+        Program::Visitor(path) => Some(Door::open(path)?),
+        Program::Role(_) | Program::Path(_) => None,
+    };
+    let takes_visitors = door.is_some();
+    let recipe = recipe(builder, spec, Arc::downgrade(&listeners), Mutex::new(door));
     let handle = Arc::new(Handle { pool: recipe(budget, force, hooks)?, addresses });
     drop(listeners);
-    if workers > 0
+    if takes_visitors {
+        let scale = Command::Input(Input::Scale { workers, idlest: Vec::new() });
+        // A pool that has just begun has room for a command.
+        let _ = handle.pool.commands().send(scale).await;
+    } else if workers > 0
         && let Err(error) = begin(&handle.pool, workers).await
     {
         registry::shut_down(handle.pool.clone(), Some(Duration::ZERO)).await;
@@ -350,6 +372,7 @@ fn recipe<I, O, C: Format, T: Transport + Clone, M: Calls<I, O, C>>(
     builder: PoolBuilder<I, O, C, T, M>,
     spec: Spec,
     listeners: Weak<Listeners>,
+    door: Mutex<Option<Door>>,
 ) -> impl Fn(Budget, bool, Hooks) -> Result<Arc<dyn AnyPool>, StartError> + Send + Sync {
     let codec = builder.codec;
     let (name, queue, role, transport) = (builder.name, builder.calls.queue(), builder.role, builder.transport);
@@ -360,6 +383,18 @@ fn recipe<I, O, C: Format, T: Transport + Clone, M: Calls<I, O, C>>(
         hooks.describe.get_or_insert_with(|| Box::new(move |opening| M::summary(&summary, opening)));
         let settings = Settings { name: name.clone(), codec: codec.name().to_string(), queue, budget, link, hooks };
         let threads = !force && (in_process || !spawning::is_enabled());
+        if let Program::Visitor(_) = spec.what() {
+            // The first pool has it, and no other one ever.
+            let Some(door) = door.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+                let why = "a visitor comes by itself, and cannot be started for one query";
+                return Err(StartError::Setting { setting: "a worker of its own", value: "wanted".to_string(), why });
+            };
+            let (spec, transport) = (spec.clone(), transport.clone());
+            return Ok(pool::spawn(
+                VisitorStarter { spec, transport, door: Mutex::new(Some(Arc::new(door))) },
+                settings,
+            ));
+        }
         match role {
             Some(_) if threads && !spec.listeners().is_empty() => {
                 let why = "listeners are given to processes; `.force()` spawns them all the same";

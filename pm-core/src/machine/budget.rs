@@ -56,6 +56,10 @@ impl Budget {
     /// Gives up at the first death, whatever it was: the worker never comes back.
     pub const NEVER: Budget = Budget { scope: Scope::EveryEnd, ..Budget::crash_loops(0, Duration::from_secs(1)) };
 
+    /// Never gives up: whoever goes may come back, or another one. What goes again and again waits for up to a second in between.
+    pub const ENDLESS: Budget = Budget::spare_calls(u32::MAX, Duration::from_secs(10))
+        .backoff(Duration::from_millis(1), Duration::from_secs(1));
+
     /// Gives up at more than `limit` crash loops within `window`.
     pub const fn crash_loops(limit: u32, window: Duration) -> Self {
         Budget {

@@ -18,6 +18,8 @@ pub enum Program {
     Role(String),
     /// Another program: a path, or a name that is looked for along `PATH`.
     Path(OsString),
+    /// Nothing: somebody else starts it, and it connects to the socket at this path.
+    Visitor(PathBuf),
 }
 
 /// Who makes sure that the process ends.
@@ -250,6 +252,11 @@ impl Spec {
         SpecBuilder { spec: Spec::new(Program::Role(name.into())) }
     }
 
+    /// Runs nothing: whoever connects to the Unix socket at this path is taken. Of a Spec of this sort only the times count, and the role that is asked for.
+    pub fn visitor(path: impl Into<PathBuf>) -> SpecBuilder {
+        SpecBuilder { spec: Spec::new(Program::Visitor(path.into())) }
+    }
+
     fn new(program: Program) -> Self {
         Spec {
             program,
@@ -279,7 +286,7 @@ impl Spec {
     pub fn role_to_serve(&self) -> Option<&str> {
         match &self.program {
             Program::Role(role) => Some(role),
-            Program::Path(_) => self.role.as_deref(),
+            Program::Path(_) | Program::Visitor(_) => self.role.as_deref(),
         }
     }
 
@@ -493,6 +500,7 @@ impl SpecBuilder {
             Program::Role(_) => {}
             Program::Path(path) if path.is_empty() => return Err(BadSpec::NoProgram),
             Program::Path(path) => no_nul("the program", path)?,
+            Program::Visitor(path) => socket_path(path)?,
         }
         no_nul("the role", OsStr::new(spec.role_to_serve().unwrap_or_default()))?;
         for arg in &spec.args {
@@ -525,17 +533,21 @@ impl SpecBuilder {
                 return Err(BadSpec::ListenerName(name.clone()));
             }
             if let Listen::Unix(path) = on {
-                no_nul("the path of a socket", path.as_os_str())?;
-                let length = path.as_os_str().len();
-                if !(1..=MAX_SOCKET_PATH).contains(&length) {
-                    return Err(BadSpec::SocketPath { path: path.clone(), length });
-                }
+                socket_path(path)?;
             }
         }
         if spec.times.start.is_zero() {
             return Err(BadSpec::ZeroTime { what: "the time to start" });
         }
         Ok(spec)
+    }
+}
+
+fn socket_path(path: &Path) -> Result<(), BadSpec> {
+    no_nul("the path of a socket", path.as_os_str())?;
+    match path.as_os_str().len() {
+        1..=MAX_SOCKET_PATH => Ok(()),
+        length => Err(BadSpec::SocketPath { path: path.to_owned(), length }),
     }
 }
 
@@ -571,6 +583,7 @@ mod tests {
         check(Spec::program("x").listen_as("", local()), "\"\" cannot be the name");
         check(Spec::program("x").listen(PathBuf::from("x".repeat(108))), "108 bytes");
         check(Spec::program("x").listen(Path::new("")), "0 bytes");
+        check(Spec::visitor("x".repeat(108)), "108 bytes");
         check((0..65).fold(Spec::program("x"), |spec, _| spec.listen(local())), "65 listeners");
         check(Spec::program("x").start_timeout(Duration::ZERO), "time to start");
     }

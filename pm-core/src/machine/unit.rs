@@ -267,6 +267,8 @@ impl Unit {
                     State::Draining { .. } | State::Leaving { .. } if status == ExitStatus::Code(0) => {
                         ExitCause::Requested
                     }
+                    // It had nothing left, and nobody can say that it ended badly.
+                    State::Leaving { .. } if status == ExitStatus::Lost => ExitCause::Requested,
                     State::Asked { .. } if is_leave(status) => ExitCause::Requested,
                     State::Terminated { .. } => ExitCause::Requested,
                     _ => self.cause.take().unwrap_or(ExitCause::Exited(status)),

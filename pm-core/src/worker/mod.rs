@@ -43,7 +43,7 @@ use crate::machine::handshake::{Hello, Ready, VERSION};
 use crate::machine::stream::Grant;
 use crate::sys::inherited;
 use crate::sys::outbox::Outbox;
-use crate::transport::{Connect, LINK_FD_VARIABLE, LINK_VARIABLE, OUTBOX_FD_VARIABLE, ROLE_VARIABLE};
+use crate::transport::{Connect, LINK_FD_VARIABLE, LINK_VARIABLE, OUTBOX_FD_VARIABLE, ROLE_VARIABLE, SOCKET_VARIABLE};
 
 /// The descriptor that the environment names as this worker's link, for a [`Connect`]. It is taken out of the reach of children.
 ///
@@ -72,7 +72,7 @@ pub(crate) const CANNOT_SERVE: i32 = 64;
 /// Never. A worker that cannot serve says why on its standard error and ends with exit code 64.
 pub fn roles_over(roles: &[&'static dyn Role], transports: &[&dyn Connect]) {
     launch::run_if_keeper();
-    let Some(scheme) = std::env::var_os(LINK_VARIABLE) else { return };
+    let Some(scheme) = scheme() else { return };
     let name = match (std::env::var_os(ROLE_VARIABLE), roles) {
         (Some(name), _) => name,
         // Whoever starts a worker that is a program of its own names no role: where there is one, that is it.
@@ -97,9 +97,14 @@ pub fn roles_over(roles: &[&'static dyn Role], transports: &[&dyn Connect]) {
 /// # Errors
 /// [`ServeError`]: there is no link, for the program was started by hand, or it cannot be opened.
 pub fn serve_over(role: &'static dyn Role, transports: &[&dyn Connect]) -> Result<Infallible, ServeError> {
-    let scheme = std::env::var_os(LINK_VARIABLE).ok_or(ServeError::NoManager)?;
+    let scheme = scheme().ok_or(ServeError::NoManager)?;
     let (link, outbox) = connect(transports, scheme)?;
     serve(link, outbox, &|_| Ok(role))
+}
+
+/// The transport that the environment names. Pools that take visitors have sockets.
+fn scheme() -> Option<OsString> {
+    std::env::var_os(LINK_VARIABLE).or_else(|| std::env::var_os(SOCKET_VARIABLE).map(|_| "uds".into()))
 }
 
 fn become_worker(
@@ -131,7 +136,7 @@ fn connect(transports: &[&dyn Connect], asked: OsString) -> Result<(Box<dyn Work
     let outbox = inherited_descriptor(OUTBOX_FD_VARIABLE).and_then(|fd| Outbox::map(&fd)).ok();
     listeners::take();
     // No child of this process shall believe that it is a worker.
-    inherited::forget_variables(&[LINK_VARIABLE, LINK_FD_VARIABLE, OUTBOX_FD_VARIABLE, ROLE_VARIABLE]);
+    inherited::forget_variables(&[LINK_VARIABLE, LINK_FD_VARIABLE, OUTBOX_FD_VARIABLE, ROLE_VARIABLE, SOCKET_VARIABLE]);
     inherited::forget_variables(&LISTEN_VARIABLES);
     Ok((link, outbox))
 }
