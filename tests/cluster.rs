@@ -1,5 +1,6 @@
 //! One listener for many workers: bound by the manager, accepted from by all, and served on through every replacement. Row R3; faults 12, 13, 24, 25.
 
+mod load;
 #[path = "../examples/http_cluster/web.rs"]
 mod web;
 
@@ -7,8 +8,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::pin::Pin;
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use libtest_mimic::Trial;
@@ -18,19 +18,16 @@ use pm::{
     StartError, Stderr, Verbatim,
 };
 use rustix::process::Signal as Kill;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpStream, UnixListener, UnixStream};
-use tokio::task::JoinSet;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
 
 use crate::kits::Kit;
 use crate::processes::{PROCESS, helper_transport};
 use crate::support::{
     LIMIT, LONG, Scratch, again, contains, eventually, gone_within, kill, one, over_all, pids, pool_of, within,
 };
+use load::{CLIENTS, Load, connect, get};
 pub(crate) use web::WEB;
-
-/// Keep-alive connections of the load.
-const CLIENTS: usize = 64;
 
 /// How often all workers are replaced under it.
 const RESPAWNS: usize = 10;
@@ -68,115 +65,25 @@ fn webs(transport: AnyTransport, at: Listen) -> PoolBuilder<(), u32, pm::Postcar
     pool_of(&WEB, transport).raw().workers(2).spec(|spec| spec.listen(at))
 }
 
-// --- clients
-
-type Connection = BufReader<TcpStream>;
-
-async fn connect(address: &Listen) -> io::Result<Connection> {
-    let Listen::Tcp(address) = address else { panic!("{address:?}") };
-    TcpStream::connect(address).await.map(BufReader::new)
-}
-
-/// What a request came to: the status, the body, and whether the connection stays open.
-struct Answer {
-    status: u16,
-    body: String,
-    stays: bool,
-}
-
-async fn get(connection: &mut Connection, path: &str) -> io::Result<Answer> {
-    connection.write_all(format!("GET {path} HTTP/1.1\r\nhost: here\r\n\r\n").as_bytes()).await?;
-    let ended = || io::Error::from(io::ErrorKind::UnexpectedEof);
-    let mut line = String::new();
-    if connection.read_line(&mut line).await? == 0 {
-        return Err(ended());
-    }
-    let status = line.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(ended)?;
-    let (mut length, mut stays) = (0, true);
-    loop {
-        line.clear();
-        if connection.read_line(&mut line).await? == 0 {
-            return Err(ended());
-        }
-        let Some((name, value)) = line.trim_end().split_once(": ") else { break };
-        match name.to_ascii_lowercase().as_str() {
-            "content-length" => length = value.parse().map_err(|_| ended())?,
-            "connection" => stays = !value.eq_ignore_ascii_case("close"),
-            _ => {}
-        }
-    }
-    let mut body = vec![0; length];
-    connection.read_exact(&mut body).await?;
-    Ok(Answer { status, body: String::from_utf8_lossy(&body).trim_end().to_string(), stays })
-}
-
-/// Clients that ask one thing after another, each on a connection that it keeps for as long as the server does.
-struct Load {
-    is_over: Arc<AtomicBool>,
-    answers: Arc<AtomicU64>,
-    clients: JoinSet<Result<u64, String>>,
-}
-
-impl Load {
-    fn on(address: &Listen) -> Self {
-        let (is_over, answers) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let mut clients = JoinSet::new();
-        for _ in 0..CLIENTS {
-            let (address, is_over, answers) = (address.clone(), is_over.clone(), answers.clone());
-            clients.spawn(async move {
-                let mut connections = 0;
-                'connections: while !is_over.load(Ordering::Relaxed) {
-                    let mut connection =
-                        connect(&address).await.map_err(|error| format!("a connection was refused: {error}"))?;
-                    connections += 1;
-                    while !is_over.load(Ordering::Relaxed) {
-                        let answer = get(&mut connection, "/").await;
-                        let answer = answer.map_err(|error| format!("a connection was lost: {error}"))?;
-                        if answer.status != 200 {
-                            return Err(format!("an answer was {}", answer.status));
-                        }
-                        answers.fetch_add(1, Ordering::Relaxed);
-                        if !answer.stays {
-                            continue 'connections;
-                        }
-                    }
-                }
-                Ok(connections)
-            });
-        }
-        Load { is_over, answers, clients }
-    }
-
-    /// Waits until so many more are answered, by whoever it is.
-    async fn goes_on(&self) {
-        let goal = self.answers.load(Ordering::Relaxed) + 2 * CLIENTS as u64;
-        eventually("requests are answered", || self.answers.load(Ordering::Relaxed) >= goal).await;
-    }
-
-    /// How many connections it took. Not one request may have failed.
-    async fn end(mut self) -> u64 {
-        self.is_over.store(true, Ordering::Relaxed);
-        let mut connections = 0;
-        while let Some(client) = within(self.clients.join_next()).await {
-            connections += client.unwrap().unwrap();
-        }
-        connections
-    }
+/// Waits until so many more requests are answered, by whoever it is.
+async fn goes_on(load: &Load) {
+    let goal = load.answers.load(Ordering::Relaxed) + 2 * CLIENTS as u64;
+    eventually("requests are answered", || load.answers.load(Ordering::Relaxed) >= goal).await;
 }
 
 async fn respawn_under_load<I: 'static, O: 'static>(pool: &RawManager<I, O>) {
     let load = Load::on(&pool.addresses()[0]);
-    load.goes_on().await;
+    goes_on(&load).await;
     for _ in 0..RESPAWNS {
         let old = pids(pool);
         within(pool.respawn_with(2, Some(LONG))).await.unwrap();
         assert!(pids(pool).iter().all(|pid| !old.contains(pid)), "all of them are new");
         old.into_iter().for_each(|pid| gone_within(pid, Duration::ZERO));
-        load.goes_on().await;
+        goes_on(&load).await;
     }
     assert_eq!(pool.info().crashes, 0);
-    let connections = load.end().await;
-    assert!(connections > CLIENTS as u64, "connections were moved");
+    let seen = within(load.end()).await.expect("not one request may fail");
+    assert!(seen.connections > CLIENTS as u64, "connections were moved");
 }
 
 async fn respawns_under_load_lose_nothing(transport: AnyTransport) {
@@ -236,13 +143,13 @@ async fn node_activated() {
         }
     }
     let load = Load::on(&address);
-    load.goes_on().await;
+    goes_on(&load).await;
     let old = pids(&pool);
     within(pool.respawn_with(2, Some(LONG))).await.unwrap();
     assert!(pids(&pool).iter().all(|pid| !old.contains(pid)));
-    load.goes_on().await;
+    goes_on(&load).await;
     assert_eq!(pool.info().crashes, 0);
-    load.end().await;
+    within(load.end()).await.expect("not one request may fail");
     within(pool.shutdown()).await;
 }
 

@@ -153,11 +153,11 @@ async fn more_than_there_are_seats_for_wait() {
 async fn one_that_dies_loses_its_own_queries() {
     let scratch = Scratch::new();
     let (pool, path) = pool(&scratch, 2).await;
-    let visitors = [Visitor::to(&path, JOB.name()), Visitor::to(&path, JOB.name())];
+    let mut visitors = vec![Visitor::to(&path, JOB.name()), Visitor::to(&path, JOB.name())];
     are_there(&pool, 2).await;
-    // More often than any budget would allow.
+    // More often than any budget would allow. Whoever waits has the seat of the one that is killed.
     for _ in 0..8 {
-        let visitor = Visitor::to(&path, JOB.name());
+        visitors.push(Visitor::to(&path, JOB.name()));
         let worker = pool.workers().remove(0);
         let query = pool.query_on(worker.id, &Job::Sleep(LONG));
         let killed = async {
@@ -167,13 +167,9 @@ async fn one_that_dies_loses_its_own_queries() {
         let (answer, ()) = tokio::join!(within(query), killed);
         assert_eq!(lost(answer).pid, worker.pid);
         are_there(&pool, 2).await;
-        // The one that waited has the seat, whoever it was.
-        std::mem::forget(visitor);
     }
-    drop(visitors);
-    let left: Vec<_> = pool.workers().iter().map(|worker| worker.pid).collect();
     within(pool.shutdown()).await;
-    left.into_iter().for_each(|pid| kill(pid, Kill::KILL));
+    drop(visitors);
 }
 
 async fn one_that_does_not_yield_loses_its_link() {

@@ -8,7 +8,7 @@
 //!                           thread
 //! ```
 //!
-//! With `--stream` there is no board: [`streams`] sends each line to the task of its key, which has the stream.
+//! With `--stream` there is no board: `streams` sends each line to the task of its key, which has the stream.
 //!
 //! The board is the one state, without I/O or a clock: which jobs may go, which results may be written. Lanes are tasks that take a
 //! job from it, query the pool and bring the outcome back. Reading and writing block, so they have a thread each; what passes between
