@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 use pm::{
-    AnyTransport, Budget, Duplex, Event, ExitCause, ExitStatus, Incarnation, PoolBuilder, QueryErrorKind, Raw,
+    AnyTransport, Budget, Duplex, Event, ExitCause, ExitStatus, Incarnation, Json, PoolBuilder, QueryErrorKind, Raw,
     RawEvent, RawEvents, RawManager, RawWorker, StartError, StreamError, StreamReceiver,
 };
 use rustix::process::Signal as Kill;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
+use crate::kits::{Kit, each};
 use crate::support::{LONG, contains, event, gone_within, kill, one, over_all, pids, pool_of, within};
 
 pub static DESK: pm::Stream<Order, Report> = pm::Stream::new("desk", &desk).concurrency(1);
@@ -112,6 +114,7 @@ pub fn tests() -> Vec<Trial> {
         over_all("raw::the_environment_is_merged_or_replaced", the_environment_is_merged_or_replaced),
         over_all("raw::one_worker_alone", one_worker_alone),
         one("raw::in_process", in_process),
+        each("kits::raw_workers", in_kits),
     ]
     .into_iter()
     .flatten()
@@ -463,5 +466,56 @@ async fn in_process() {
     workers[0].set_load(0);
     assert_eq!(next(&mut reports).await, Report::End);
     within(release).await.unwrap().unwrap();
+    within(pool.shutdown()).await;
+}
+
+/// Tells what it hears, and that it is to leave.
+const PYTHON: &str = r#"
+import threading
+
+def desk(stream):
+    def leave():
+        pm_worker.draining.wait()
+        stream.write("draining")
+    threading.Thread(target=leave, daemon=True).start()
+    for message in stream: stream.write(message)
+    stream.write("end")
+
+pm_worker.serve(pm_worker.streams(desk))
+"#;
+
+const NODE: &str = r#"
+const { streams, draining } = require('KIT/pm_worker.js');
+
+serve(streams(async stream => {
+  draining.then(() => stream.write('draining'));
+  for await (const message of stream) await stream.write(message);
+  await stream.write('end');
+}));
+"#;
+
+async fn in_kits(kit: Kit, transport: AnyTransport) {
+    let code = if kit == Kit::Python { PYTHON } else { NODE };
+    let builder: PoolBuilder<Value, Value, Json, _> =
+        PoolBuilder::program(kit.to_string(), kit.spec(code), transport, Json);
+    let pool = builder.raw().start().await.unwrap();
+    let worker = pool.raw_workers().remove(0);
+    let mut messages = worker.receiver().unwrap();
+    let mut next = async || within(messages.next()).await.transpose().unwrap();
+    worker.set_load(1);
+    within(worker.send(&json!({"to": "desk"}))).await.unwrap();
+    assert_eq!(next().await, Some(json!({"to": "desk"})));
+    let release = tokio::spawn({
+        let worker = worker.clone();
+        async move { worker.release(None).await }
+    });
+    assert_eq!(next().await, Some(json!("draining")));
+    within(worker.send(&json!(1))).await.unwrap();
+    assert_eq!(next().await, Some(json!(1)));
+    worker.set_load(0);
+    assert_eq!(next().await, Some(json!("end")));
+    assert_eq!(next().await, None);
+    within(release).await.unwrap().unwrap();
+    assert_eq!(worker.ended().await, ExitCause::Requested);
     within(pool.shutdown()).await;
 }

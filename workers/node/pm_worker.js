@@ -243,6 +243,9 @@ function decodeError(payload) {
 }
 
 // The one conversation of this process, and the calls that wait and that run in it, the oldest first.
+let leaving;
+/** Resolved once the manager wants this worker to leave: then it should take on nothing new, such as connections. */
+const left = new Promise(resolve => (leaving = resolve));
 let serving, input, output, maxFrame = MAX_FRAME, ready = false, draining = false, resting = false, look = 0, held = 0;
 let parts = [], lack = 4; // of the frame that is not whole yet: its bytes, and how many more it takes at least
 const waiting = new Map(), running = new Map(), crowd = new Set(); // streams that wait for room on the link
@@ -276,7 +279,7 @@ function take({ kind, flags, remaining, id, payload }) {
     if (waiting.has(id)) send(ERR, dequeue(waiting.get(id)).id, '', kind === CANCEL ? CANCELLED : NOT_STARTED);
     else if (kind === CANCEL) running.get(id)?.cancel();
   } else if (kind === PING) send(PONG, id, payload);
-  else if (kind === DRAIN) draining = true;
+  else if (kind === DRAIN) leaving((draining = true));
   else if (kind === HELLO) shakeHands(payload);
   else if (flags & CRITICAL && kind !== PONG) quit(70, `violation: the unknown kind ${kind} is critical`);
 }
@@ -424,5 +427,5 @@ function takeLink({ PM_LINK, PM_LINK_FD, PM_SOCKET }) {
 }
 
 const { PM_ROLE } = process.env, link = takeLink(process.env);
-module.exports = { serve, streams, notice, encodeFrame, decodeFrame, decodeRemaining };
+module.exports = { serve, streams, notice, draining: left, encodeFrame, decodeFrame, decodeRemaining };
 if (require.main === module || module.id === '[eval]') main(...process.argv.slice(require.main ? 2 : 1));

@@ -106,6 +106,7 @@ class _Worker:
             self.send(PONG, id, payload)
         elif kind == DRAIN:
             self.draining = True
+            draining.set()
         elif kind == HELLO:
             self.shake_hands(payload)
         elif flags & CRITICAL and kind not in (PONG, CANCEL, RECALL):
@@ -457,6 +458,9 @@ def _take_link():
     sys.stdout.reconfigure(line_buffering=True)  # so that a crash loses no print
     return link[0], open(link[1], "wb")
 
+
+# Set once the manager wants this worker to leave: then it should take on nothing new, such as further connections.
+draining = threading.Event()
 
 _role, _worker, _local = os.environ.pop("PM_ROLE", None), None, threading.local()
 _reader, _writer = _take_link() if {"PM_LINK", "PM_SOCKET"} & set(os.environ) else (None, None)
