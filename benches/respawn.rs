@@ -61,7 +61,7 @@ async fn respawn(pool: &pm::Pool, time: Duration, respawns: u32) {
 }
 
 async fn http(time: Duration, respawns: u32) -> Vec<Duration> {
-    let address = pm::Listen::Tcp(([127, 0, 0, 1], 0).into());
+    let address = pm::ListenAddress::Tcp(([127, 0, 0, 1], 0).into());
     let pool = web::WEB.pool().raw().workers(2).spec(|spec| spec.listen(address)).start().await.expect("a pool");
     tokio::spawn(web::follow_loads(pool.subscribe()));
     let load = Load::on(&pool.addresses()[0]);

@@ -6,7 +6,7 @@
 //!
 //! | | a query | a stream | a raw worker |
 //! |---|---|---|---|
-//! | looks like | an async function | a socket | a colleague |
+//! | looks like | an async function | a socket | a child process with a pipe |
 //! | passes | one input, one output | messages both ways, in order | messages both ways, in order |
 //! | in one worker | as many as it runs at once, others wait | thousands | one, as long as it lives |
 //! | which worker | the one on which it costs least | the one with the fewest | you choose |
@@ -38,7 +38,7 @@
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
 //! let shards = SHARD.pool().raw().in_process().workers(2).start().await?;
 //! let shard = shards.least_loaded().ok_or("no shard serves")?;
-//! let mut sizes = shard.receiver().ok_or("somebody else reads")?;
+//! let mut sizes = shard.take_receiver().ok_or("somebody else reads")?;
 //! shard.send(&"a word".to_string()).await?;
 //! let size = sizes.next().await.transpose()?.unwrap_or_default();
 //! shard.set_load(size as u32);
@@ -85,7 +85,7 @@
 //! ```no_run
 //! # static WEB: pm::Stream<(), u32> = pm::Stream::new("web", &async |_: pm::Duplex<u32, ()>| Ok::<(), String>(()));
 //! # async fn app() -> Result<(), Box<dyn std::error::Error>> {
-//! let address: pm::Listen = "127.0.0.1:8080".parse()?;
+//! let address: pm::ListenAddress = "127.0.0.1:8080".parse()?;
 //! let pool = WEB.pool().raw().workers(2).spec(|spec| spec.listen(address)).start().await?;
 //! // … and after a deployment:
 //! pool.respawn_with(2, Some(std::time::Duration::from_secs(30))).await?;

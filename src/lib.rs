@@ -191,11 +191,11 @@ pub use pm_core::machine::event::Event;
 pub use pm_core::machine::exit::{ExitStatus, Signal};
 pub use pm_core::machine::id::{Incarnation, WorkerId};
 pub use pm_core::machine::retry::{Delay, Failure, Retry};
-pub use pm_core::machine::spec::{Inherit, Listen, Resource, Spec, SpecBuilder, Stderr};
+pub use pm_core::machine::spec::{Inherit, ListenAddress, Resource, Spec, SpecBuilder, Stderr};
 pub use pm_core::transport::Transport;
 pub use pm_core::worker::context::{cancelled, draining, is_draining, notice, on_cancel, time_left};
 pub use pm_core::worker::error::ServeError;
-pub use pm_core::worker::listeners::{Listener, listeners};
+pub use pm_core::worker::listeners::{Listener, take_listeners};
 pub use pm_core::worker::role::{ByteQuery, ByteStream, Role};
 
 /// Programs that do not speak the protocol: what their messages mean.
@@ -238,7 +238,7 @@ const CONNECTS: &[&dyn pm_core::transport::Connect] = &[
     &Shm::new(),
 ];
 
-/// Says which queries this program can serve. Call it first in a plain `main`, before any runtime, logger or thread: in a worker's process it
+/// Says which queries and streams this program can serve. Call it first in a plain `main`, before any runtime, logger or thread: in a worker's process it
 /// serves and never returns, in every other one it returns at once.
 ///
 /// ```no_run

@@ -79,7 +79,7 @@ async fn lines(script: &str) -> Text {
 
 fn only<I, O>(pool: &RawManager<I, O>) -> (RawWorker<I, O>, StreamReceiver<I, O>) {
     let [worker] = <[_; 1]>::try_from(pool.raw_workers()).expect("one worker");
-    let receiver = worker.receiver().expect("nobody else reads");
+    let receiver = worker.take_receiver().expect("nobody else reads");
     (worker, receiver)
 }
 
@@ -171,15 +171,15 @@ async fn a_death_is_told_with_its_cause() {
     let pool = lines("echo last words >&2; read -r line; echo \"$line\"; exit 7").await;
     let (worker, mut received) = only(&pool);
     let mut events = pool.subscribe();
-    assert!(matches!(within(events.next()).await, Some(RawEvent::Spawned(_))));
+    assert!(matches!(within(events.next()).await, Some(RawEvent::Serves(_))));
     within(worker.send(&"a word".to_string())).await.unwrap();
     assert_eq!(next(&mut received).await, "a word");
     let error = within(received.next()).await.unwrap().unwrap_err();
     let Some(QueryError::WorkerLost(lost)) = error.failed() else { panic!("{error}") };
     assert_eq!(lost.cause, ExitCause::Exited(ExitStatus::Code(7)));
     contains(&lost.stderr, "last words");
-    assert!(matches!(within(events.next()).await, Some(RawEvent::Unspawned(_))));
-    assert!(matches!(within(events.next()).await, Some(RawEvent::Spawned(_))));
+    assert!(matches!(within(events.next()).await, Some(RawEvent::Leaves(_))));
+    assert!(matches!(within(events.next()).await, Some(RawEvent::Serves(_))));
     within(pool.shutdown()).await;
 }
 

@@ -174,7 +174,7 @@ async fn stages_tell_how_they_are() {
     let pipeline = letters(crate::support::TRANSPORTS[1]).await;
     assert_eq!(within(pipeline.run("fine".to_string())).await.unwrap(), "4 letters");
     let info = pipeline.info();
-    let names: Vec<_> = info.iter().map(|stage| (&*stage.stage, stage.pool.answered)).collect();
+    let names: Vec<_> = info.iter().map(|stage| (&*stage.name, stage.pool.answered)).collect();
     assert_eq!(names, [("analyse", 1), ("generate", 1), ("format", 1)]);
     kill(pids(pipeline.stage("generate").unwrap())[0], rustix::process::Signal::KILL);
     eventually("its stage shows the crash", || pipeline.info()[1].pool.crashes == 1).await;

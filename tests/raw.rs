@@ -135,21 +135,21 @@ async fn ask(worker: &Worker, reports: &mut Reports, order: Order) -> Report {
 /// The next worker that comes, or goes.
 async fn spawned(events: &mut RawEvents<Order, Report>) -> Worker {
     match within(events.next()).await {
-        Some(RawEvent::Spawned(worker)) => worker,
+        Some(RawEvent::Serves(worker)) => worker,
         other => panic!("{other:?}"),
     }
 }
 
 async fn unspawned(events: &mut RawEvents<Order, Report>) -> Worker {
     match within(events.next()).await {
-        Some(RawEvent::Unspawned(worker)) => worker,
+        Some(RawEvent::Leaves(worker)) => worker,
         other => panic!("{other:?}"),
     }
 }
 
 fn only(pool: &Manager) -> (Worker, Reports) {
     let [worker] = <[_; 1]>::try_from(pool.raw_workers()).expect("one worker");
-    let reports = worker.receiver().expect("nobody else reads");
+    let reports = worker.take_receiver().expect("nobody else reads");
     (worker, reports)
 }
 
@@ -158,8 +158,8 @@ async fn each_worker_has_its_conversation(transport: AnyTransport) {
     let workers = pool.raw_workers();
     assert_eq!(workers.iter().map(|worker| worker.id().0).collect::<Vec<_>>(), [1, 2, 3]);
     for worker in &workers {
-        let mut reports = worker.receiver().unwrap();
-        assert!(worker.receiver().is_none(), "there is one reader");
+        let mut reports = worker.take_receiver().unwrap();
+        assert!(worker.take_receiver().is_none(), "there is one reader");
         assert_eq!(ask(worker, &mut reports, Order::Pid).await, Report::Number(worker.pid().into()));
         let number = Report::Variable(Some(worker.id().0.to_string()));
         assert_eq!(ask(worker, &mut reports, Order::Env("PM_WORKER".into())).await, number);
@@ -264,7 +264,7 @@ async fn a_release_has_a_deadline(transport: AnyTransport) {
         assert_eq!(worker.ended().await, ExitCause::Requested);
         gone_within(worker.pid(), Duration::ZERO);
     }
-    let mut reports = workers[2].receiver().unwrap();
+    let mut reports = workers[2].take_receiver().unwrap();
     assert_eq!(ask(&workers[2], &mut reports, Order::Pid).await, Report::Number(workers[2].pid().into()));
     within(pool.shutdown()).await;
 }
@@ -272,7 +272,7 @@ async fn a_release_has_a_deadline(transport: AnyTransport) {
 async fn a_respawn_leaves_loads_where_they_are(transport: AnyTransport) {
     let pool = desks(transport).workers(2).start().await.unwrap();
     let old = pool.raw_workers();
-    let mut reports = old[0].receiver().unwrap();
+    let mut reports = old[0].take_receiver().unwrap();
     old[0].set_load(1);
     let respawn = tokio::spawn({
         let pool = pool.clone();
@@ -293,7 +293,7 @@ async fn a_respawn_leaves_loads_where_they_are(transport: AnyTransport) {
 async fn a_death_ends_one_conversation(transport: AnyTransport) {
     let pool = desks(transport).workers(2).start().await.unwrap();
     let workers = pool.raw_workers();
-    let (mut of_first, mut of_second) = (workers[0].receiver().unwrap(), workers[1].receiver().unwrap());
+    let (mut of_first, mut of_second) = (workers[0].take_receiver().unwrap(), workers[1].take_receiver().unwrap());
     let mut events = pool.events();
     workers[0].set_load(4);
     within(workers[0].send(&Order::Abort)).await.unwrap();
@@ -327,13 +327,13 @@ async fn a_worker_that_returns_is_replaced(transport: AnyTransport) {
     let mut events = pool.subscribe();
     let worker = spawned(&mut events).await;
     within(worker.send(&Order::Return)).await.unwrap();
-    assert!(within(worker.receiver().unwrap().next()).await.is_none());
+    assert!(within(worker.take_receiver().unwrap().next()).await.is_none());
     assert_eq!(within(worker.ended()).await, ExitCause::Returned);
     assert_eq!(unspawned(&mut events).await.pid(), worker.pid());
     // With an error its reader has that.
     let worker = spawned(&mut events).await;
     within(worker.send(&Order::Fail("no more paper".to_string()))).await.unwrap();
-    let error = within(worker.receiver().unwrap().next()).await.unwrap().unwrap_err();
+    let error = within(worker.take_receiver().unwrap().next()).await.unwrap().unwrap_err();
     contains(error.to_string(), "no more paper");
     assert_eq!(within(worker.ended()).await, ExitCause::Returned);
     assert_eq!(unspawned(&mut events).await.pid(), worker.pid());
@@ -360,12 +360,12 @@ async fn what_nobody_reads_holds_up_nobody_else(transport: AnyTransport) {
     let pool = desks(transport).workers(2).window(16, 1 << 16).start().await.unwrap();
     let workers = pool.raw_workers();
     within(workers[0].send(&Order::Count(100_000))).await.unwrap();
-    let mut of_second = workers[1].receiver().unwrap();
+    let mut of_second = workers[1].take_receiver().unwrap();
     for _ in 0..100 {
         assert_eq!(ask(&workers[1], &mut of_second, Order::Pid).await, Report::Number(workers[1].pid().into()));
     }
     // All of it is there for who reads late.
-    let mut of_first = workers[0].receiver().unwrap();
+    let mut of_first = workers[0].take_receiver().unwrap();
     for number in 0..100_000 {
         assert_eq!(next(&mut of_first).await, Report::Number(number));
     }
@@ -438,7 +438,7 @@ async fn the_environment_is_merged_or_replaced(transport: AnyTransport) {
 async fn one_worker_alone(transport: AnyTransport) {
     let alone = desks(transport).start_worker().await.unwrap();
     let worker = alone.raw().unwrap();
-    let mut reports = worker.receiver().unwrap();
+    let mut reports = worker.take_receiver().unwrap();
     assert_eq!(ask(&worker, &mut reports, Order::Pid).await, Report::Number(worker.pid().into()));
     kill(worker.pid(), Kill::KILL);
     within(worker.ended()).await;
@@ -454,7 +454,7 @@ async fn one_worker_alone(transport: AnyTransport) {
 async fn in_process() {
     let pool = DESK.pool().raw().in_process().workers(2).start().await.unwrap();
     let workers = pool.raw_workers();
-    let mut reports = workers[0].receiver().unwrap();
+    let mut reports = workers[0].take_receiver().unwrap();
     let pid = Report::Number(std::process::id().into());
     assert_eq!(ask(&workers[0], &mut reports, Order::Pid).await, pid);
     workers[0].set_load(1);
@@ -500,7 +500,7 @@ async fn in_kits(kit: Kit, transport: AnyTransport) {
         PoolBuilder::program(kit.to_string(), kit.spec(code), transport, Json);
     let pool = builder.raw().start().await.unwrap();
     let worker = pool.raw_workers().remove(0);
-    let mut messages = worker.receiver().unwrap();
+    let mut messages = worker.take_receiver().unwrap();
     let mut next = async || within(messages.next()).await.transpose().unwrap();
     worker.set_load(1);
     within(worker.send(&json!({"to": "desk"}))).await.unwrap();

@@ -32,6 +32,7 @@ pub fn tests() -> Vec<Trial> {
         one("visitors::one_that_dies_loses_its_own_queries", one_that_dies_loses_its_own_queries),
         one("visitors::one_that_does_not_yield_loses_its_link", one_that_does_not_yield_loses_its_link),
         one("visitors::strangers_hold_up_nobody", strangers_hold_up_nobody),
+        one("visitors::roles_must_fit", roles_must_fit),
         one("visitors::the_socket_is_private_and_goes_with_its_pool", the_socket_is_private_and_goes_with_its_pool),
         one("visitors::they_may_serve_streams", they_may_serve_streams),
         one("visitors::other_transports_take_none", other_transports_take_none),
@@ -219,8 +220,25 @@ async fn strangers_hold_up_nobody() {
     drop(silent);
     let visitor = Visitor::to(&path, JOB.name());
     assert_eq!(within(pool.query(&Job::Pid)).await.unwrap(), Said::Pid(visitor.pid()));
-    // And one that has another role than the pool asks for.
     within(pool.shutdown()).await;
+}
+
+async fn roles_must_fit() {
+    let scratch = Scratch::new();
+    let path = scratch.path("pool.sock");
+    let pool = pool_at(&path).spec(|spec| spec.serving(JOB.name())).start().await.unwrap();
+    let mut events = pool.events();
+    // What the pool asks for counts, whatever the visitor was started for; one that has no such role says so and goes.
+    let _visitor = Visitor::to(&path, TALK.name());
+    assert!(matches!(within(pool.query(&Job::Pid)).await.unwrap(), Said::Pid(_)));
+    within(pool.shutdown()).await;
+    let pool = pool_at(&path).spec(|spec| spec.serving("no-such-role")).start().await.unwrap();
+    let mut of_second = pool.events();
+    let mut visitor = Visitor::to(&path, JOB.name());
+    contains(crate::support::crash(&mut of_second).await.to_string(), "link");
+    assert_eq!(visitor.0.wait().unwrap().code(), Some(64));
+    within(pool.shutdown()).await;
+    assert!(events.try_recv().is_ok());
 }
 
 async fn the_socket_is_private_and_goes_with_its_pool() {

@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn app() -> Result<(), Box<dyn Error>> {
-    let address: pm::Listen = std::env::args().nth(1).as_deref().unwrap_or("127.0.0.1:8080").parse()?;
+    let address: pm::ListenAddress = std::env::args().nth(1).as_deref().unwrap_or("127.0.0.1:8080").parse()?;
     let pool = web::WEB.pool().raw().workers(2).spec(|spec| spec.listen(address)).start().await?;
     tokio::spawn(web::follow_loads(pool.subscribe()));
     println!("http://{}/ is served by {} processes", pool.addresses()[0], pool.workers().len());

@@ -24,7 +24,7 @@ const IDLE: Duration = Duration::from_secs(1);
 
 async fn web(mut program: Duplex<u32, ()>) -> Result<(), String> {
     let text = |error: std::io::Error| error.to_string();
-    let listener = pm::listeners().pop().ok_or("a web worker needs a listener")?.tcp().map_err(text)?;
+    let listener = pm::take_listeners().pop().ok_or("a web worker needs a listener")?.tcp().map_err(text)?;
     listener.set_nonblocking(true).map_err(text)?;
     let listener = TcpListener::from_std(listener).map_err(text)?;
     let mut connections = JoinSet::new();
@@ -63,10 +63,7 @@ async fn serve(connection: TcpStream) {
     let _ = connection.await;
 }
 
-async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    if request.uri().path() == "/hang" {
-        std::future::pending::<()>().await;
-    }
+async fn answer(_: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let mut response = Response::new(Full::from(format!("{}\n", std::process::id())));
     if pm::is_draining() {
         // Closing a connection between two requests would lose one that is on its way; a client that is told asks elsewhere.
@@ -78,8 +75,8 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
 /// Makes the connections of each worker its load, so that the busiest are kept and a release waits for them.
 pub(crate) async fn follow_loads(mut workers: RawEvents<(), u32>) {
     while let Some(event) = workers.next().await {
-        let RawEvent::Spawned(worker) = event else { continue };
-        let Some(mut loads) = worker.receiver() else { continue };
+        let RawEvent::Serves(worker) = event else { continue };
+        let Some(mut loads) = worker.take_receiver() else { continue };
         tokio::spawn(async move {
             while let Some(Ok(connections)) = loads.next().await {
                 worker.set_load(connections);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use pm::Listen;
+use pm::ListenAddress;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -15,8 +15,8 @@ pub const CLIENTS: usize = 64;
 
 pub type Connection = BufReader<TcpStream>;
 
-pub async fn connect(address: &Listen) -> io::Result<Connection> {
-    let Listen::Tcp(address) = address else { panic!("{address:?}") };
+pub async fn connect(address: &ListenAddress) -> io::Result<Connection> {
+    let ListenAddress::Tcp(address) = address else { panic!("{address:?}") };
     TcpStream::connect(address).await.map(BufReader::new)
 }
 
@@ -69,7 +69,7 @@ pub struct Client {
 }
 
 impl Load {
-    pub fn on(address: &Listen) -> Self {
+    pub fn on(address: &ListenAddress) -> Self {
         let (is_over, answers) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let mut clients = JoinSet::new();
         for _ in 0..CLIENTS {
@@ -91,7 +91,7 @@ impl Load {
     }
 }
 
-async fn client(address: Listen, is_over: Arc<AtomicBool>, answers: Arc<AtomicU64>) -> Result<Client, String> {
+async fn client(address: ListenAddress, is_over: Arc<AtomicBool>, answers: Arc<AtomicU64>) -> Result<Client, String> {
     let mut client = Client::default();
     while !is_over.load(Ordering::Relaxed) {
         let mut began = Instant::now();

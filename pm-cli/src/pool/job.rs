@@ -1,8 +1,5 @@
 //! One job: what goes to the worker for it, and why it has no result.
 
-use std::borrow::Cow;
-use std::time::Duration;
-
 use bytes::Bytes;
 use pm::{ExitCause, HandlerError, HandlerErrorKind, QueryError};
 use serde::Serialize;
@@ -61,10 +58,10 @@ pub(super) fn payload(line: &Line, input: Input, wire: Wire) -> Result<Bytes, Jo
         Line::Whole(bytes) => bytes,
         Line::TooLong { bytes, .. } => {
             let message = format!("the line has {bytes} bytes; --max-line takes longer ones");
-            return Err(JobError::of_input("line_too_long", message));
+            return Err(JobError::untried("line_too_long", message));
         }
     };
-    let bad = |message: String| JobError::of_input("bad_input", message);
+    let bad = |message: String| JobError::untried("bad_input", message);
     let not_json = |error: serde_json::Error| match bytes.trim_ascii() {
         [] => bad("not JSON: the line is blank".to_string()),
         // It is always line 1: of the job, not of the input.
@@ -97,14 +94,9 @@ pub(super) fn payload(line: &Line, input: Input, wire: Wire) -> Result<Bytes, Jo
 }
 
 impl JobError {
-    /// A line that is no job.
-    pub(super) fn of_input(kind: &'static str, message: String) -> Self {
+    /// What became of no try: of a line that is no job, or of a stream.
+    pub(super) fn untried(kind: &'static str, message: String) -> Self {
         JobError { kind, message, tries: 0, ..JobError::default() }
-    }
-
-    /// Something became of a stream, and of no single message on it.
-    pub(super) fn of_stream(kind: &'static str, message: String) -> Self {
-        JobError::of_input(kind, message)
     }
 
     /// The answer of a worker is not what it should be.
@@ -140,7 +132,7 @@ impl Failed {
         match error {
             QueryError::Handler(error) => Failed::Error(JobError::of_handler(*error, wire)),
             QueryError::TimedOut { limit, .. } => {
-                let message = format!("it took longer than {}", seconds(limit));
+                let message = format!("it took longer than {limit:?}");
                 Failed::TimedOut(JobError { kind: "timed_out", message, ..JobError::default() })
             }
             // pm itself ended it.
@@ -154,16 +146,12 @@ impl Failed {
                 stderr: Some(lost.stderr),
                 ..JobError::default()
             }),
-            QueryError::Encode { message, .. } => Failed::Error(JobError::of_input("bad_input", message)),
-            QueryError::TooLarge { .. } => Failed::Error(JobError::of_input("bad_input", error.to_string())),
+            QueryError::Encode { message, .. } => Failed::Error(JobError::untried("bad_input", message)),
+            QueryError::TooLarge { .. } => Failed::Error(JobError::untried("bad_input", error.to_string())),
             QueryError::Decode { message, .. } => Failed::Error(JobError::bad_answer(message, 0)),
             _ => Failed::NotRun,
         }
     }
-}
-
-fn seconds(limit: Duration) -> Cow<'static, str> {
-    Cow::Owned(format!("{limit:?}"))
 }
 
 #[cfg(test)]

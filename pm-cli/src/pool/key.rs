@@ -44,7 +44,7 @@ impl Key {
 
     /// The key of a line.
     pub(super) fn of(&self, line: &Line) -> Result<String, JobError> {
-        let no_key = |message: String| JobError::of_input("no_key", message);
+        let no_key = |message: String| JobError::untried("no_key", message);
         let Line::Whole(bytes) = line else {
             return Err(no_key("a line that is too long has no key".to_string()));
         };
@@ -59,7 +59,7 @@ impl Key {
             }
             Key::Member(path) => {
                 let value: Value = serde_json::from_slice(bytes)
-                    .map_err(|error| JobError::of_input("bad_input", format!("not JSON: {error}")))?;
+                    .map_err(|error| JobError::untried("bad_input", format!("not JSON: {error}")))?;
                 let found = path.iter().try_fold(&value, |value, name| value.get(name));
                 match found {
                     None => return Err(no_key(format!("the value has no {self}"))),

@@ -328,7 +328,7 @@ impl Run {
                 beginnings = 0;
             } else if beginnings >= MOST_BEGINNINGS && next.take().is_some() {
                 let message = format!("{MOST_BEGINNINGS} streams in a row ended without taking this message");
-                self.report(key, JobError::of_stream("not_taken", message)).await;
+                self.report(key, JobError::untried("not_taken", message)).await;
             }
             if next.is_none() {
                 next = inbox.recv().await;
@@ -426,7 +426,7 @@ impl Run {
                 _ => return,
             },
             StreamError::Ended => return,
-            error => JobError::of_stream("stream", error.to_string()),
+            error => JobError::untried("stream", error.to_string()),
         };
         self.report(key, error).await;
     }

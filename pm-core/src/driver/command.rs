@@ -1,7 +1,7 @@
 //! What a Spec means for the process that is made of it, whatever that is for: a worker, or a program that runs once.
 
 use super::launch::{self, Command, LaunchError};
-use super::listen::LISTEN_VARIABLES;
+use super::listeners::LISTEN_VARIABLES;
 use crate::machine::spec::{Program, Resource, Spec};
 use crate::transport::{
     LINK_FD_VARIABLE, LINK_VARIABLE, OUTBOX_FD_VARIABLE, ROLE_VARIABLE, SOCKET_VARIABLE, WORKER_VARIABLE,

@@ -5,7 +5,8 @@
 //! | [`launch`] | starts and ends processes |
 //! | `command` | what a Spec means for its process |
 //! | `start` | makes a worker out of a Spec and a transport |
-//! | `listen` | binds what all processes of a Spec accept from |
+//! | `listeners` | binds what all processes of a Spec accept from |
+//! | `socket_path` | sockets with a path in the file system |
 //! | `exec` | a program that runs once |
 //! | `worker` | lives through one incarnation of a worker |
 //! | `link` | the calls on one link |
@@ -31,10 +32,11 @@ pub mod framed;
 pub(crate) mod inprocess;
 pub mod launch;
 pub(crate) mod link;
-pub(crate) mod listen;
+pub(crate) mod listeners;
 pub mod memory;
 pub(crate) mod pool;
 pub(crate) mod signal;
+mod socket_path;
 mod spare;
 pub(crate) mod start;
 pub(crate) mod stderr;

@@ -12,7 +12,7 @@ use tokio::net::unix::pipe;
 
 use super::command;
 use super::launch::{self, Child, ChildState, Command};
-use super::listen::{FIRST_LISTENER, Listeners};
+use super::listeners::{FIRST_LISTENER, Listeners};
 use crate::face::error::StartError;
 use crate::machine::cause::ExitCause;
 use crate::machine::exit::{ExitStatus, Signal};

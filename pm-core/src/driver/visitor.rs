@@ -13,12 +13,12 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
-use super::listen::{self, SocketPath};
+use super::socket_path::{self, SocketPath};
 use super::start::{Life, Started, Starter};
 use crate::face::error::StartError;
 use crate::machine::exit::ExitStatus;
 use crate::machine::id::{Incarnation, WorkerId};
-use crate::machine::spec::{Listen, Spec, Stderr};
+use crate::machine::spec::{ListenAddress, Spec, Stderr};
 use crate::machine::unit::{Farewell, Times};
 use crate::sys::inherited;
 use crate::transport::{Transport, TransportError};
@@ -40,9 +40,11 @@ pub(crate) struct Door {
 impl Door {
     /// Opens it. Its directory is made where it is missing, for its owner alone.
     pub(crate) fn open(path: &Path) -> Result<Self, StartError> {
-        let refused =
-            |source: io::Error| StartError::Listen { address: Listen::Unix(path.to_owned()), source: Arc::new(source) };
-        let (listener, held) = listen::bind_private(path).map_err(refused)?;
+        let refused = |source: io::Error| StartError::Listen {
+            address: ListenAddress::Unix(path.to_owned()),
+            source: Arc::new(source),
+        };
+        let (listener, held) = socket_path::bind_private(path).map_err(refused)?;
         listener.set_nonblocking(true).map_err(refused)?;
         let listener = UnixListener::from_std(listener).map_err(refused)?;
         Ok(Door { listener, path: path.to_owned(), _held: held })

@@ -77,7 +77,6 @@ pub(crate) struct Task<S: Starter> {
     pub(crate) orders: mpsc::Receiver<Order>,
     /// The pool has let go of this task.
     pub(crate) deserted: bool,
-    pub(crate) farewell: unit::Farewell,
 }
 
 impl<S: Starter> Task<S> {
@@ -119,9 +118,8 @@ impl<S: Starter> Task<S> {
                 stderr::follow(pipe, tail, plan.starter.stderr(), prefix, ended, read).await;
             }
         };
-        self.farewell = farewell;
         let live = async {
-            let aboard = self.live(&mut life, link, outbox).await;
+            let aboard = self.live(&mut life, link, outbox, farewell).await;
             drop(ended);
             // The error of a lost call has the last words.
             let _ = was_read.await;
@@ -132,7 +130,13 @@ impl<S: Starter> Task<S> {
     }
 
     /// From the first frame to the end of the process.
-    async fn live(&mut self, life: &mut Life, link: S::Link, outbox: Option<OwnedFd>) -> Aboard {
+    async fn live(
+        &mut self,
+        life: &mut Life,
+        link: S::Link,
+        outbox: Option<OwnedFd>,
+        farewell: unit::Farewell,
+    ) -> Aboard {
         let pid = life.pid();
         let (mut tx, mut rx) = link.split();
         let hello = Hello {
@@ -198,7 +202,7 @@ impl<S: Starter> Task<S> {
         let aboard = Aboard { pid: Some(pid), ..Aboard::default() };
         self.unit(unit::Input::Ready(self.incarnation), aboard).await;
         let driver = LinkDriver::new(shared.clone(), self.plan.yard.clone());
-        self.serve(life, &shared, driver, outbox).await;
+        self.serve(life, &shared, driver, outbox, farewell).await;
         shared.close_inbox();
         Aboard { pid: Some(pid), calls: shared.load() as usize, last_notice: shared.last_notice() }
     }
@@ -210,6 +214,7 @@ impl<S: Starter> Task<S> {
         shared: &Arc<LinkShared<TxOf<S>>>,
         driver: LinkDriver<TxOf<S>>,
         outbox: Option<OwnedFd>,
+        farewell: unit::Farewell,
     ) {
         let mut driver = driver;
         let mut open = true;
@@ -221,7 +226,7 @@ impl<S: Starter> Task<S> {
             let is_drained = !told_drained && shared.is_drained();
             if is_drained {
                 told_drained = true;
-                let drained = unit::Input::Drained(self.incarnation, self.farewell);
+                let drained = unit::Input::Drained(self.incarnation, farewell);
                 self.unit(drained, Aboard::default()).await;
             }
             if !has_returned && shared.has_returned() {

@@ -17,7 +17,7 @@ use super::worker::Worker;
 use super::{registry, spawning};
 use crate::codec::{Codec, Format, Postcard};
 use crate::driver::inprocess::ThreadStarter;
-use crate::driver::listen::Listeners;
+use crate::driver::listeners::Listeners;
 use crate::driver::pool::{self, AnyPool, Command, Hooks, Settings};
 use crate::driver::start::ProcessStarter;
 use crate::driver::visitor::{Door, VisitorStarter};
@@ -112,7 +112,13 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
 
     /// The same pool, but its workers serve streams.
     pub fn streams(self) -> PoolBuilder<I, O, C, T, Streams> {
-        self.serving()
+        self.exchange(|transport, codec, _| (transport, codec, Streams::default()))
+    }
+
+    /// The same pool, but its workers are raw: each serves one stream, which the pool opens with it. See
+    /// [`RawManager`](super::raw::RawManager).
+    pub fn raw(self) -> PoolBuilder<I, O, C, T, Raw> {
+        self.streams().raw()
     }
 
     fn new(name: Arc<str>, spec: SpecBuilder, role: Option<&'static dyn Role>, transport: T, codec: C) -> Self {
@@ -156,17 +162,6 @@ impl<I, O, C, T, M> PoolBuilder<I, O, C, T, M> {
     pub fn spec(mut self, change: impl FnOnce(SpecBuilder) -> SpecBuilder) -> Self {
         self.spec = change(self.spec);
         self
-    }
-
-    /// The same pool, but its workers are raw: each serves one stream, which the pool opens with it. See
-    /// [`RawManager`](super::raw::RawManager).
-    pub fn raw(self) -> PoolBuilder<I, O, C, T, Raw> {
-        self.serving()
-    }
-
-    /// The same pool with other calls, in their default settings.
-    fn serving<N: Default>(self) -> PoolBuilder<I, O, C, T, N> {
-        self.exchange(|transport, codec, _| (transport, codec, N::default()))
     }
 
     /// Uses another transport.
@@ -258,6 +253,12 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
 }
 
 impl<I, O, C, T> PoolBuilder<I, O, C, T, Streams> {
+    /// The same pool, but its workers are raw: each serves one stream, which the pool opens with it. See
+    /// [`RawManager`](super::raw::RawManager).
+    pub fn raw(self) -> PoolBuilder<I, O, C, T, Raw> {
+        self.exchange(|transport, codec, Streams { window }| (transport, codec, Raw { window }))
+    }
+
     /// How many messages, and bytes in them, this program holds of each stream that it has not read: 256 and 256 KiB by default. Both from 1 to 2^31 - 1. What the
     /// worker holds is for its role to say.
     pub fn window(mut self, messages: u32, bytes: u32) -> Self {
@@ -384,6 +385,10 @@ fn recipe<I, O, C: Format, T: Transport + Clone, M: Calls<I, O, C>>(
         let settings = Settings { name: name.clone(), codec: codec.name().to_string(), queue, budget, link, hooks };
         let threads = !force && (in_process || !spawning::is_enabled());
         if let Program::Visitor(_) = spec.what() {
+            if in_process {
+                let why = "visitors are processes, which nobody here starts";
+                return Err(StartError::Setting { setting: "in-process mode", value: "on".to_string(), why });
+            }
             // The first pool has it, and no other one ever.
             let Some(door) = door.lock().unwrap_or_else(PoisonError::into_inner).take() else {
                 let why = "a visitor comes by itself, and cannot be started for one query";

@@ -16,7 +16,7 @@ use crate::machine::frame::MAX_PAYLOAD;
 use crate::machine::handshake::Mismatch;
 use crate::machine::id::WorkerId;
 use crate::machine::retry::POISON;
-use crate::machine::spec::{BadSpec, Listen};
+use crate::machine::spec::{BadSpec, ListenAddress};
 use crate::machine::stream::Fault;
 use crate::transport::TransportError;
 
@@ -377,7 +377,7 @@ pub enum StartError {
     #[error("cannot listen on {address}: {source}{}", another(source))]
     Listen {
         /// The address.
-        address: Listen,
+        address: ListenAddress,
         /// Why not.
         source: Arc<io::Error>,
     },

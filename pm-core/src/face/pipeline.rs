@@ -20,7 +20,10 @@ use super::registry::SHUTDOWN_LIMIT;
 use crate::codec::Codec;
 
 type Run<I, O> = dyn Fn(I) -> Answer<O> + Send + Sync;
-type Answer<O> = Pin<Box<dyn Future<Output = Result<O, PipelineError>> + Send>>;
+type Answer<O> = Pin<Box<dyn Future<Output = Result<O, Failed>> + Send>>;
+
+/// Where an item failed, counted from 0, and why.
+type Failed = (usize, QueryError);
 
 /// Stages that each item goes through, one after the other. Each is a pool with workers, limits and retries of its own; items that follow each other are in
 /// different stages at the same time.
@@ -66,8 +69,8 @@ pub struct PipelineError {
 /// How one stage is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageInfo {
-    /// The name of the stage.
-    pub stage: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
     /// Its pool.
     pub pool: PoolInfo,
 }
@@ -78,10 +81,7 @@ impl<I: Send + 'static, O: 'static> Pipeline<I, O> {
         let stages = [Stage { name: stage.into(), pool: (*manager).clone() }];
         let run = move |input: I| -> Answer<O> {
             let query = manager.query(&input);
-            Box::pin(async move {
-                // The stages that there are, and their names, are for the whole pipeline to know.
-                query.await.map_err(|error| PipelineError { stage: "".into(), place: 1, stages: 0, error })
-            })
+            Box::pin(async move { query.await.map_err(|error| (0, error)) })
         };
         Pipeline { stages: stages.into(), run: Arc::new(run) }
     }
@@ -93,14 +93,14 @@ impl<I: Send + 'static, O: 'static> Pipeline<I, O> {
         C: Codec<O> + Codec<P>,
     {
         let Pipeline { stages, run } = self;
-        let place = stages.len() + 1;
+        let place = stages.len();
         let last = Stage { name: stage.into(), pool: (*manager).clone() };
         let run = move |input: I| -> Answer<P> {
             let before = run(input);
             let manager = manager.clone();
             Box::pin(async move {
                 let query = manager.query(&before.await?);
-                query.await.map_err(|error| PipelineError { stage: "".into(), place, stages: 0, error })
+                query.await.map_err(|error| (place, error))
             })
         };
         Pipeline { stages: stages.iter().cloned().chain([last]).collect(), run: Arc::new(run) }
@@ -128,16 +128,15 @@ impl<I: Send + 'static, O: 'static> Pipeline<I, O> {
     pub fn run(&self, input: I) -> impl Future<Output = Result<O, PipelineError>> + Send + use<I, O> {
         let (answer, stages) = ((self.run)(input), self.stages.clone());
         async move {
-            answer.await.map_err(|error| {
-                let stage = stages.get(error.place - 1).map_or_else(|| "".into(), |stage| stage.name.clone());
-                PipelineError { stage, stages: stages.len(), ..error }
+            answer.await.map_err(|(place, error)| {
+                let stage = stages[place].name.clone();
+                PipelineError { stage, place: place + 1, stages: stages.len(), error }
             })
         }
     }
 
-    /// Takes many items through, at most `at_once` of them at the same time (1 at least), and gives what comes of each, in their order. It takes a further item only
-    /// when there is room for it, and none while nobody asks for the next result but for those `at_once`: so a slow stage, or a slow reader, holds up whoever
-    /// makes the items.
+    /// Takes many items through, at most `at_once` of them at the same time (1 at least), and gives what comes of each, in their order. It takes the next item
+    /// when fewer than that are inside, and only while somebody polls for a result: so a slow stage, or a slow reader, holds up whoever makes the items.
     ///
     /// An item that fails is an error in its place, and the others go on.
     ///
@@ -154,7 +153,7 @@ impl<I: Send + 'static, O: 'static> Pipeline<I, O> {
 impl<I, O> Pipeline<I, O> {
     /// How each stage is doing, in their order.
     pub fn info(&self) -> Vec<StageInfo> {
-        let info = |stage: &Stage| StageInfo { stage: stage.name.clone(), pool: stage.pool.info() };
+        let info = |stage: &Stage| StageInfo { name: stage.name.clone(), pool: stage.pool.info() };
         self.stages.iter().map(info).collect()
     }
 
@@ -232,18 +231,13 @@ impl<I: Send + 'static, O: Send + 'static, S: Stream<Item = I> + Unpin> Stream f
         let joined = ready!(Pin::new(first).poll(cx));
         this.running.pop_front();
         match joined.map_err(JoinError::try_into_panic) {
-            Ok(output) => {
-                // There is room for one more, which comes in with the next look.
-                Poll::Ready(Some(output))
-            }
+            Ok(output) => Poll::Ready(Some(output)),
             Err(Ok(panic)) => std::panic::resume_unwind(panic),
             // Its runtime shuts down, and with it whoever asks.
             Err(Err(_)) => Poll::Pending,
         }
     }
 }
-
-impl<I, O, S: Unpin> Unpin for Outputs<I, O, S> {}
 
 impl<I, O> Clone for Pipeline<I, O> {
     fn clone(&self) -> Self {

@@ -14,13 +14,14 @@ use crate::driver::pool::{AnyPool, Command};
 use crate::machine::event::Event;
 use crate::machine::id::WorkerId;
 use crate::machine::pool::Input;
-use crate::machine::spec::Listen;
+use crate::machine::spec::ListenAddress;
 use crate::machine::time::Time;
 
 pub use crate::driver::pool::{PoolInfo, WorkerInfo};
 
-/// What all managers have in common: a pool of workers. A [`QueryManager`](super::query::QueryManager) and a
-/// [`StreamManager`](super::stream::StreamManager) are pools, by `Deref`, so that what is said here can be asked of them.
+/// What all managers have in common: a pool of workers. A [`QueryManager`](super::query::QueryManager), a
+/// [`StreamManager`](super::stream::StreamManager) and a [`RawManager`](super::raw::RawManager) are pools, by `Deref`, so that what is said here can be
+/// asked of them.
 ///
 /// It is cheap to clone, and every clone is the same pool. When the last clone of it and of its manager is dropped, the workers are killed.
 #[derive(Clone)]
@@ -31,7 +32,7 @@ pub struct Pool {
 /// What all clones share.
 pub(super) struct Handle {
     pub(super) pool: Arc<dyn AnyPool>,
-    pub(super) addresses: Arc<[Listen]>,
+    pub(super) addresses: Arc<[ListenAddress]>,
 }
 
 impl Drop for Handle {
@@ -47,7 +48,7 @@ impl Pool {
     }
 
     /// What its workers listen on, in the order of the Spec, with the ports that the kernel chose. Empty where the Spec has no listeners.
-    pub fn addresses(&self) -> &[Listen] {
+    pub fn addresses(&self) -> &[ListenAddress] {
         &self.handle.addresses
     }
 
@@ -56,7 +57,7 @@ impl Pool {
         self.handle.pool.workers()
     }
 
-    /// The worker with the fewest calls.
+    /// The worker with the smallest load, as it is now. Takes nothing: it may have more a moment later.
     pub fn acquire(&self) -> Option<WorkerInfo> {
         self.workers().into_iter().min_by_key(|worker| (worker.load, worker.id))
     }
@@ -74,7 +75,7 @@ impl Pool {
     /// Has `workers` workers: starts what is missing, and drains the idlest of what is too many. Returns once that is so.
     ///
     /// # Cancel safety
-    /// A change that has begun goes on without its caller. That holds for all that follow here.
+    /// What was asked for goes on without its caller.
     ///
     /// # Errors
     /// [`StartError`] where workers cannot be started, or the pool is shut down.

@@ -49,7 +49,7 @@ impl<I, O> RawManager<I, O> {
 
     /// The worker with the smallest load; of several the one with the lowest number.
     pub fn least_loaded(&self) -> Option<RawWorker<I, O>> {
-        self.acquire().and_then(|worker| self.raw_worker(worker.id))
+        self.raw_workers().into_iter().min_by_key(|worker| (worker.load(), worker.id()))
     }
 
     /// Workers as they come and go: first those that serve already, then all others. Any number of subscribers may listen. Nothing is queued for them: each compares
@@ -118,18 +118,26 @@ impl<I, O> RawWorker<I, O> {
     }
 
     fn change_load(&self, change: impl FnOnce(u32) -> u32) -> u32 {
+        self.update(|state| {
+            state.load = change(state.load);
+            // Under the lock, so that of two changes the last one stands.
+            if let Some(pool) = self.inner.pool.upgrade() {
+                pool.set_load(self.id(), self.incarnation(), state.load);
+            }
+            state.load
+        })
+    }
+
+    /// Changes its state. One that is to leave and has no load any more is told that nothing follows.
+    fn update<T>(&self, change: impl FnOnce(&mut State<I, O>) -> T) -> T {
         let mut state = self.state();
-        state.load = change(state.load);
-        let (load, is_over) = (state.load, state.is_leaving && state.load == 0);
-        // Under the lock, so that of two changes the last one stands.
-        if let Some(pool) = self.inner.pool.upgrade() {
-            pool.set_load(self.id(), self.incarnation(), load);
-        }
+        let result = change(&mut state);
+        let is_over = state.is_leaving && state.load == 0;
         drop(state);
         if is_over {
             self.inner.end.flow.finish();
         }
-        load
+        result
     }
 
     /// Whether it was told to leave, or has ended.
@@ -156,7 +164,7 @@ impl<I, O> RawWorker<I, O> {
     }
 
     /// What the worker sends: for one reader, so it is given once. Until somebody reads, the worker can send as much as the window takes, and waits then.
-    pub fn receiver(&self) -> Option<StreamReceiver<I, O>> {
+    pub fn take_receiver(&self) -> Option<StreamReceiver<I, O>> {
         self.state().receiver.take()
     }
 
@@ -182,18 +190,13 @@ impl<I, O> RawWorker<I, O> {
         super::pool::release(&pool, self.id(), limit).await
     }
 
-    /// It was told to leave, or has ended.
+    /// It was told to leave.
     fn leave(&self) {
-        let mut state = self.state();
-        state.is_leaving = true;
-        let is_over = state.load == 0;
-        drop(state);
-        if is_over {
-            self.inner.end.flow.finish();
-        }
+        self.update(|state| state.is_leaving = true);
     }
 
-    fn end(&self, cause: &ExitCause) {
+    /// Its process has ended.
+    fn note_end(&self, cause: &ExitCause) {
         self.state().is_leaving = true;
         self.inner.ended.send_replace(Some(cause.clone()));
     }

@@ -99,57 +99,57 @@ pub enum Stderr {
 /// A place where others reach a program. The manager binds it once, and all processes of the Spec accept from it: see [`SpecBuilder::listen`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Listen {
+pub enum ListenAddress {
     /// A TCP address. The port 0 has the kernel choose one.
     Tcp(SocketAddr),
     /// The path of a Unix stream socket.
     Unix(PathBuf),
 }
 
-impl From<SocketAddr> for Listen {
+impl From<SocketAddr> for ListenAddress {
     fn from(address: SocketAddr) -> Self {
-        Listen::Tcp(address)
+        ListenAddress::Tcp(address)
     }
 }
 
-impl From<PathBuf> for Listen {
+impl From<PathBuf> for ListenAddress {
     fn from(path: PathBuf) -> Self {
-        Listen::Unix(path)
+        ListenAddress::Unix(path)
     }
 }
 
-impl From<&Path> for Listen {
+impl From<&Path> for ListenAddress {
     fn from(path: &Path) -> Self {
-        Listen::Unix(path.to_owned())
+        ListenAddress::Unix(path.to_owned())
     }
 }
 
 /// A TCP address with its port, or the path of a socket, which holds a slash.
 ///
 /// ```
-/// use pm_core::machine::spec::Listen;
+/// use pm_core::machine::spec::ListenAddress;
 ///
-/// assert_eq!("127.0.0.1:0".parse(), Ok(Listen::Tcp(([127, 0, 0, 1], 0).into())));
-/// assert_eq!("./run/api.sock".parse(), Ok(Listen::Unix("./run/api.sock".into())));
-/// assert!("8080".parse::<Listen>().is_err());
+/// assert_eq!("127.0.0.1:0".parse(), Ok(ListenAddress::Tcp(([127, 0, 0, 1], 0).into())));
+/// assert_eq!("./run/api.sock".parse(), Ok(ListenAddress::Unix("./run/api.sock".into())));
+/// assert!("8080".parse::<ListenAddress>().is_err());
 /// ```
-impl FromStr for Listen {
+impl FromStr for ListenAddress {
     type Err = BadSpec;
 
     fn from_str(text: &str) -> Result<Self, BadSpec> {
         match text.parse() {
-            Ok(address) => Ok(Listen::Tcp(address)),
-            Err(_) if text.contains('/') => Ok(Listen::Unix(text.into())),
+            Ok(address) => Ok(ListenAddress::Tcp(address)),
+            Err(_) if text.contains('/') => Ok(ListenAddress::Unix(text.into())),
             Err(_) => Err(BadSpec::Address(text.to_string())),
         }
     }
 }
 
-impl fmt::Display for Listen {
+impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Listen::Tcp(address) => address.fmt(f),
-            Listen::Unix(path) => path.display().fmt(f),
+            ListenAddress::Tcp(address) => address.fmt(f),
+            ListenAddress::Unix(path) => path.display().fmt(f),
         }
     }
 }
@@ -180,7 +180,7 @@ pub struct Spec {
     gid: Option<u32>,
     guard: Guard,
     stderr: Stderr,
-    listeners: Vec<(String, Listen)>,
+    listeners: Vec<(String, ListenAddress)>,
     times: Times,
 }
 
@@ -230,6 +230,9 @@ pub enum BadSpec {
         "{0:?} cannot be the name of a listener: it is 1 to {MAX_LISTENER_NAME} printable ASCII characters without a colon"
     )]
     ListenerName(String),
+    /// Visitors were to be given listeners.
+    #[error("visitors are not started, so they cannot be given listeners; leave out `listen`")]
+    VisitorListens,
     /// More listeners than a process can be given.
     #[error("{0} listeners; one process can be given {MAX_LISTENERS}")]
     Listeners(usize),
@@ -253,7 +256,8 @@ impl Spec {
     }
 
     /// Runs nothing: whoever connects to the Unix socket at this path is taken. Of a Spec of this sort only the times count, and the role that is asked for.
-    pub fn visitor(path: impl Into<PathBuf>) -> SpecBuilder {
+    #[cfg_attr(not(feature = "driver"), expect(dead_code, reason = "only the driver takes visitors"))]
+    pub(crate) fn visitor(path: impl Into<PathBuf>) -> SpecBuilder {
         SpecBuilder { spec: Spec::new(Program::Visitor(path.into())) }
     }
 
@@ -338,7 +342,7 @@ impl Spec {
     }
 
     /// What it listens on, each with its name.
-    pub fn listeners(&self) -> &[(String, Listen)] {
+    pub fn listeners(&self) -> &[(String, ListenAddress)] {
         &self.listeners
     }
 
@@ -465,15 +469,15 @@ impl SpecBuilder {
     /// So a process that dies or is replaced costs no connection that it had not accepted.
     ///
     /// A process is given its listeners as systemd gives them: as the descriptors from 3 on, with `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES` in its
-    /// environment. Programs that know socket activation work unchanged; a worker of pm asks `pm::listeners()`.
+    /// environment. Programs that know socket activation work unchanged; a worker of pm asks `pm::take_listeners()`.
     ///
     /// The name of the listener is `unknown`, as there; see [`listen_as`](Self::listen_as).
-    pub fn listen(self, on: impl Into<Listen>) -> Self {
+    pub fn listen(self, on: impl Into<ListenAddress>) -> Self {
         self.listen_as("unknown", on)
     }
 
     /// The same with a name, for programs that have several. Of 1 to 255 printable ASCII characters without a colon.
-    pub fn listen_as(mut self, name: impl Into<String>, on: impl Into<Listen>) -> Self {
+    pub fn listen_as(mut self, name: impl Into<String>, on: impl Into<ListenAddress>) -> Self {
         self.spec.listeners.push((name.into(), on.into()));
         self
     }
@@ -532,9 +536,12 @@ impl SpecBuilder {
             if !(1..=MAX_LISTENER_NAME).contains(&name.len()) || !name.bytes().all(printable) {
                 return Err(BadSpec::ListenerName(name.clone()));
             }
-            if let Listen::Unix(path) = on {
+            if let ListenAddress::Unix(path) = on {
                 socket_path(path)?;
             }
+        }
+        if let (Program::Visitor(_), false) = (&spec.program, spec.listeners.is_empty()) {
+            return Err(BadSpec::VisitorListens);
         }
         if spec.times.start.is_zero() {
             return Err(BadSpec::ZeroTime { what: "the time to start" });
@@ -578,12 +585,13 @@ mod tests {
         check(Spec::program("x").serving("a\0"), "the role holds a NUL byte: \"a\"");
         check(Spec::program("x").env("A=B", "1"), "A=B");
         check(Spec::program("x").nice(20), "20");
-        let local = || Listen::Tcp(([127, 0, 0, 1], 0).into());
+        let local = || ListenAddress::Tcp(([127, 0, 0, 1], 0).into());
         check(Spec::program("x").listen_as("a:b", local()), "\"a:b\" cannot be the name");
         check(Spec::program("x").listen_as("", local()), "\"\" cannot be the name");
         check(Spec::program("x").listen(PathBuf::from("x".repeat(108))), "108 bytes");
         check(Spec::program("x").listen(Path::new("")), "0 bytes");
         check(Spec::visitor("x".repeat(108)), "108 bytes");
+        check(Spec::visitor("x").listen(local()), "visitors are not started");
         check((0..65).fold(Spec::program("x"), |spec, _| spec.listen(local())), "65 listeners");
         check(Spec::program("x").start_timeout(Duration::ZERO), "time to start");
     }

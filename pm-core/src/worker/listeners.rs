@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::net::AddressFamily;
 
-use crate::driver::listen::{FIRST_LISTENER, LISTEN_VARIABLES};
+use crate::driver::listeners::{FIRST_LISTENER, LISTEN_VARIABLES};
 use crate::machine::spec::MAX_LISTENERS;
 use crate::sys::inherited;
 
@@ -29,18 +29,18 @@ pub struct Listener {
 ///
 /// ```no_run
 /// # fn accept() -> std::io::Result<()> {
-/// for listener in pm_core::worker::listeners::listeners() {
+/// for listener in pm_core::worker::listeners::take_listeners() {
 ///     let listener = listener.tcp()?;
 ///     let (connection, peer) = listener.accept()?;
 /// }
 /// # Ok(()) }
 /// ```
-pub fn listeners() -> Vec<Listener> {
+pub fn take_listeners() -> Vec<Listener> {
     std::mem::take(&mut GIVEN.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Takes them out of the reach of children. Called once, before anything else of this process runs.
-pub(super) fn take() {
+pub(super) fn inherit() {
     let [count, pid, names] = LISTEN_VARIABLES.map(|name| env::var(name).ok());
     // Those of a process that started this one are not meant for it.
     if pid.and_then(|pid| pid.parse().ok()) != Some(std::process::id()) {

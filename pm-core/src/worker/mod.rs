@@ -37,7 +37,7 @@ use self::error::ServeError;
 use self::link::WorkerLink;
 use self::role::{Accepted, BoxFuture, Role, Service};
 use crate::driver::launch;
-use crate::driver::listen::LISTEN_VARIABLES;
+use crate::driver::listeners::LISTEN_VARIABLES;
 use crate::face::error::HandlerError;
 use crate::machine::handshake::{Hello, Ready, VERSION};
 use crate::machine::stream::Grant;
@@ -134,7 +134,7 @@ fn connect(transports: &[&dyn Connect], asked: OsString) -> Result<(Box<dyn Work
     let link = transport.connect().map_err(|source| ServeError::Link { scheme: transport.scheme(), source })?;
     // An outbox that cannot be used is done without.
     let outbox = inherited_descriptor(OUTBOX_FD_VARIABLE).and_then(|fd| Outbox::map(&fd)).ok();
-    listeners::take();
+    listeners::inherit();
     // No child of this process shall believe that it is a worker.
     inherited::forget_variables(&[LINK_VARIABLE, LINK_FD_VARIABLE, OUTBOX_FD_VARIABLE, ROLE_VARIABLE, SOCKET_VARIABLE]);
     inherited::forget_variables(&LISTEN_VARIABLES);

@@ -112,7 +112,7 @@ pub(crate) struct LinkShared<Tx> {
     pub(crate) pid: u32,
     unanswered: AtomicU32,
     /// The load of a raw worker, as the program says. None where the load is what the worker has not answered.
-    said: Option<AtomicU32>,
+    stated_load: Option<AtomicU32>,
     window: AtomicU32,
     /// Whether calls of the queue come here.
     refills: AtomicBool,
@@ -156,7 +156,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             incarnation,
             pid,
             unanswered: AtomicU32::new(0),
-            said: settings.is_raw.then(AtomicU32::default),
+            stated_load: settings.is_raw.then(AtomicU32::default),
             window: AtomicU32::new(window.size()),
             refills: AtomicBool::new(true),
             service: AtomicU64::new(window.service().as_nanos() as u64),
@@ -196,13 +196,13 @@ impl<Tx: LinkTx> LinkShared<Tx> {
 
     /// Calls that the worker has not answered; of a raw worker what the program says.
     pub(crate) fn load(&self) -> u32 {
-        self.said.as_ref().unwrap_or(&self.unanswered).load(Ordering::SeqCst)
+        self.stated_load.as_ref().unwrap_or(&self.unanswered).load(Ordering::SeqCst)
     }
 
     /// Says the load of a raw worker, which a drain waits for.
     pub(crate) fn set_load(&self, load: u32) {
-        if let Some(said) = &self.said {
-            said.store(load, Ordering::SeqCst);
+        if let Some(stated) = &self.stated_load {
+            stated.store(load, Ordering::SeqCst);
             if load == 0 {
                 self.kick();
             }
@@ -270,14 +270,14 @@ impl<Tx: LinkTx> LinkShared<Tx> {
     /// Whether the worker was told to drain, and has answered everything.
     pub(crate) fn is_drained(&self) -> bool {
         let core = self.core();
-        let is_loaded = self.said.as_ref().is_some_and(|said| said.load(Ordering::SeqCst) > 0);
+        let is_loaded = self.stated_load.as_ref().is_some_and(|load| load.load(Ordering::SeqCst) > 0);
         core.draining && core.session.unanswered() == 0 && !is_loaded
     }
 
     /// Whether a raw worker has ended its conversation, though nobody has told it to leave.
     pub(crate) fn has_returned(&self) -> bool {
         let core = self.core();
-        self.said.is_some() && !core.draining && !core.calls.is_empty() && core.session.unanswered() == 0
+        self.stated_load.is_some() && !core.draining && !core.calls.is_empty() && core.session.unanswered() == 0
     }
 
     /// The worker is dead: every call that it had is resolved or goes back to the queue.

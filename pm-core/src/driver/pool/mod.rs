@@ -51,7 +51,7 @@ pub(crate) type SlowHook = Box<dyn Fn(SlowQuery) + Send + Sync>;
 pub(crate) type DescribeHook = Box<dyn Fn(&[u8]) -> String + Send + Sync>;
 
 /// Is told by the task of a pool how its workers come and go, each time before the task goes on.
-pub(crate) trait Follow: Send + Sync {
+pub(crate) trait Follower: Send + Sync {
     /// A worker serves.
     fn serves(&self, pool: &Arc<dyn AnyPool>, worker: &WorkerInfo);
     /// It was told to leave once it has nothing left.
@@ -65,7 +65,7 @@ pub(crate) trait Follow: Send + Sync {
 /// What people want to be told of.
 #[derive(Default)]
 pub(crate) struct Hooks {
-    pub(crate) follow: Option<Arc<dyn Follow>>,
+    pub(crate) follower: Option<Arc<dyn Follower>>,
     pub(crate) notice: Option<NoticeHook>,
     pub(crate) slow: Option<(Duration, SlowHook)>,
     /// What the input of a call says, in short.

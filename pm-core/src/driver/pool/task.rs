@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::{AnyPool, Command, Entry, LAST_WRITE, Pool, WorkerInfo, lock};
+use super::{AnyPool, Command, Entry, Follower, LAST_WRITE, Pool, WorkerInfo, lock};
 use crate::driver::call::TimeoutFrom;
 use crate::driver::clock;
 use crate::driver::forward;
@@ -203,10 +203,15 @@ impl<S: Starter> PoolTask<S> {
     fn open(&mut self, worker: WorkerId) {
         let Some(link) = self.lives.get(&worker).and_then(|live| live.link.clone()) else { return };
         self.pool.links.rcu(|links| links.iter().cloned().chain([link.clone()]).collect::<Vec<_>>());
-        if let Some(follow) = &self.pool.shared.hooks.follow {
-            follow.serves(&(self.pool.clone() as Arc<dyn AnyPool>), &WorkerInfo::of(&link));
-        }
+        self.tell(|follower| follower.serves(&(self.pool.clone() as Arc<dyn AnyPool>), &WorkerInfo::of(&link)));
         self.pool.dispatch();
+    }
+
+    /// Tells the one who follows the workers, if there is one.
+    fn tell(&self, what: impl FnOnce(&dyn Follower)) {
+        if let Some(follower) = &self.pool.shared.hooks.follower {
+            what(&**follower);
+        }
     }
 
     /// A link serves the queue no more.
@@ -249,11 +254,11 @@ impl<S: Starter> PoolTask<S> {
             unit::Effect::Unkillable(_) => return,
             unit::Effect::SendDrain(incarnation) => {
                 self.shut(worker, incarnation, true);
-                if let Some(follow) = &self.pool.shared.hooks.follow {
-                    // What follows from it for its conversation must not come before it.
+                self.tell(|follower| {
+                    // The DRAIN frame goes before the half close that may follow.
                     self.lives.get(&worker).and_then(|live| live.link.as_ref()).inspect(|link| link.drain());
-                    follow.leaves(worker, incarnation);
-                }
+                    follower.leaves(worker, incarnation);
+                });
                 Order::Drain
             }
             unit::Effect::CloseLink(_) => Order::CloseLink,
@@ -272,15 +277,8 @@ impl<S: Starter> PoolTask<S> {
     fn spawn(&mut self, worker: WorkerId, incarnation: Incarnation) {
         let (orders, inbox) = mpsc::channel(16);
         let tail = Tail::default();
-        let task = Task {
-            plan: self.plan.clone(),
-            worker,
-            incarnation,
-            tail: tail.clone(),
-            orders: inbox,
-            deserted: false,
-            farewell: unit::Farewell::default(),
-        };
+        let task =
+            Task { plan: self.plan.clone(), worker, incarnation, tail: tail.clone(), orders: inbox, deserted: false };
         let task = tokio::spawn(task.run()).abort_handle();
         self.lives.insert(worker, Live { incarnation, pid: None, orders, tail, link: None, task });
     }
@@ -292,9 +290,7 @@ impl<S: Starter> PoolTask<S> {
         if let Some(link) = live.link.take() {
             link.settle(&cause, &stderr, &*self.pool);
         }
-        if let Some(follow) = &self.pool.shared.hooks.follow {
-            follow.ended(worker, incarnation, &cause);
-        }
+        self.tell(|follower| follower.ended(worker, incarnation, &cause));
         lock(&self.pool.shared.backlog).last_stderr = stderr.clone();
         if !was_ready && cause != ExitCause::Requested {
             let known = matches!(cause, ExitCause::NotStarted { .. } | ExitCause::Protocol { .. });
@@ -399,14 +395,10 @@ impl<S: Starter> Drop for PoolTask<S> {
             live.task.abort();
             if let Some(link) = live.link {
                 link.settle(&ExitCause::Requested, "", &*self.pool);
-                if let Some(follow) = &self.pool.shared.hooks.follow {
-                    follow.ended(link.worker, link.incarnation, &ExitCause::Requested);
-                }
+                self.tell(|follower| follower.ended(link.worker, link.incarnation, &ExitCause::Requested));
             }
         }
-        if let Some(follow) = &self.pool.shared.hooks.follow {
-            follow.closed();
-        }
+        self.tell(|follower| follower.closed());
     }
 }
 

@@ -125,7 +125,7 @@ impl<I: 'static, O: 'static, C: Codec<I> + Codec<O>> Calls<I, O, C> for Raw {
 
     fn manage(&self, codec: &C, hooks: &mut Hooks) -> Manage<Self::Manager> {
         let roster = Roster::new(Arc::new(codec.clone()));
-        hooks.follow = Some(roster.clone());
+        hooks.follower = Some(roster.clone());
         Box::new(move |pool, _| RawManager { pool, roster })
     }
 }

@@ -10,7 +10,7 @@ use super::RawWorker;
 use crate::driver::call::Call;
 use crate::driver::clock;
 use crate::driver::flow::Flow;
-use crate::driver::pool::{AnyPool, Follow, WorkerInfo};
+use crate::driver::pool::{AnyPool, Follower, WorkerInfo};
 use crate::face::duplex::Both;
 use crate::machine::cause::ExitCause;
 use crate::machine::id::{Incarnation, WorkerId};
@@ -19,9 +19,9 @@ use crate::machine::id::{Incarnation, WorkerId};
 #[derive(Debug)]
 pub enum RawEvent<I, O> {
     /// It serves.
-    Spawned(RawWorker<I, O>),
+    Serves(RawWorker<I, O>),
     /// It was told to leave, or has ended: it gets nothing new. [`RawWorker::ended`] tells when its process is gone, and why.
-    Unspawned(RawWorker<I, O>),
+    Leaves(RawWorker<I, O>),
 }
 
 /// The workers of a pool as they come and go. Made by [`RawManager::subscribe`](super::RawManager::subscribe). It does not keep the pool alive.
@@ -81,7 +81,7 @@ impl<I, O> Roster<I, O> {
     }
 }
 
-impl<I: 'static, O: 'static> Follow for Roster<I, O> {
+impl<I: 'static, O: 'static> Follower for Roster<I, O> {
     fn serves(&self, pool: &Arc<dyn AnyPool>, worker: &WorkerInfo) {
         let flow = Flow::new("");
         let call = Call::stream(flow.clone()).named();
@@ -111,7 +111,7 @@ impl<I: 'static, O: 'static> Follow for Roster<I, O> {
         let raw = state.leaving.remove(&key).or_else(|| state.serving.get(&key).cloned());
         drop(state);
         if let Some(raw) = raw {
-            raw.end(cause);
+            raw.note_end(cause);
             self.change(|state| state.serving.remove(&key));
         }
     }
@@ -147,11 +147,11 @@ impl<I, O> RawEvents<I, O> {
     fn compare(&mut self) -> bool {
         let state = self.roster.state();
         let gone = self.known.extract_if(.., |key, _| !state.serving.contains_key(key));
-        self.ready.extend(gone.map(|(_, worker)| RawEvent::Unspawned(worker)));
+        self.ready.extend(gone.map(|(_, worker)| RawEvent::Leaves(worker)));
         for (key, worker) in &state.serving {
             if !self.known.contains_key(key) {
                 self.known.insert(*key, worker.clone());
-                self.ready.push_back(RawEvent::Spawned(worker.clone()));
+                self.ready.push_back(RawEvent::Serves(worker.clone()));
             }
         }
         !self.ready.is_empty()

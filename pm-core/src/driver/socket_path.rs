@@ -1,42 +1,15 @@
-//! The listeners of a Spec: bound once by the manager, and accepted from by all its processes.
+//! Sockets with a path in the file system: one process has each, and knows it by a lock.
 
 use std::fs::{self, File};
 use std::io;
-use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use crate::face::error::StartError;
-use crate::machine::spec::Listen;
-use crate::sys::command::Command;
-
-/// The variables by which a process learns of its listeners: how many, for whom, and what they are called.
-pub(crate) const LISTEN_VARIABLES: [&str; 3] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
-
-/// The number of the first listener in a process, as in systemd.
-pub(crate) const FIRST_LISTENER: i32 = 3;
-
-/// Connections that wait to be accepted, at most. While the workers of a pool are replaced it is here that they wait; the kernel cuts it to
-/// net.core.somaxconn.
-const WAITING: i32 = 4096;
-
-/// The listeners of one pool. They are closed, and their sockets removed, with the last of those that hold this.
-#[derive(Debug, Default)]
-pub(crate) struct Listeners(Vec<Bound>);
-
-#[derive(Debug)]
-struct Bound {
-    name: String,
-    address: Listen,
-    fd: Arc<OwnedFd>,
-    /// What stands in the file system.
-    _path: Option<SocketPath>,
-}
+use super::listeners::WAITING;
 
 /// A socket in the file system that this process listens on, and the file beside it whose lock says so. Both are removed when it is dropped.
 #[derive(Debug)]
@@ -45,51 +18,6 @@ pub(super) struct SocketPath {
     lock: PathBuf,
     /// Locked for as long as it is open.
     _locked: OwnedFd,
-}
-
-impl Listeners {
-    /// Binds all of them.
-    pub(crate) fn bind(listeners: &[(String, Listen)]) -> Result<Self, StartError> {
-        let bind = |(name, on): &(String, Listen)| {
-            let refused = |source| StartError::Listen { address: on.clone(), source: Arc::new(source) };
-            let (address, fd, path) = bind(on).map_err(refused)?;
-            Ok(Bound { name: name.clone(), address, fd: Arc::new(fd), _path: path })
-        };
-        listeners.iter().map(bind).collect::<Result<_, _>>().map(Listeners)
-    }
-
-    /// The addresses, with the ports that the kernel chose.
-    pub(crate) fn addresses(&self) -> Arc<[Listen]> {
-        self.0.iter().map(|bound| bound.address.clone()).collect()
-    }
-
-    /// Gives them to a process.
-    pub(crate) fn pass_to(&self, command: &mut Command) {
-        if self.0.is_empty() {
-            return;
-        }
-        command.fds.extend((FIRST_LISTENER..).zip(&self.0).map(|(number, bound)| (number, bound.fd.clone())));
-        command.listens = true;
-        let names: Vec<_> = self.0.iter().map(|bound| bound.name.as_str()).collect();
-        command.env.retain(|(name, _)| !LISTEN_VARIABLES.iter().any(|known| name == known));
-        command.env.push((LISTEN_VARIABLES[0].into(), self.0.len().to_string().into()));
-        command.env.push((LISTEN_VARIABLES[2].into(), names.join(":").into()));
-    }
-}
-
-fn bind(on: &Listen) -> io::Result<(Listen, OwnedFd, Option<SocketPath>)> {
-    let (address, fd, path) = match on {
-        Listen::Tcp(address) => {
-            let listener = TcpListener::bind(address)?;
-            (Listen::Tcp(listener.local_addr()?), OwnedFd::from(listener), None)
-        }
-        Listen::Unix(path) => {
-            let (listener, held) = bind_path(path)?;
-            (on.clone(), OwnedFd::from(listener), Some(held))
-        }
-    };
-    rustix::net::listen(&fd, WAITING)?;
-    Ok((address, fd, path))
 }
 
 /// Binds a path for this user alone: nobody else may connect, and the directory is made, where it is missing, so that nobody else may look into it.
@@ -105,7 +33,7 @@ pub(super) fn bind_private(path: &Path) -> io::Result<(UnixListener, SocketPath)
 }
 
 /// Binds a path. A socket that a dead process left there is taken over; one on which somebody listens, or anything else that stands there, is left alone.
-fn bind_path(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
+pub(super) fn bind_path(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
     // The working directory may change before it is removed.
     let path = std::path::absolute(path)?;
     let mut lock = path.clone().into_os_string();
