@@ -35,6 +35,10 @@ pub fn tests() -> Vec<Trial> {
         one("foreign::lines_are_messages", lines_are_messages),
         one("foreign::a_last_line_needs_no_newline", a_last_line_needs_no_newline),
         one("foreign::a_newline_cannot_be_said", a_newline_cannot_be_said),
+        one(
+            "foreign::all_that_comes_after_the_end_of_the_input_is_read",
+            all_that_comes_after_the_end_of_the_input_is_read,
+        ),
         one("foreign::what_nobody_reads_waits_in_the_program", what_nobody_reads_waits_in_the_program),
         one("foreign::a_line_without_end_ends_its_program", a_line_without_end_ends_its_program),
         one("foreign::a_death_is_told_with_its_cause", a_death_is_told_with_its_cause),
@@ -123,8 +127,28 @@ async fn a_newline_cannot_be_said() {
     within(worker.send(&"two\nlines".to_string())).await.unwrap();
     let error = within(received.next()).await.unwrap().unwrap_err();
     contains(error.to_string(), "cannot hold a newline");
-    // Its conversation is over, and with that the worker.
-    assert_eq!(within(worker.ended()).await, ExitCause::Returned);
+    assert!(!error.is_final());
+    within(worker.send(&"one line".to_string())).await.unwrap();
+    assert_eq!(next(&mut received).await, "one line");
+    within(pool.shutdown()).await;
+}
+
+async fn all_that_comes_after_the_end_of_the_input_is_read() {
+    let script = "cat > /dev/null; i=0; while [ $i -lt 5000 ]; do i=$((i+1)); echo $i; done; printf 'the end'";
+    let builder = PoolBuilder::program("lines", shell(script), Lines::default(), Verbatim("text"));
+    let pool: Text = builder.raw().window(16, 64).start().await.unwrap();
+    let (worker, mut received) = only(&pool);
+    let release = tokio::spawn({
+        let worker = worker.clone();
+        async move { worker.release(None).await }
+    });
+    for number in 1..=5000 {
+        assert_eq!(next(&mut received).await, number.to_string());
+    }
+    assert_eq!(next(&mut received).await, "the end");
+    assert!(within(received.next()).await.is_none());
+    within(release).await.unwrap().unwrap();
+    assert_eq!(worker.ended().await, ExitCause::Requested);
     within(pool.shutdown()).await;
 }
 

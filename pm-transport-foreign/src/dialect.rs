@@ -12,6 +12,10 @@ use pm_core::machine::frame::{Header, Kind, flag};
 /// Each link has a clone of its own, so a dialect may keep what it needs to know of one program. It does nothing but translate: deadlines, credit and
 /// the end of the program are seen to elsewhere.
 ///
+/// # Contract
+/// It runs while the link is locked: it returns soon, and calls nothing of its pool. Where it panics, the call that it was to say has failed, or the program whose
+/// message it was to hear is replaced.
+///
 /// ```
 /// use pm_core::face::error::HandlerError;
 /// use pm_transport_foreign::{Calls, Dialect, Out, Said};
@@ -76,7 +80,8 @@ pub enum Calls {
         /// How many.
         at_once: u32,
     },
-    /// Streams: so many at once, from 1 to 65,535.
+    /// Streams: so many at once, from 1 to 65,535. A program whose protocol has no credit cannot be told to hold back one of them, so a stream that is not read holds
+    /// up the others of its program once it has sent what its window takes.
     Streams {
         /// How many.
         at_once: u32,

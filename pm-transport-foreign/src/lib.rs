@@ -55,7 +55,7 @@ pub struct Silent;
 
 /// Each message is a line: of the program's standard input, or of its standard output. What it prints to its standard error is passed on as that of any worker.
 ///
-/// A message cannot hold a newline; one that does ends its stream, or query, with an error. To end the conversation is to close the program's standard input.
+/// A message cannot hold a newline: one that does is not sent, and the reader of its stream has an error in its place, after which the stream goes on; a query fails. To end the conversation is to close the program's standard input.
 #[derive(Clone, Debug)]
 pub struct Lines<D = Conversation>(D);
 

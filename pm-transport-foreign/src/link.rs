@@ -33,6 +33,8 @@ pub struct ForeignTx<D> {
     shared: Arc<Shared<D>>,
     /// None once nothing more can be written.
     write: Option<Writer>,
+    /// Nothing ever passes.
+    is_silent: bool,
     buffer: Vec<u8>,
     /// How much of the buffer has gone.
     sent: usize,
@@ -77,7 +79,7 @@ impl<D: Dialect> ForeignLink<D> {
             has_ended: false,
             payload: Vec::new(),
         };
-        ForeignLink { tx: ForeignTx { shared, write, buffer: Vec::new(), sent: 0 }, rx }
+        ForeignLink { tx: ForeignTx { shared, is_silent: write.is_none(), write, buffer: Vec::new(), sent: 0 }, rx }
     }
 }
 
@@ -104,7 +106,7 @@ impl<D: Dialect> LinkTx for ForeignTx<D> {
             Some(_) => self.buffer.append(translator.lines()),
             None => translator.lines().clear(),
         }
-        if self.write.is_none() && translator.is_finished() {
+        if self.is_silent && translator.is_finished() {
             // Where nothing passes there is nothing to wait for.
             translator.over();
         }
@@ -145,7 +147,8 @@ impl<D: Dialect> LinkRx for ForeignRx<D> {
         if has_frame || can_hear && self.has_line() {
             return Poll::Ready(Ok(()));
         }
-        if self.has_ended && can_hear {
+        // What waits for credit comes before the end.
+        if self.has_ended && self.shared.translator().has_said_all() {
             return Poll::Ready(Err(LinkError::Closed));
         }
         let Some(read) = self.read.as_mut().filter(|_| can_hear) else { return Poll::Pending };
@@ -156,8 +159,11 @@ impl<D: Dialect> LinkRx for ForeignRx<D> {
         self.buffer.reserve(CHUNK);
         if ready!(poll_read_buf(Pin::new(read), cx, &mut self.buffer))? == 0 {
             self.end()?;
-            if !self.shared.translator().has_frame() {
-                return Poll::Ready(Err(LinkError::Closed));
+            let translator = self.shared.translator();
+            match translator.has_frame() {
+                true => {}
+                false if translator.has_said_all() => return Poll::Ready(Err(LinkError::Closed)),
+                false => return Poll::Pending,
             }
         }
         Poll::Ready(Ok(()))

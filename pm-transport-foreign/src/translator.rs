@@ -1,6 +1,7 @@
 //! The worker's side of a link whose worker knows nothing of links: says READY for it, keeps its credit, and has its [`Dialect`] translate. Without I/O.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pm_core::face::error::HandlerError;
 use pm_core::machine::frame::{Header, Kind, flag};
@@ -83,12 +84,12 @@ impl<D: Dialect> Translator<D> {
                 self.take(id, payload.len());
             }
             Some(Kind::Fin) => self.tell(id, Said::End { id }),
-            Some(Kind::Cancel) => self.tell(id, Said::Cancel { id }),
-            Some(Kind::Rst) => {
-                if let Some(flow) = self.streams.get_mut(&id) {
-                    flow.is_unread = true;
-                }
+            Some(Kind::Cancel) => {
+                // Its messages have no reader any more, and must hold up nobody.
+                self.set_unread(id);
+                self.tell(id, Said::Cancel { id });
             }
+            Some(Kind::Rst) => self.set_unread(id),
             Some(Kind::Credit) => {
                 let grant = Grant::decode(payload).unwrap_or_default();
                 if let Some(flow) = self.streams.get_mut(&id) {
@@ -104,9 +105,10 @@ impl<D: Dialect> Translator<D> {
 
     /// Takes a message of the program.
     pub(crate) fn hear(&mut self, message: &[u8]) -> Result<(), String> {
-        let heard = self.dialect.hear(message, &mut self.out);
+        let Translator { dialect, out, .. } = self;
+        let heard = catch_unwind(AssertUnwindSafe(|| dialect.hear(message, out)));
         self.say_ready();
-        heard
+        heard.unwrap_or_else(|_| Err("the dialect of this program panicked at one of its messages".to_string()))
     }
 
     /// The program sends nothing more.
@@ -117,6 +119,11 @@ impl<D: Dialect> Translator<D> {
     /// Whether a message of the program can be taken: none waits for the manager to read what came before it.
     pub(crate) fn can_hear(&self) -> bool {
         self.out.frames.is_empty() && self.dialect.can_hear()
+    }
+
+    /// Whether the manager has been told everything.
+    pub(crate) fn has_said_all(&self) -> bool {
+        self.out.frames.is_empty() && self.granted.is_empty()
     }
 
     /// Whether there is a frame for the manager, for which it has room.
@@ -181,17 +188,31 @@ impl<D: Dialect> Translator<D> {
         }
     }
 
+    fn set_unread(&mut self, id: u64) {
+        if let Some(flow) = self.streams.get_mut(&id) {
+            flow.is_unread = true;
+        }
+    }
+
     fn tell(&mut self, id: u64, said: Said<'_>) {
-        self.dialect.say(said, &mut self.out);
+        let Translator { dialect, out, .. } = self;
+        // Whoever calls has other calls, which must not suffer.
+        if catch_unwind(AssertUnwindSafe(|| dialect.say(said, out))).is_err() {
+            return self.refuse(id, "the dialect of this program panicked");
+        }
         if std::mem::take(&mut self.out.has_newline) {
-            self.refuse(id, "a message to this program cannot hold a newline: each is a line");
+            let why = "a message to this program cannot hold a newline: each is a line";
+            match said {
+                // The stream goes on without it.
+                Said::Message { .. } => self.out.error(id, &error(why)),
+                _ => self.refuse(id, why),
+            }
         }
     }
 
     /// Ends a call because of something that cannot be said.
     fn refuse(&mut self, id: u64, why: &str) {
-        let error = HandlerError { message: why.to_string(), ..HandlerError::default() };
-        self.out.fail(id, &error);
+        self.out.fail(id, &error(why));
     }
 
     /// A message of the manager was taken: it may send another one.
@@ -202,5 +223,105 @@ impl<D: Dialect> Translator<D> {
             let grant = std::mem::take(&mut flow.taken);
             self.granted.push_back((id, grant));
         }
+    }
+}
+
+fn error(why: &str) -> HandlerError {
+    HandlerError { message: why.to_string(), ..HandlerError::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Conversation;
+
+    const ID: u64 = 65_536;
+
+    /// A conversation that is open, whose manager has room for so many messages.
+    fn open(messages: u32) -> Translator<Conversation> {
+        let mut translator = Translator::new(Conversation::default());
+        let streams = Some(Grant { messages, bytes: 100 });
+        let hello = Hello { version: 1, codec: "text".into(), role: None, max_frame: 1 << 20, streams };
+        assert!(translator.say(Header::new(Kind::Hello), &hello.encode(), 0));
+        assert_eq!(kinds(&mut translator), [Kind::Ready]);
+        assert!(!translator.can_hear());
+        assert!(translator.say(Header::call(Kind::Open, ID), b"", 0));
+        translator
+    }
+
+    fn kinds<D: Dialect>(translator: &mut Translator<D>) -> Vec<Kind> {
+        std::iter::from_fn(|| translator.next_frame())
+            .map(|(header, _)| Kind::from_wire(header.kind).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn messages_wait_for_credit_and_so_does_the_end() {
+        let mut translator = open(2);
+        for n in 0..3 {
+            translator.hear(format!("line {n}").as_bytes()).unwrap();
+        }
+        assert!(translator.say(Header::call(Kind::Fin, ID), b"", 0));
+        assert!(translator.is_finished());
+        translator.over();
+        assert_eq!(kinds(&mut translator), [Kind::Data, Kind::Data]);
+        assert!(!translator.can_hear() && !translator.has_frame() && !translator.has_said_all());
+        let grant = Grant { messages: 1, bytes: 10 };
+        assert!(translator.say(Header::call(Kind::Credit, ID), &grant.encode(), 0));
+        assert_eq!(kinds(&mut translator), [Kind::Data, Kind::Resp]);
+        assert!(translator.has_said_all());
+    }
+
+    #[test]
+    fn what_nobody_wants_holds_up_nothing() {
+        for kind in [Kind::Rst, Kind::Cancel] {
+            let mut translator = open(1);
+            translator.hear(b"one").unwrap();
+            translator.hear(b"two").unwrap();
+            assert_eq!(kinds(&mut translator), [Kind::Data]);
+            assert!(translator.say(Header::call(kind, ID), b"", 0));
+            let left = kinds(&mut translator);
+            assert!(!left.contains(&Kind::Data) && translator.can_hear(), "{left:?}");
+        }
+    }
+
+    #[test]
+    fn credit_is_given_for_what_was_taken() {
+        let mut translator = open(1);
+        for _ in 0..WINDOW.messages / 2 {
+            assert!(translator.say(Header::call(Kind::Data, ID), b"x", 0));
+        }
+        // Before what waits for the manager.
+        translator.hear(b"one").unwrap();
+        translator.hear(b"two").unwrap();
+        assert_eq!(kinds(&mut translator), [Kind::Credit, Kind::Data]);
+        assert_eq!(translator.lines().len(), WINDOW.messages as usize);
+        assert!(!translator.say(Header::call(Kind::Data, ID), b"x", SEND_LIMIT));
+    }
+
+    /// Panics at whatever it is given.
+    #[derive(Clone, Debug)]
+    struct Nervous;
+
+    impl Dialect for Nervous {
+        fn calls(&self) -> Calls {
+            Calls::Queries { at_once: 1 }
+        }
+
+        fn say(&mut self, _: Said<'_>, _: &mut Out) {
+            panic!("I cannot say that");
+        }
+
+        fn hear(&mut self, _: &[u8], _: &mut Out) -> Result<(), String> {
+            panic!("I cannot hear that");
+        }
+    }
+
+    #[test]
+    fn a_dialect_that_panics_costs_its_own_call_or_program() {
+        let mut translator = Translator::new(Nervous);
+        assert!(translator.say(Header::call(Kind::Req, ID), b"x", 0));
+        assert_eq!(kinds(&mut translator), [Kind::Err]);
+        assert!(translator.hear(b"x").unwrap_err().contains("panicked"));
     }
 }

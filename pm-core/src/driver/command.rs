@@ -1,5 +1,7 @@
 //! What a Spec means for the process that is made of it, whatever that is for: a worker, or a program that runs once.
 
+use std::ffi::OsString;
+
 use super::launch::{self, Command, LaunchError};
 use super::listeners::LISTEN_VARIABLES;
 use crate::machine::spec::{Program, Resource, Spec};
@@ -11,10 +13,14 @@ use crate::transport::{
 const WORKER_VARIABLES: [&str; 6] =
     [LINK_VARIABLE, LINK_FD_VARIABLE, ROLE_VARIABLE, OUTBOX_FD_VARIABLE, SOCKET_VARIABLE, WORKER_VARIABLE];
 
+/// Where a process that Node.js forked finds its channel: under a number that means something else in any other process.
+const NODE_VARIABLES: [&str; 2] = ["NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE"];
+
 /// The command for `spec`, without descriptors. `owner` is what the process belongs to, and `unit` what it is called in the environment.
 pub(crate) fn of_spec(spec: &Spec, owner: &str, unit: String) -> Result<Command, LaunchError> {
-    // Listeners of this process are not meant for that one.
-    let own = std::env::vars_os().filter(|(name, _)| !LISTEN_VARIABLES.iter().any(|known| name == known));
+    // Listeners of this process, and its own channel to Node.js, are not meant for that one.
+    let is_own = |name: &OsString| LISTEN_VARIABLES.iter().chain(&NODE_VARIABLES).any(|known| name == known);
+    let own = std::env::vars_os().filter(|(name, _)| !is_own(name));
     let mut env = spec.environment(own);
     env.retain(|(name, _)| !WORKER_VARIABLES.iter().any(|known| name == known));
     let (program, name) = match spec.what() {

@@ -1,23 +1,32 @@
 //! Sockets with a path in the file system: one process has each, and knows it by a lock.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::listeners::WAITING;
 
-/// A socket in the file system that this process listens on, and the file beside it whose lock says so. Both are removed when it is dropped.
+/// A socket in the file system that this process listens on, removed when it is dropped.
 #[derive(Debug)]
 pub(super) struct SocketPath {
     path: PathBuf,
-    lock: PathBuf,
+    /// Dropped after the socket was removed.
+    _lock: Lock,
+}
+
+/// A file beside a socket, whose lock says who has the socket. It is removed when it is dropped.
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
     /// Locked for as long as it is open.
-    _locked: OwnedFd,
+    _file: OwnedFd,
 }
 
 /// Binds a path for this user alone: nobody else may connect, and the directory is made, where it is missing, so that nobody else may look into it.
@@ -36,41 +45,52 @@ pub(super) fn bind_private(path: &Path) -> io::Result<(UnixListener, SocketPath)
 pub(super) fn bind_path(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
     // The working directory may change before it is removed.
     let path = std::path::absolute(path)?;
-    let mut lock = path.clone().into_os_string();
-    lock.push(".lock");
-    let lock = PathBuf::from(lock);
-    let locked = take_lock(&lock)?;
+    let lock = Lock::take(&path)?;
     // From here on only strangers can come between, who would have to use this path without its lock.
     match fs::symlink_metadata(&path) {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket stands there"));
         }
-        Ok(_) => match UnixStream::connect(&path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(&path)?,
-            Err(error) => return Err(error),
-            Ok(_) => return Err(in_use()),
-        },
+        Ok(_) if is_listened_on(&path)? => return Err(in_use()),
+        Ok(_) => fs::remove_file(&path)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
     let listener = UnixListener::bind(&path)?;
-    Ok((listener, SocketPath { path, lock, _locked: locked }))
+    Ok((listener, SocketPath { path, _lock: lock }))
 }
 
-/// Locks a file beside a socket: of those who want the same path, one wins.
-fn take_lock(lock: &Path) -> io::Result<OwnedFd> {
-    loop {
-        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::open(lock, flags, Mode::RUSR | Mode::WUSR)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(in_use()),
-            Err(error) => return Err(error.into()),
-        }
-        // Whoever had it may have removed it between the opening and the locking: then the lock of another file counts.
-        let ours = File::from(file.as_fd().try_clone_to_owned()?).metadata()?;
-        if fs::symlink_metadata(lock).is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
-            return Ok(file);
+/// Whether somebody listens on a socket. Never waits, also where a full queue of those who wait to be accepted would have it do so.
+fn is_listened_on(path: &Path) -> io::Result<bool> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) | Err(Errno::AGAIN) => Ok(true),
+        Err(Errno::CONNREFUSED) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Lock {
+    /// Locks the file beside a socket: of those who want the same path, one wins.
+    fn take(socket: &Path) -> io::Result<Self> {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        loop {
+            let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Err(in_use()),
+                Err(error) => return Err(error.into()),
+            }
+            // Whoever had it may have removed it between the opening and the locking: then the lock of another file counts.
+            let ours = rustix::fs::fstat(&file)?;
+            let is_there = |there: fs::Metadata| (there.dev(), there.ino()) == (ours.st_dev, ours.st_ino);
+            if fs::symlink_metadata(&path).is_ok_and(is_there) {
+                return Ok(Lock { path, _file: file });
+            }
         }
     }
 }
@@ -81,14 +101,22 @@ fn in_use() -> io::Error {
 
 impl Drop for SocketPath {
     fn drop(&mut self) {
-        // The lock goes last. Whatever is left is taken over by the next one.
+        // Whatever is left is taken over by the next one.
         let _ = fs::remove_file(&self.path);
-        let _ = fs::remove_file(&self.lock);
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // While it is still locked.
+        let _ = fs::remove_file(&self.path);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     fn directory(name: &str) -> PathBuf {
@@ -125,6 +153,7 @@ mod tests {
         is_refused(&path, io::ErrorKind::AlreadyExists);
         is_refused(&link, io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read(&path).unwrap(), b"precious");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 2, "and no lock is left beside it");
         fs::remove_dir_all(directory).unwrap();
     }
 

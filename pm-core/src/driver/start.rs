@@ -48,6 +48,11 @@ pub(crate) trait Starter: Send + Sync + 'static {
     /// The role to ask for in HELLO.
     fn role(&self) -> Option<String>;
 
+    /// Whether a start that is called off may have made something that has to be ended.
+    fn makes_something(&self) -> bool {
+        true
+    }
+
     /// How long a worker may take from its link to READY, where the time to start does not bound that.
     fn handshake_limit(&self) -> Option<Duration> {
         None

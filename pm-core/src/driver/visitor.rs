@@ -117,6 +117,10 @@ impl<T: Transport> Starter for VisitorStarter<T> {
         self.spec.role_to_serve().map(Into::into)
     }
 
+    fn makes_something(&self) -> bool {
+        false
+    }
+
     fn handshake_limit(&self) -> Option<Duration> {
         Some(self.spec.times().start)
     }

@@ -16,7 +16,7 @@ use super::stderr::{self, Tail};
 use crate::face::error::StartError;
 use crate::machine::cause::ExitCause;
 use crate::machine::event::Event;
-use crate::machine::frame::{Header, Kind, MAX_PAYLOAD, flag};
+use crate::machine::frame::{Header, Kind, MAX_NOTICE, MAX_PAYLOAD, flag};
 use crate::machine::handshake::{Hello, Mismatch, Ready, VERSION};
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::pool::Aboard;
@@ -88,7 +88,9 @@ impl<S: Starter> Task<S> {
             started = &mut start => started.map_err(Some),
             () = self.killed() => {
                 // A process that is just being made can be waited for only once it is. The machine knows why it is not wanted.
-                if let Ok(Ok(mut started)) = tokio::time::timeout(LAST_START, start).await {
+                if plan.starter.makes_something()
+                    && let Ok(Ok(mut started)) = tokio::time::timeout(LAST_START, start).await
+                {
                     started.life.kill();
                     started.life.ended().await;
                 }
@@ -147,7 +149,10 @@ impl<S: Starter> Task<S> {
             streams: self.plan.link.streams,
         };
         let shaken = {
-            let mut shake = pin!(shake_hands(&mut tx, &mut rx, &hello));
+            // Workers in slow languages may have something to say while they load.
+            let (yard, worker) = (self.plan.yard.clone(), self.worker);
+            let notice = move |text: &[u8]| yard.notice(worker, &String::from_utf8_lossy(text));
+            let mut shake = pin!(shake_hands(&mut tx, &mut rx, &hello, &notice));
             let limit = self.plan.starter.handshake_limit();
             let mut late = pin!(async move {
                 match limit {
@@ -346,7 +351,12 @@ enum Unready {
     Lost(String),
 }
 
-async fn shake_hands<Tx: LinkTx, Rx: LinkRx>(tx: &mut Tx, rx: &mut Rx, hello: &Hello) -> Result<Ready, Unready> {
+async fn shake_hands<Tx: LinkTx, Rx: LinkRx>(
+    tx: &mut Tx,
+    rx: &mut Rx,
+    hello: &Hello,
+    notice: &(dyn Fn(&[u8]) + Send + Sync),
+) -> Result<Ready, Unready> {
     let lost = |error: LinkError| Unready::Lost(error.to_string());
     tx.push(Header::new(Kind::Hello), &hello.encode()).map_err(lost)?;
     // A worker that is gone cannot be written to; what it said before says more.
@@ -358,8 +368,9 @@ async fn shake_hands<Tx: LinkTx, Rx: LinkRx>(tx: &mut Tx, rx: &mut Rx, hello: &H
                 hello.check(&ready).map_err(Unready::Mismatch)?;
                 return Ok(ready);
             }
-            // Workers in slow languages may have something to say while they load.
-            Ok(Some(frame)) if frame.header.kind == Kind::Notice as u8 => {}
+            Ok(Some(frame)) if frame.header.kind == Kind::Notice as u8 && frame.payload.len() <= MAX_NOTICE => {
+                notice(&frame.payload);
+            }
             // A newer worker may say something that only a newer manager understands.
             Ok(Some(frame))
                 if Kind::from_wire(frame.header.kind).is_none() && frame.header.flags & flag::CRITICAL == 0 => {}

@@ -74,7 +74,7 @@ pub(crate) fn cull(roots: &[i32], limit: usize) -> Culled {
     let mut complete = true;
     // Each pass finds what was forked before its parent was stopped in the pass before. More than a few passes happen
     // only if somebody outside continues what is stopped here, or a process is in the kernel for long.
-    for _ in 0..MOST_PASSES {
+    for pass in 1..=MOST_PASSES {
         let have_stopped = stopped.iter().all(|pid| has_stopped(*pid));
         let mut found = false;
         let mut lister = Lister::new();
@@ -95,6 +95,7 @@ pub(crate) fn cull(roots: &[i32], limit: usize) -> Culled {
         if !complete || !found && have_stopped {
             break;
         }
+        complete = pass < MOST_PASSES;
         if !found {
             std::thread::sleep(Duration::from_micros(100));
         }

@@ -136,7 +136,8 @@ pub(super) fn deliver_from<Tx: LinkTx>(
     if batch.messages > 0 {
         core.last_batch = batch.messages;
         core.streams.heard();
-        after.first_answer |= !std::mem::replace(&mut core.answered_any, true);
+        // Of a raw worker no message is a call that it has finished: its deaths always count.
+        after.first_answer |= !std::mem::replace(&mut core.answered_any, true) && shared.stated_load.is_none();
     }
     after.count_returning(core);
     shared.publish(core);

@@ -199,13 +199,10 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         self.stated_load.as_ref().unwrap_or(&self.unanswered).load(Ordering::SeqCst)
     }
 
-    /// Says the load of a raw worker, which a drain waits for.
+    /// Says the load of a raw worker.
     pub(crate) fn set_load(&self, load: u32) {
         if let Some(stated) = &self.stated_load {
-            stated.store(load, Ordering::SeqCst);
-            if load == 0 {
-                self.kick();
-            }
+            stated.store(load, Ordering::Relaxed);
         }
     }
 
@@ -270,8 +267,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
     /// Whether the worker was told to drain, and has answered everything.
     pub(crate) fn is_drained(&self) -> bool {
         let core = self.core();
-        let is_loaded = self.stated_load.as_ref().is_some_and(|load| load.load(Ordering::SeqCst) > 0);
-        core.draining && core.session.unanswered() == 0 && !is_loaded
+        core.draining && core.session.unanswered() == 0
     }
 
     /// Whether a raw worker has ended its conversation, though nobody has told it to leave.

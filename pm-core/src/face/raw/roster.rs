@@ -133,17 +133,15 @@ impl<I, O> RawEvents<I, O> {
             }
             // What changes from here on is seen in the next turn.
             self.changed.mark_unchanged();
-            if self.compare() {
-                continue;
-            }
+            let is_closed = self.compare();
             // The sender lives as long as the roster that this holds.
-            if self.roster.state().is_closed || self.changed.changed().await.is_err() {
+            if self.ready.is_empty() && (is_closed || self.changed.changed().await.is_err()) {
                 return None;
             }
         }
     }
 
-    /// Notes what has changed since it was asked last. False where nothing has.
+    /// Notes what has changed since it was asked last. True where nothing will change any more.
     fn compare(&mut self) -> bool {
         let state = self.roster.state();
         let gone = self.known.extract_if(.., |key, _| !state.serving.contains_key(key));
@@ -154,7 +152,7 @@ impl<I, O> RawEvents<I, O> {
                 self.ready.push_back(RawEvent::Serves(worker.clone()));
             }
         }
-        !self.ready.is_empty()
+        state.is_closed
     }
 }
 
