@@ -10,7 +10,7 @@ use std::time::Duration;
 use libtest_mimic::Trial;
 use pm::core::transport::SOCKET_VARIABLE;
 use pm::{
-    AnyTransport, Event, ExitCause, Json, PoolBuilder, Postcard, QueryError, QueryErrorKind, StartError,
+    AnyTransport, Event, ExitCause, ExitStatus, Json, PoolBuilder, Postcard, QueryError, QueryErrorKind, StartError,
     Stdio as Pipes, Uds,
 };
 use rustix::process::Signal as Kill;
@@ -235,7 +235,9 @@ async fn roles_must_fit() {
     let pool = pool_at(&path).spec(|spec| spec.serving("no-such-role")).start().await.unwrap();
     let mut of_second = pool.events();
     let mut visitor = Visitor::to(&path, JOB.name());
-    contains(crate::support::crash(&mut of_second).await.to_string(), "link");
+    // Whether its link or its end is seen first is a matter of luck; how a process ends that pm did not start, nobody can say.
+    let cause = crate::support::crash(&mut of_second).await;
+    assert!(matches!(cause, ExitCause::LinkLost { .. } | ExitCause::Exited(ExitStatus::Lost)), "{cause:?}");
     assert_eq!(visitor.0.wait().unwrap().code(), Some(64));
     within(pool.shutdown()).await;
     assert!(events.try_recv().is_ok());

@@ -255,6 +255,11 @@ impl Flow {
         }
     }
 
+    /// Whether the worker may send nothing before somebody reads here.
+    pub(crate) fn holds_up_peer(&self) -> bool {
+        self.state().stream.as_ref().is_some_and(Stream::holds_up_peer)
+    }
+
     /// Ready once there is a next message, which is in `taken` then. None at the end, which an error may have come before.
     pub(crate) fn poll_next(&self, taken: &mut Taken, cx: &mut Context<'_>) -> Poll<Option<Result<(), StreamError>>> {
         if !taken.batch.entries.is_empty() {

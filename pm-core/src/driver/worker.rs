@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -29,6 +30,9 @@ const LAST_START: Duration = Duration::from_secs(1);
 
 /// Once a worker has ended, what it left in its link is there already.
 const REST: Duration = Duration::from_millis(100);
+
+/// What a worker has left may be more than its readers have room for, who get this long to read it.
+const REST_OF_READERS: Duration = Duration::from_secs(10);
 
 /// The sending half of a starter's links.
 pub(crate) type TxOf<S> = <<S as Starter>::Link as Link>::Tx;
@@ -292,11 +296,45 @@ impl<S: Starter> Task<S> {
         if !trusted {
             return;
         }
-        // What it said before it ended counts, whether it lies in the link or in the outbox. A link that was lost by a write can
-        // still hold answers.
+        // What it said before it ended counts, whether it lies in the link or in the outbox.
+        if open {
+            self.read_out(&mut driver, shared).await;
+        }
+        // A link that was lost by a write can still hold answers.
         let _ = tokio::time::timeout(REST, poll_fn(|cx| driver.poll_rest(cx))).await;
         if let Some(left) = outbox.and_then(|outbox| outbox::left_in(&outbox)) {
             driver.recover(&left.frames, left.begun, left.sent);
+        }
+    }
+
+    /// Reads what a dead worker has left, as fast as those read for whom it is.
+    async fn read_out(&mut self, driver: &mut LinkDriver<TxOf<S>>, shared: &LinkShared<TxOf<S>>) {
+        let deadline = tokio::time::Instant::now() + REST_OF_READERS;
+        let was_held_up = AtomicBool::new(false);
+        let mut link = pin!(poll_fn(|cx| {
+            let polled = driver.poll(cx);
+            if polled.is_pending() && shared.streams().iter().any(|flow| flow.holds_up_peer()) {
+                was_held_up.store(true, Ordering::Relaxed);
+            }
+            polled
+        }));
+        loop {
+            let rest = (tokio::time::Instant::now() + REST).min(deadline);
+            tokio::select! {
+                _ = &mut link => return,
+                () = tokio::time::sleep_until(rest) => {
+                    // Who inherited its link may write on and on, but is none of those that somebody waits for.
+                    let is_held_up = shared.streams().iter().any(|flow| flow.holds_up_peer());
+                    if rest == deadline || !is_held_up && !was_held_up.swap(false, Ordering::Relaxed) {
+                        return;
+                    }
+                }
+                order = next_order(&mut self.orders, &mut self.deserted) => match order {
+                    Order::Kill => return,
+                    Order::CloseLink => shared.close(),
+                    Order::Drain | Order::Terminate => {}
+                },
+            }
         }
     }
 

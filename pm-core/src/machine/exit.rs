@@ -56,7 +56,7 @@ impl fmt::Display for ExitStatus {
             ExitStatus::Code(code) => write!(f, "exit code {code}"),
             ExitStatus::Signal { signal, core: false } => write!(f, "killed by {}", Signal(signal)),
             ExitStatus::Signal { signal, core: true } => write!(f, "killed by {} (core dumped)", Signal(signal)),
-            ExitStatus::Lost => f.write_str("ended, exit status unknown (the keeper was lost)"),
+            ExitStatus::Lost => f.write_str("ended, exit status unknown"),
         }
     }
 }
@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(ExitStatus::Signal { signal: 9, core: false }.to_string(), "killed by SIGKILL");
         assert_eq!(ExitStatus::Signal { signal: 6, core: true }.to_string(), "killed by SIGABRT (core dumped)");
         assert_eq!(ExitStatus::Signal { signal: 99, core: false }.to_string(), "killed by signal 99");
-        assert_eq!(ExitStatus::Lost.to_string(), "ended, exit status unknown (the keeper was lost)");
+        assert_eq!(ExitStatus::Lost.to_string(), "ended, exit status unknown");
     }
 
     #[test]

@@ -188,6 +188,11 @@ impl Stream {
         self.has_finished
     }
 
+    /// Whether the peer may send nothing before more is taken out: its reader holds it up.
+    pub fn holds_up_peer(&self) -> bool {
+        !self.has_all() && !self.has_stopped && !self.allowance.is_there()
+    }
+
     /// Whether this side may send a message.
     pub fn may_write(&self) -> Write {
         match self.credit.is_there() {
