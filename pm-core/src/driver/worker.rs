@@ -231,6 +231,7 @@ impl<S: Starter> Task<S> {
         let mut states = life.states();
         let mut told_drained = false;
         let mut has_returned = false;
+        let mut was_killed = false;
         loop {
             let is_drained = !told_drained && shared.is_drained();
             if is_drained {
@@ -287,7 +288,10 @@ impl<S: Starter> Task<S> {
                     Order::Drain => shared.drain(),
                     Order::CloseLink => shared.close(),
                     Order::Terminate => life.terminate(),
-                    Order::Kill => life.kill(),
+                    Order::Kill => {
+                        was_killed = true;
+                        life.kill();
+                    }
                 },
             }
         }
@@ -297,7 +301,7 @@ impl<S: Starter> Task<S> {
             return;
         }
         // What it said before it ended counts, whether it lies in the link or in the outbox.
-        if open {
+        if open && !was_killed {
             self.read_out(&mut driver, shared).await;
         }
         // A link that was lost by a write can still hold answers.
