@@ -120,6 +120,21 @@
 //! A [raw worker](RawManager) has one conversation with the program for as long as it lives; [`Pipeline`] puts managers in a row. The [`guide`] says when to choose what,
 //! where backpressure comes from, how a server is replaced without losing a request, and how pools live in one.
 //!
+//! # A pool that looks after itself
+//!
+//! With an [`Autoscale`] the load decides how many workers there are: from 1 to 8 by default, one more where each has more than 5 calls in the mean of a second, one
+//! less where it has fewer than 2, and 30 s between two steps. The idlest go, and finish what they have; an idle pool of the least size costs nothing.
+//!
+//! ```
+//! use std::time::Duration;
+//! use pm::Autoscale;
+//!
+//! static DOUBLE: pm::Query<u32, u32> = pm::Query::new("double", &|n: u32| n * 2);
+//!
+//! let builder = DOUBLE.pool().autoscale(Autoscale::new().between(2, 16).cool_down(Duration::from_secs(5)));
+//! # drop(builder);
+//! ```
+//!
 //! # Cancelling
 //!
 //! Dropping the future of a query cancels it; a stream is ended by [`cancel`](Duplex::cancel). A handler that looks at [`cancelled`] or asks to be told by [`on_cancel`] can stop early; an async
@@ -192,6 +207,7 @@ pub use pm_core::machine::exit::{ExitStatus, Signal};
 pub use pm_core::machine::id::{Incarnation, WorkerId};
 pub use pm_core::machine::retry::{Delay, Failure, Retry};
 pub use pm_core::machine::spec::{Inherit, ListenAddress, Resource, Spec, SpecBuilder, Stderr};
+pub use pm_core::machine::scaling::{Autoscale, BadAutoscale};
 pub use pm_core::transport::Transport;
 pub use pm_core::worker::context::{cancelled, draining, is_draining, notice, on_cancel, time_left};
 pub use pm_core::worker::error::ServeError;

@@ -27,6 +27,7 @@ mod raw;
 mod registry;
 mod retry;
 mod roles;
+mod scaling;
 mod shared_memory;
 mod streams;
 mod support;
@@ -92,6 +93,7 @@ fn main() {
     trials.extend(exec::tests());
     trials.extend(temporary::tests());
     trials.extend(registry::tests());
+    trials.extend(scaling::tests());
     trials.extend(hostile::tests());
     trials.extend(shared_memory::tests());
     trials.extend(retry::tests());

@@ -17,6 +17,7 @@ use crate::machine::handshake::Mismatch;
 use crate::machine::id::WorkerId;
 use crate::machine::retry::POISON;
 use crate::machine::spec::{BadSpec, ListenAddress};
+use crate::machine::scaling::BadAutoscale;
 use crate::machine::stream::Fault;
 use crate::transport::TransportError;
 
@@ -391,6 +392,9 @@ pub enum StartError {
         /// What would make sense.
         why: &'static str,
     },
+    /// The settings of its autoscaling make no sense.
+    #[error("autoscaling {0}")]
+    Autoscale(#[from] BadAutoscale),
     /// The pool was shut down before it had started.
     #[error("the pool was shut down before it had started")]
     ShuttingDown,

@@ -72,7 +72,8 @@ impl Pool {
         self.handle.pool.events()
     }
 
-    /// Has `workers` workers: starts what is missing, and drains the idlest of what is too many. Returns once that is so.
+    /// Has `workers` workers: starts what is missing, and drains the idlest of what is too many. Returns once that is so. A pool that
+    /// [scales itself](super::builder::PoolBuilder::autoscale) takes numbers within its bounds, and 0; it goes on from there after a cool-down.
     ///
     /// # Cancel safety
     /// What was asked for goes on without its caller.
@@ -80,11 +81,11 @@ impl Pool {
     /// # Errors
     /// [`StartError`] where workers cannot be started, or the pool is shut down.
     pub async fn scale(&self, workers: u32) -> Result<(), StartError> {
-        let workers = within_limits(workers)?;
+        let workers = within_limits(workers, self.handle.pool.bounds())?;
         settle(&self.handle.pool, Input::Scale { workers, idlest: Vec::new() }).await
     }
 
-    /// Starts one more worker.
+    /// Starts one more worker. A pool that scales itself, and then has more than it should at most, sends one away after a cool-down.
     ///
     /// # Errors
     /// As [`scale`](Self::scale).
@@ -159,7 +160,7 @@ impl Pool {
     /// # Cancel safety
     /// What was asked for goes on without its caller.
     pub async fn respawn_with(&self, workers: u32, drain: Option<Duration>) -> Result<(), StartError> {
-        let workers = Some(within_limits(workers)?);
+        let workers = Some(within_limits(workers, self.handle.pool.bounds())?);
         settle(&self.handle.pool, Input::Respawn { workers, drain }).await
     }
 

@@ -79,6 +79,15 @@ pub enum Event {
         /// Its process.
         pid: Option<u32>,
     },
+    /// The load asks for another number of workers: see [`Autoscale`](super::scaling::Autoscale). What comes of it follows as events of its own.
+    Scaled {
+        /// How many workers there were.
+        from: u32,
+        /// How many there are to be.
+        to: u32,
+        /// The mean load of the pool that asks for it: calls that workers had and that waited, rounded.
+        load: u64,
+    },
     /// A call was aboard so many dying workers that it is not tried again.
     Poisoned {
         /// The summary of its input.

@@ -14,6 +14,7 @@
 //! | [`retry`] | whether a failed call is tried again |
 //! | [`mod@unit`] | the life of one process: start, ready, drain, stop |
 //! | [`pool`] | the life of a set of equal units: scaling, replacement, giving up |
+//! | [`scaling`] | how many workers a pool should have, by its load
 //! | [`budget`] | whether a unit that died is started again, and after which delay |
 //! | [`graph`] | in which order things that need each other start and stop |
 //!
@@ -37,6 +38,7 @@ pub mod line;
 pub mod payload;
 pub mod pool;
 pub mod retry;
+pub mod scaling;
 pub mod session;
 pub mod spec;
 pub mod stream;

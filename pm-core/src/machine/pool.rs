@@ -188,6 +188,11 @@ impl Pool {
         counts
     }
 
+    /// How many workers there should be: those that serve, start or wait for their next start. Those count once that are being replaced.
+    pub fn size(&self) -> u32 {
+        self.current().count() as u32
+    }
+
     /// How many workers crashed in the life of the pool.
     pub fn crashes(&self) -> u64 {
         self.crashes

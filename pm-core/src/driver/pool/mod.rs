@@ -4,6 +4,7 @@
 //! ([`Pool::dispatch`]). The [`PoolTask`] feeds the [machine](crate::machine::pool) and carries out what it decides.
 
 mod backlog;
+mod size;
 mod task;
 
 use std::cmp::Reverse;
@@ -30,6 +31,7 @@ use crate::machine::event::Event;
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::payload::Payload;
 use crate::machine::pool::{self as machine, Counts, Input, Phase};
+use crate::machine::scaling::Scaling;
 use crate::machine::time::Time;
 use crate::transport::LinkTx;
 use backlog::{Backlog, Delayed};
@@ -127,9 +129,23 @@ pub(crate) struct Settings {
     pub(crate) name: Arc<str>,
     pub(crate) codec: String,
     pub(crate) queue: usize,
-    pub(crate) budget: Budget,
+    pub(crate) policies: Policies,
     pub(crate) link: LinkSettings,
     pub(crate) hooks: Hooks,
+}
+
+/// What the task of a pool does of its own accord.
+pub(crate) struct Policies {
+    pub(crate) budget: Budget,
+    /// None where the program alone says how many workers there are.
+    pub(crate) scaling: Option<Scaling>,
+}
+
+impl Policies {
+    /// Nothing but to replace what dies, within a budget.
+    pub(crate) fn only(budget: Budget) -> Self {
+        Policies { budget, scaling: None }
+    }
 }
 
 /// A pool without its workers' types: what faces hold.
@@ -155,6 +171,8 @@ pub(crate) trait AnyPool: Send + Sync {
     fn set_load(&self, worker: WorkerId, incarnation: Incarnation, load: u32);
     fn info(&self) -> PoolInfo;
     fn events(&self) -> broadcast::Receiver<Event>;
+    /// The fewest and the most workers that it may have; none where nothing but the limit of all pools bounds them.
+    fn bounds(&self) -> Option<(u32, u32)>;
     /// Where commands go. A handle that cannot wait leaves out what does not matter.
     fn commands(&self) -> &mpsc::Sender<Command>;
     /// Kills all workers, for good. Never waits.
@@ -217,6 +235,9 @@ struct Shared {
     /// The task should look at the backlog's timers, or at a queue that nobody serves.
     wake: Notify,
     state: Mutex<State>,
+    bounds: Option<(u32, u32)>,
+    /// Nobody looks at the load before a call comes.
+    unwatched: AtomicBool,
     answered: AtomicU64,
     dropped_frames: AtomicU64,
     runtime: tokio::runtime::Handle,
@@ -289,6 +310,8 @@ pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf
             events: broadcast::channel(EVENTS).0,
             wake: Notify::new(),
             state: Mutex::new(State::default()),
+            bounds: settings.policies.scaling.as_ref().map(Scaling::bounds),
+            unwatched: AtomicBool::new(false),
             answered: AtomicU64::new(0),
             dropped_frames: AtomicU64::new(0),
             runtime: tokio::runtime::Handle::current(),
@@ -304,8 +327,8 @@ pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf
         yard: pool.clone() as Arc<dyn Yard>,
         news,
     });
-    let machine = machine::Pool::new(times, settings.budget, seed());
-    let task = PoolTask::new(machine, pool.clone(), plan);
+    let machine = machine::Pool::new(times, settings.policies.budget, seed());
+    let task = PoolTask::new(machine, settings.policies.scaling, pool.clone(), plan);
     tokio::spawn(task.run(inbox, orders));
     pool
 }
@@ -475,13 +498,19 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
                     call
                 }
                 Exchange::Yield(call) => return Sent::Yield(call),
-                Exchange::Answered(call, output) => return Sent::Answered(call, output),
-                Exchange::Aboard(call) => return Sent::Look(call),
+                Exchange::Answered(call, output) => {
+                    self.shared.stir();
+                    return Sent::Answered(call, output);
+                }
+                Exchange::Aboard(call) => {
+                    self.shared.stir();
+                    return Sent::Look(call);
+                }
             };
             sleeper = Some(waker.clone());
             placed = Self::place(&links, now, &call, false, &mut sleeper);
         }
-        match placed {
+        let sent = match placed {
             Placed::Sent(link) if !gathers && link.assist(&call, self) => Sent::Look(call),
             Placed::Sent(_) | Placed::Aboard => Sent::Asleep(call),
             Placed::Over => Sent::Look(call),
@@ -493,7 +522,9 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
                     Queued::Full => Sent::Full,
                 }
             }
-        }
+        };
+        self.shared.stir();
+        sent
     }
 
     fn submit(&self, now: Time, call: &Arc<Call>) {
@@ -501,12 +532,15 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         if !self.is_open() || matches!(Self::place(&links, now, call, false, &mut None), Placed::Nowhere) {
             self.wait_in_line(call, Entry::Last);
         }
+        self.shared.stir();
     }
 
     fn submit_many(&self, now: Time, calls: &mut dyn Iterator<Item = &Arc<Call>>) -> usize {
         let links = self.links.load();
         let best = if self.is_open() { Self::best(&links, false) } else { None };
-        best.map_or(0, |(best, _)| best.submit_many(now, calls))
+        let count = best.map_or(0, |(best, _)| best.submit_many(now, calls));
+        self.shared.stir();
+        count
     }
 
     fn submit_to(&self, worker: WorkerId, call: &Arc<Call>) -> Result<(), QueryError> {
@@ -521,7 +555,9 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
             return Err(error);
         }
         let link = link.ok_or_else(gone)?;
-        match link.submit(call.made(), call, Admission::Always, &mut None) {
+        let submitted = link.submit(call.made(), call, Admission::Always, &mut None);
+        self.shared.stir();
+        match submitted {
             Submit::Sent => {
                 link.assist(call, self);
                 Ok(())
@@ -554,6 +590,7 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         if let Some(link) = self.link(worker, incarnation) {
             link.set_load(load);
         }
+        self.shared.stir();
     }
 
     fn workers(&self) -> Vec<WorkerInfo> {
@@ -579,6 +616,10 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
 
     fn events(&self) -> broadcast::Receiver<Event> {
         self.shared.events.subscribe()
+    }
+
+    fn bounds(&self) -> Option<(u32, u32)> {
+        self.shared.bounds
     }
 
     fn commands(&self) -> &mpsc::Sender<Command> {
@@ -724,6 +765,14 @@ impl Shared {
     /// Lets go of the backlog, whose line may have changed.
     fn leave(&self, backlog: MutexGuard<'_, Backlog>) {
         self.queued.store(backlog.line.len(), Ordering::SeqCst);
+    }
+
+    /// A call has come: where nobody looks at the load, somebody does from now on. After the call counts, so that whoever looks finds it.
+    fn stir(&self) {
+        // It hardly ever changes, so most callers only read it.
+        if self.unwatched.load(Ordering::Relaxed) && self.unwatched.swap(false, Ordering::SeqCst) {
+            self.wake.notify_one();
+        }
     }
 
     pub(crate) fn report(&self, event: Event) {

@@ -21,6 +21,7 @@ use crate::machine::cause::ExitCause;
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::pool::{self as machine, Input, Phase};
 use crate::machine::retry::{Failure, Verdict};
+use crate::machine::scaling::Scaling;
 use crate::machine::spec::Stderr;
 use crate::machine::time::Time;
 use crate::machine::unit;
@@ -44,8 +45,10 @@ struct Waiting {
 
 /// The task of a pool.
 pub(super) struct PoolTask<S: Starter> {
-    machine: machine::Pool,
-    pool: Arc<Pool<TxOf<S>>>,
+    pub(super) machine: machine::Pool,
+    /// Says how many workers there should be; none where only the program does.
+    pub(super) scaling: Option<Scaling>,
+    pub(super) pool: Arc<Pool<TxOf<S>>>,
     plan: Arc<Plan<S>>,
     lives: BTreeMap<WorkerId, Live<TxOf<S>>>,
     waiting: Vec<Waiting>,
@@ -56,9 +59,15 @@ pub(super) struct PoolTask<S: Starter> {
 }
 
 impl<S: Starter> PoolTask<S> {
-    pub(super) fn new(machine: machine::Pool, pool: Arc<Pool<TxOf<S>>>, plan: Arc<Plan<S>>) -> Self {
+    pub(super) fn new(
+        machine: machine::Pool,
+        scaling: Option<Scaling>,
+        pool: Arc<Pool<TxOf<S>>>,
+        plan: Arc<Plan<S>>,
+    ) -> Self {
         PoolTask {
             machine,
+            scaling,
             pool,
             plan,
             lives: BTreeMap::new(),
@@ -77,6 +86,7 @@ impl<S: Starter> PoolTask<S> {
                 break;
             }
             let due = Time::earliest(self.machine.poll_timeout(), self.next_due());
+            let due = Time::earliest(due, self.next_look());
             let sleep = async {
                 match due {
                     Some(due) => tokio::time::sleep_until(clock::instant(due)).await,
@@ -97,6 +107,7 @@ impl<S: Starter> PoolTask<S> {
                 self.machine.handle_timeout(now);
             }
             self.tend_backlog();
+            self.tend_size(now);
         }
         if self.plan.starter.stderr() == Stderr::Forward {
             forward::flush(LAST_WRITE).await;
@@ -114,7 +125,7 @@ impl<S: Starter> PoolTask<S> {
         drop(guard);
     }
 
-    fn input(&mut self, input: Input) {
+    pub(super) fn input(&mut self, input: Input) {
         self.machine.handle(clock::now(), input);
     }
 
@@ -153,7 +164,7 @@ impl<S: Starter> PoolTask<S> {
     }
 
     /// A scale down sends the idlest workers away, and only the links know which those are.
-    fn with_loads(&self, input: Input) -> Input {
+    pub(super) fn with_loads(&self, input: Input) -> Input {
         match input {
             Input::Scale { workers, idlest } if idlest.is_empty() => {
                 let mut loads: Vec<_> = self.pool.workers().into_iter().map(|w| (w.load, Reverse(w.id))).collect();

@@ -270,6 +270,7 @@ impl World {
         }
         assert_eq!(self.ready().len(), self.target, "not as many serve as should: {context}");
         assert_eq!((counts.active, counts.releasing, counts.crashed), (self.target, 0, 0), "{context}");
+        assert_eq!(self.pool.size() as usize, self.target, "{context}");
         assert!(self.pool.settled(), "something is under way for ever: {context}");
         let expected =
             if self.target == 0 { [Phase::Idle, Phase::Unspawned] } else { [Phase::Serving, Phase::Serving] };
