@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use libtest_mimic::Trial;
-use pm::{AnyTransport, Autoscale, Event, StartError};
+use pm::{AnyTransport, Autoscale, Event, StartError, WorkerId};
 use tokio::sync::broadcast;
 
 use crate::lifecycle::Load;
-use crate::query::listening;
-use crate::raw::DESK;
+use crate::raw::{DESK, Order, Report};
 use crate::roles::{Job, Said};
 use crate::streams::{Heard, Say, TALK};
 use crate::support::{Gate, Scratch, contains, error, event, eventually, jobs, over_all, pids, pool_of, within};
@@ -74,29 +73,26 @@ async fn it_grows_and_shrinks_with_its_load(transport: AnyTransport) {
 }
 
 async fn the_idlest_goes(transport: AnyTransport) {
-    let scratch = Scratch::new();
-    let gate = Gate::new(&scratch);
-    // It rests after its start, in which the two that are to be busy get their calls.
-    let settings = quick(1, 3).cool_down(Duration::from_millis(100)).down_below(1.9);
-    let (pool, begun) = listening(jobs(transport).workers(3).autoscale(settings)).await;
+    let pool = pool_of::<Order, Report>(&DESK, transport).raw().autoscale(quick(1, 3)).start().await.unwrap();
     let mut events = pool.events();
-    let [first, second, third] = pool.workers().try_into().unwrap();
-    // The youngest would go first, were they all idle.
-    let busy = {
-        let (pool, job) = (pool.clone(), gate.wait());
-        tokio::spawn(async move { pool.query_on(third.id, &job).await })
-    };
-    begun.wait();
-    for idle in [second, first] {
+    let first = pool.raw_workers().remove(0);
+    first.set_load(9);
+    steps(&mut events, &[1, 2, 3]).await;
+    eventually("all serve", || pool.raw_workers().len() == 3).await;
+    let third = pool.raw_workers().remove(2);
+    // What comes first must not leave two idle ones for a moment.
+    third.set_load(1);
+    first.set_load(1);
+    for idle in [WorkerId(2), first.id()] {
         let drained = event(&mut events, |event| match event {
             Event::Draining { worker, .. } => Some(*worker),
             _ => None,
         });
-        assert_eq!(drained.await, idle.id);
+        assert_eq!(drained.await, idle, "the youngest goes only among equals");
+        first.set_load(0);
     }
-    gate.open(1);
-    assert_eq!(within(busy).await.unwrap().unwrap(), Said::Number(1));
-    eventually("it is alone", || pids(&pool) == [third.pid]).await;
+    eventually("it is alone", || pids(&pool) == [third.pid()]).await;
+    assert!(!third.is_leaving());
 }
 
 async fn changes_of_the_load_lose_no_query(transport: AnyTransport) {
@@ -146,8 +142,7 @@ async fn open_streams_are_a_load(transport: AnyTransport) {
 }
 
 async fn the_program_says_the_load(transport: AnyTransport) {
-    let pool = pool_of::<crate::raw::Order, crate::raw::Report>(&DESK, transport);
-    let pool = pool.raw().autoscale(quick(1, 2)).start().await.unwrap();
+    let pool = pool_of::<Order, Report>(&DESK, transport).raw().autoscale(quick(1, 2)).start().await.unwrap();
     let mut events = pool.events();
     let worker = pool.raw_workers().remove(0);
     for _ in 0..2 {

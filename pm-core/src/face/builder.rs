@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::config::{PoolConfig, Workers};
 use super::error::StartError;
 use super::pool::{Handle, Pool, begin};
 use super::query::{Recipe, SlowQuery, TimeoutFrom};
@@ -24,6 +25,7 @@ use crate::driver::visitor::{Door, VisitorStarter};
 use crate::machine::budget::Budget;
 use crate::machine::id::WorkerId;
 use crate::machine::pool::Input;
+use crate::machine::recycle::{Recycle, Recycling};
 use crate::machine::retry::Retry;
 use crate::machine::scaling::{Autoscale, Scaling};
 use crate::machine::spec::{Program, Spec, SpecBuilder};
@@ -82,10 +84,13 @@ pub struct PoolBuilder<I, O, C, T, M = Queries> {
     transport: T,
     codec: C,
     /// None where nothing was said.
-    workers: Option<u32>,
+    workers: Option<Workers>,
     calls: M,
     budget: Budget,
     autoscale: Option<Autoscale>,
+    recycle: Recycle,
+    /// What is wrong with its configuration.
+    misfit: Option<StartError>,
     in_process: bool,
     force: bool,
     hooks: Hooks,
@@ -135,6 +140,8 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
             calls: Queries::default(),
             budget: Budget::default(),
             autoscale: None,
+            recycle: Recycle::new(),
+            misfit: None,
             in_process: false,
             force: false,
             hooks: Hooks::default(),
@@ -150,9 +157,10 @@ impl<I, O, C, T, M> PoolBuilder<I, O, C, T, M> {
         self
     }
 
-    /// How many workers it starts with; 1 by default, or the least number of its [autoscaling](Self::autoscale). With 0 the first query starts one.
-    pub fn workers(mut self, workers: u32) -> Self {
-        self.workers = Some(workers);
+    /// How many workers it starts with: a number, or a preset of [`Workers`]. 1 by default, or the least number of its [autoscaling](Self::autoscale). With 0 the first
+    /// query starts one.
+    pub fn workers(mut self, workers: impl Into<Workers>) -> Self {
+        self.workers = Some(workers.into());
         self
     }
 
@@ -172,6 +180,14 @@ impl<I, O, C, T, M> PoolBuilder<I, O, C, T, M> {
     /// How often workers may die before the pool gives up; 5 crash loops in 30 minutes by default.
     pub fn budget(mut self, budget: Budget) -> Self {
         self.budget = budget;
+        self
+    }
+
+    /// When workers are replaced while they are well; never by default. One at a time, by a new one that serves before the old one drains, so that no query is
+    /// lost and the capacity stays what it is. Each is an [`Event::Recycled`](crate::machine::event::Event::Recycled), and counts against no budget. A new one that
+    /// cannot be started leaves the old one serving, and is tried again after a while.
+    pub fn recycle(mut self, recycle: Recycle) -> Self {
+        self.recycle = recycle;
         self
     }
 
@@ -204,6 +220,8 @@ impl<I, O, C, T, M> PoolBuilder<I, O, C, T, M> {
             workers: self.workers,
             budget: self.budget,
             autoscale: self.autoscale,
+            recycle: self.recycle,
+            misfit: self.misfit,
             in_process: self.in_process,
             force: self.force,
             hooks: self.hooks,
@@ -319,6 +337,31 @@ where
     T: Transport + Clone,
     M: Calls<I, O, C>,
 {
+    /// Does what a configuration says. What it says counts instead of what was said before, and what is said afterwards counts instead of it. A configuration that
+    /// speaks of queries, where the pool serves something else, is an error of the start.
+    pub fn configure(mut self, config: &PoolConfig) -> Self {
+        self.workers = config.workers.or(self.workers);
+        if let Some(limit) = config.start_timeout {
+            self.spec = self.spec.start_timeout(limit.unwrap_or(Duration::MAX));
+        }
+        if let Some(grace) = config.stop_grace {
+            self.spec = self.spec.stop_grace(grace);
+        }
+        if let Some(autoscale) = &config.autoscale {
+            self.autoscale = Some(autoscale.change(self.autoscale.unwrap_or_default()));
+        }
+        if let Some(recycle) = &config.recycle {
+            self.recycle = recycle.change(self.recycle);
+        }
+        if let Some(budget) = &config.budget {
+            self.budget = budget.change(self.budget);
+        }
+        if let Err(misfit) = self.calls.configure(config) {
+            self.misfit.get_or_insert(misfit);
+        }
+        self
+    }
+
     /// Starts the pool, and returns once all its workers are ready. What it returns depends on what the workers serve: a [`QueryManager`](super::query::QueryManager), a
     /// [`StreamManager`](super::stream::StreamManager) or a [`RawManager`](super::raw::RawManager).
     ///
@@ -344,7 +387,7 @@ where
     /// # Cancel safety
     /// As [`start`](Self::start).
     pub async fn start_worker(mut self) -> Result<Worker<M::Manager>, StartError> {
-        self.autoscale = None;
+        (self.autoscale, self.recycle) = (None, Recycle::new());
         Ok(Worker::new(self.workers(1).budget(Budget::NEVER).start().await?))
     }
 }
@@ -353,14 +396,19 @@ where
 async fn start_pool<I: 'static, O: 'static, C: Format, T: Transport + Clone, M: Calls<I, O, C>>(
     mut builder: PoolBuilder<I, O, C, T, M>,
 ) -> Result<(Pool, Arc<Recipe>), StartError> {
+    if let Some(misfit) = builder.misfit {
+        return Err(misfit);
+    }
     let scaling = builder.autoscale.map(Scaling::new).transpose()?;
+    let recycling = Recycling::new(builder.recycle, pool::seed())?;
     let bounds = scaling.as_ref().map(Scaling::bounds);
-    let workers = within_limits(builder.workers.unwrap_or(bounds.map_or(1, |(min, _)| min)), bounds)?;
+    let workers = builder.workers.map_or(bounds.map_or(1, |(min, _)| min), Workers::count);
+    let workers = within_limits(workers, bounds)?;
     if builder.calls.queue() == 0 {
         let why = "a pool needs room for at least one query; `try_query` never waits";
         return Err(StartError::Setting { setting: "queue", value: "0".to_string(), why });
     }
-    let (policies, force) = (Policies { budget: builder.budget, scaling }, builder.force);
+    let (policies, force) = (Policies { budget: builder.budget, scaling, recycling }, builder.force);
     let hooks = std::mem::take(&mut builder.hooks);
     let spec = std::mem::replace(&mut builder.spec, Spec::role("")).build()?;
     // What holds them is the pool itself: they are closed when it ends.
@@ -398,7 +446,8 @@ fn recipe<I, O, C: Format, T: Transport + Clone, M: Calls<I, O, C>>(
 ) -> impl Fn(Policies, bool, Hooks) -> Result<Arc<dyn AnyPool>, StartError> + Send + Sync {
     let codec = builder.codec;
     let (name, queue, role, transport) = (builder.name, builder.calls.queue(), builder.role, builder.transport);
-    let link = builder.calls.link();
+    let mut link = builder.calls.link();
+    link.worn_after = builder.recycle.calls().unwrap_or(u64::MAX);
     let in_process = builder.in_process;
     move |policies: Policies, force: bool, mut hooks: Hooks| -> Result<Arc<dyn AnyPool>, StartError> {
         let summary = codec.clone();

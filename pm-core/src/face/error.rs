@@ -15,6 +15,7 @@ use crate::machine::exit::ExitStatus;
 use crate::machine::frame::MAX_PAYLOAD;
 use crate::machine::handshake::Mismatch;
 use crate::machine::id::WorkerId;
+use crate::machine::recycle::BadRecycle;
 use crate::machine::retry::POISON;
 use crate::machine::spec::{BadSpec, ListenAddress};
 use crate::machine::scaling::BadAutoscale;
@@ -395,6 +396,9 @@ pub enum StartError {
     /// The settings of its autoscaling make no sense.
     #[error("autoscaling {0}")]
     Autoscale(#[from] BadAutoscale),
+    /// A setting of its recycling makes no sense.
+    #[error(transparent)]
+    Recycle(#[from] BadRecycle),
     /// The pool was shut down before it had started.
     #[error("the pool was shut down before it had started")]
     ShuttingDown,

@@ -2,6 +2,7 @@
 
 use super::cause::ExitCause;
 use super::id::{Incarnation, WorkerId};
+use super::recycle::Reason;
 
 /// Something that happened in a pool. Each is also a `tracing` event with the target `pm::pool`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +51,17 @@ pub enum Event {
         incarnation: Incarnation,
         /// Its new process.
         pid: u32,
+    },
+    /// A worker that is well is replaced: a new one serves, and it drains.
+    Recycled {
+        /// Which worker.
+        worker: WorkerId,
+        /// Its last life.
+        incarnation: Incarnation,
+        /// The new one.
+        by: WorkerId,
+        /// Why.
+        reason: Reason,
     },
     /// A worker finishes what it has, and gets no further call.
     Draining {

@@ -289,11 +289,12 @@ impl Scaling {
         }
         let beginning = now - self.window;
         let ends = self.loads.iter().skip(1).map(|&(at, _)| at).chain([now]);
+        // In whole numbers: a load that stays on a threshold must not come out a little beside it.
         let weighted = self.loads.iter().zip(ends).map(|(&(from, load), to)| {
             let time = to.since(from.max(beginning));
-            load as f64 * time.as_secs_f64()
+            u128::from(load) * time.as_nanos()
         });
-        Some(weighted.sum::<f64>() / self.window.as_secs_f64())
+        Some(weighted.sum::<u128>() as f64 / self.window.as_nanos() as f64)
     }
 
     fn step(&self, now: Time) -> Option<Step> {

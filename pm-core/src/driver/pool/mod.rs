@@ -4,6 +4,8 @@
 //! ([`Pool::dispatch`]). The [`PoolTask`] feeds the [machine](crate::machine::pool) and carries out what it decides.
 
 mod backlog;
+mod health;
+mod replace;
 mod size;
 mod task;
 
@@ -21,6 +23,7 @@ use super::call::Call;
 use super::clock;
 use super::flow::Flow;
 use super::link::{Admission, Exchange, LinkSettings, LinkShared, Submit, Yard};
+use super::meter::Meter;
 use super::start::Starter;
 use super::worker::{Plan, TxOf};
 use crate::face::error::{QueryError, QueryErrorKind, StartError};
@@ -31,10 +34,12 @@ use crate::machine::event::Event;
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::payload::Payload;
 use crate::machine::pool::{self as machine, Counts, Input, Phase};
+use crate::machine::recycle::Recycling;
 use crate::machine::scaling::Scaling;
 use crate::machine::time::Time;
 use crate::transport::LinkTx;
 use backlog::{Backlog, Delayed};
+pub use health::{Health, WorkerHealth};
 use task::PoolTask;
 
 /// News and commands that wait for the task of a pool.
@@ -139,12 +144,14 @@ pub(crate) struct Policies {
     pub(crate) budget: Budget,
     /// None where the program alone says how many workers there are.
     pub(crate) scaling: Option<Scaling>,
+    /// When workers are replaced that are well.
+    pub(crate) recycling: Recycling,
 }
 
 impl Policies {
     /// Nothing but to replace what dies, within a budget.
     pub(crate) fn only(budget: Budget) -> Self {
-        Policies { budget, scaling: None }
+        Policies { budget, scaling: None, recycling: Recycling::default() }
     }
 }
 
@@ -170,6 +177,7 @@ pub(crate) trait AnyPool: Send + Sync {
     /// Says the load of a raw worker.
     fn set_load(&self, worker: WorkerId, incarnation: Incarnation, load: u32);
     fn info(&self) -> PoolInfo;
+    fn health(&self) -> Health;
     fn events(&self) -> broadcast::Receiver<Event>;
     /// The fewest and the most workers that it may have; none where nothing but the limit of all pools bounds them.
     fn bounds(&self) -> Option<(u32, u32)>;
@@ -211,6 +219,8 @@ pub(crate) enum Command {
     Settle(Input, oneshot::Sender<Result<(), StartError>>),
     /// The same, for a start: the first failure is the answer.
     Start(Input, oneshot::Sender<Result<(), StartError>>),
+    /// Replace all workers that serve, one after the other, and the answer once that is done, or at the first failure.
+    Recycle(oneshot::Sender<Result<(), StartError>>),
     /// The answer once the pool is closed.
     Closed(oneshot::Sender<()>),
     /// Take no more queries, serve those that were taken until the deadline, then end all workers.
@@ -238,7 +248,13 @@ struct Shared {
     bounds: Option<(u32, u32)>,
     /// Nobody looks at the load before a call comes.
     unwatched: AtomicBool,
-    answered: AtomicU64,
+    /// A worker may have answered as many calls as wear one out.
+    worn: AtomicBool,
+    meter: Meter,
+    /// When it was started.
+    born: Time,
+    /// Its number among the pools of this program.
+    number: u64,
     dropped_frames: AtomicU64,
     runtime: tokio::runtime::Handle,
 }
@@ -246,6 +262,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     counts: Counts,
+    /// How many workers there should be.
+    size: u32,
     crashes: u64,
     last_crash: Option<Time>,
 }
@@ -296,6 +314,7 @@ enum Queued {
 pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf<S>>> {
     let (news, inbox) = mpsc::channel(MAILBOX);
     let (commands, orders) = mpsc::channel(MAILBOX);
+    static NEXT: AtomicU64 = AtomicU64::new(1);
     let times = starter.times();
     let pool = Arc::new(Pool {
         shared: Shared {
@@ -312,7 +331,10 @@ pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf
             state: Mutex::new(State::default()),
             bounds: settings.policies.scaling.as_ref().map(Scaling::bounds),
             unwatched: AtomicBool::new(false),
-            answered: AtomicU64::new(0),
+            worn: AtomicBool::new(false),
+            meter: Meter::new(),
+            born: clock::now(),
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             dropped_frames: AtomicU64::new(0),
             runtime: tokio::runtime::Handle::current(),
         },
@@ -327,8 +349,9 @@ pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf
         yard: pool.clone() as Arc<dyn Yard>,
         news,
     });
-    let machine = machine::Pool::new(times, settings.policies.budget, seed());
-    let task = PoolTask::new(machine, settings.policies.scaling, pool.clone(), plan);
+    let Policies { budget, scaling, recycling } = settings.policies;
+    let machine = machine::Pool::new(times, budget, seed());
+    let task = PoolTask::new(machine, scaling, recycling, pool.clone(), plan);
     tokio::spawn(task.run(inbox, orders));
     pool
 }
@@ -346,8 +369,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where the jitter of restarts comes from: managers that start together should not restart together.
-fn seed() -> u64 {
+/// Where the jitter of restarts and ages comes from: managers that start together should not restart together.
+pub(crate) fn seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(std::process::id())
 }
@@ -410,7 +433,7 @@ impl<Tx: LinkTx> Pool<Tx> {
         let mut backlog = self.backlog();
         if let Some(error) = backlog.refusal(&self.shared.name, again) {
             drop(backlog);
-            call.fail(error);
+            self.shared.fail(call, error);
             return Queued::Over;
         }
         if entry == Entry::IfRoom && backlog.line.len() >= self.shared.queue_limit {
@@ -548,12 +571,16 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         let leaving = lock(&self.leaving);
         let link = links.iter().chain(leaving.iter()).find(|link| link.worker == worker).cloned();
         drop(leaving);
-        let gone = || QueryError::NoWorkers { pool: self.shared.name.clone() };
         if self.shared.refusing.load(Ordering::Relaxed)
             && let Some(error) = self.backlog().refusal(&self.shared.name, false)
         {
+            self.shared.meter.failed(error.kind());
             return Err(error);
         }
+        let gone = || {
+            self.shared.meter.failed(QueryErrorKind::NoWorkers);
+            QueryError::NoWorkers { pool: self.shared.name.clone() }
+        };
         let link = link.ok_or_else(gone)?;
         let submitted = link.submit(call.made(), call, Admission::Always, &mut None);
         self.shared.stir();
@@ -568,6 +595,7 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
     }
 
     fn abandon(&self, call: &Arc<Call>) {
+        self.shared.meter.cancelled();
         let Some((worker, incarnation, id)) = call.abandon() else { return self.take_out(call) };
         if let Some(link) = self.link(worker, incarnation) {
             link.cancel(id);
@@ -609,9 +637,13 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
             last_crash: state.last_crash.map(|at| clock::now().since(at)),
             queued: self.shared.queued.load(Ordering::SeqCst),
             load,
-            answered: self.shared.answered.load(Ordering::Relaxed),
+            answered: self.shared.meter.answers(),
             dropped_frames: self.shared.dropped_frames.load(Ordering::Relaxed),
         }
+    }
+
+    fn health(&self) -> Health {
+        self.examine()
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {
@@ -640,8 +672,20 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
         }
     }
 
-    fn count(&self) {
-        self.shared.answered.fetch_add(1, Ordering::Relaxed);
+    fn answered(&self, made: Time, now: Time) {
+        self.shared.meter.answered(made, now);
+    }
+
+    fn answered_together(&self, now: Time, answers: u32) {
+        self.shared.meter.answered_together(now, answers);
+    }
+
+    fn failed(&self, kind: QueryErrorKind) {
+        self.shared.meter.failed(kind);
+    }
+
+    fn retried(&self) {
+        self.shared.meter.retried();
     }
 
     fn is_slow(&self, made: Time, now: Time) -> bool {
@@ -662,7 +706,7 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
     fn requeue(&self, call: Arc<Call>, delay: Duration) {
         if call.is_named {
             let error = QueryError::NoWorkers { pool: self.shared.name.clone() };
-            call.fail(error);
+            self.shared.fail(&call, error);
             return;
         }
         if delay.is_zero() {
@@ -672,7 +716,7 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
         let mut backlog = self.backlog();
         if let Some(error) = backlog.refusal(&self.shared.name, true) {
             drop(backlog);
-            call.fail(error);
+            self.shared.fail(&call, error);
             return;
         }
         if call.is_over() {
@@ -752,6 +796,11 @@ impl<Tx: LinkTx> Yard for Pool<Tx> {
         }
     }
 
+    fn is_worn(&self) {
+        self.shared.worn.store(true, Ordering::SeqCst);
+        self.shared.wake.notify_one();
+    }
+
     fn has_others(&self) -> bool {
         self.links.load().len() > 1
     }
@@ -765,6 +814,12 @@ impl Shared {
     /// Lets go of the backlog, whose line may have changed.
     fn leave(&self, backlog: MutexGuard<'_, Backlog>) {
         self.queued.store(backlog.line.len(), Ordering::SeqCst);
+    }
+
+    /// Ends a call that no worker has with this error.
+    fn fail(&self, call: &Call, error: QueryError) {
+        self.meter.failed(error.kind());
+        call.fail(error);
     }
 
     /// A call has come: where nobody looks at the load, somebody does from now on. After the call counts, so that whoever looks finds it.

@@ -149,6 +149,20 @@ fn it_sleeps_at_its_least_size_until_a_call_comes() {
     assert!((700..=800).contains(&looks), "{looks} looks in 100 s");
 }
 
+#[test]
+fn a_load_on_a_threshold_is_borne() {
+    let settings = Autoscale::new().cool_down(50 * MILLI).up_above(2.0).down_below(1.0);
+    for load in [2, 4] {
+        let mut world = World::new(settings, 2);
+        let mut random = SplitMix(1);
+        for _ in 0..100_000 {
+            world.look(load);
+            world.now = world.now + Duration::from_nanos(random.below(20_000_000));
+        }
+        assert_eq!(world.steps, []);
+    }
+}
+
 /// A load that depends on nothing, as that of so many callers who each wait for their answer: the size goes one way, and stays.
 #[test]
 fn a_constant_load_never_makes_it_swing() {
