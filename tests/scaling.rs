@@ -172,10 +172,10 @@ async fn by_hand_within_the_bounds(transport: AnyTransport) {
     within(pool.scale(2)).await.unwrap();
     assert!(pool.query(&Job::Pid).await.is_ok());
     // What the program starts beyond the bounds goes again.
-    let pool = jobs(transport).autoscale(quick(1, 2)).workers(2).start().await.unwrap();
+    let pool = jobs(transport).autoscale(quick(2, 2)).start().await.unwrap();
     let mut events = pool.events();
     within(pool.spawn_one()).await.unwrap();
-    steps(&mut events, &[3, 2, 1]).await;
+    steps(&mut events, &[3, 2]).await;
 }
 
 async fn the_first_query_starts_the_least_number(transport: AnyTransport) {

@@ -447,7 +447,7 @@ fn recipe<I, O, C: Format, T: Transport + Clone, M: Calls<I, O, C>>(
     let codec = builder.codec;
     let (name, queue, role, transport) = (builder.name, builder.calls.queue(), builder.role, builder.transport);
     let mut link = builder.calls.link();
-    link.worn_after = builder.recycle.calls().unwrap_or(u64::MAX);
+    link.worn_after = builder.recycle.call_limit().unwrap_or(u64::MAX);
     let in_process = builder.in_process;
     move |policies: Policies, force: bool, mut hooks: Hooks| -> Result<Arc<dyn AnyPool>, StartError> {
         let summary = codec.clone();

@@ -111,7 +111,7 @@ impl Recycle {
     }
 
     /// How many calls wear a worker out.
-    pub(crate) const fn calls(&self) -> Option<u64> {
+    pub const fn call_limit(&self) -> Option<u64> {
         self.after_calls
     }
 
