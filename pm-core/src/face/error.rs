@@ -17,8 +17,8 @@ use crate::machine::handshake::Mismatch;
 use crate::machine::id::WorkerId;
 use crate::machine::recycle::BadRecycle;
 use crate::machine::retry::POISON;
-use crate::machine::spec::{BadSpec, ListenAddress};
 use crate::machine::scaling::BadAutoscale;
+use crate::machine::spec::{BadSpec, ListenAddress};
 use crate::machine::stream::Fault;
 use crate::transport::TransportError;
 
