@@ -36,7 +36,9 @@ impl<S: Starter> PoolTask<S> {
         let step = scaling.look(now, Sample { workers, load });
         if scaling.poll_timeout().is_none() {
             pool.shared.unwatched.store(true, Ordering::SeqCst);
-            // A caller counts its call and then looks whether anybody watches; this says that nobody does and then counts. One of them sees the other's.
+            // A caller counts its call and then looks whether anybody watches; this says that nobody does and then counts. The fence that would let one of them
+            // always see the other's is half here and not in the way of a query: a processor that reorders may miss a call of these nanoseconds. The next one is
+            // seen, and a load that matters has many.
             fence(Ordering::SeqCst);
             if pool.load_to_serve() > load {
                 pool.shared.unwatched.store(false, Ordering::SeqCst);
