@@ -120,6 +120,69 @@
 //! A [raw worker](RawManager) has one conversation with the program for as long as it lives; [`Pipeline`] puts managers in a row. The [`guide`] says when to choose what,
 //! where backpressure comes from, how a server is replaced without losing a request, and how pools live in one.
 //!
+//! # A pool that looks after itself
+//!
+//! With an [`Autoscale`] the load decides how many workers there are: from 1 to 8 by default, one more where each has more than 5 calls in the mean of a second, one
+//! less where it has fewer than 2, and 30 s between two steps. The idlest go, and finish what they have; an idle pool of the least size costs nothing.
+//!
+//! ```
+//! use std::time::Duration;
+//! use pm::Autoscale;
+//!
+//! static DOUBLE: pm::Query<u32, u32> = pm::Query::new("double", &|n: u32| n * 2);
+//!
+//! let builder = DOUBLE.pool().autoscale(Autoscale::new().between(2, 16).cool_down(Duration::from_secs(5)));
+//! # drop(builder);
+//! ```
+//!
+//! With a [`Recycle`], workers are replaced while they are well: after so many calls, at an age, where their memory has grown, or on a schedule; [`recycle`](Pool::recycle)
+//! does it when you say so. One at a time: a new one serves before the old one drains, so no query is lost, and there is one process more for a while, where a
+//! [`respawn`](Pool::respawn) has twice as many.
+//!
+//! ```
+//! use std::time::Duration;
+//! use pm::Recycle;
+//!
+//! static DOUBLE: pm::Query<u32, u32> = pm::Query::new("double", &|n: u32| n * 2);
+//!
+//! let leaky = Recycle::new().after_calls(100_000).above_rss(1 << 30).drain(Duration::from_secs(60));
+//! let builder = DOUBLE.pool().workers(4).recycle(leaky);
+//! # drop(builder);
+//! ```
+//!
+//! # Configuration
+//!
+//! A [`PoolConfig`] says in any format that serde knows what the builder says in code: [`configure`](PoolBuilder::configure) does it. Times are written as `"250ms"` or
+//! `"1h30m"`, 0 is no timeout, and [`Workers`] has the presets `cpu`, `io` and `memory`, for both.
+//!
+//! ```
+//! static DOUBLE: pm::Query<u32, u32> = pm::Query::new("double", &|n: u32| n * 2);
+//!
+//! let config: pm::PoolConfig = serde_json::from_str(r#"{ "workers": "cpu", "timeout": "10s", "autoscale": { "max": 16 } }"#)?;
+//! let builder = DOUBLE.pool().workers(pm::Workers::Io).configure(&config);
+//! # drop(builder);
+//! # Ok::<(), serde_json::Error>(())
+//! ```
+//!
+//! # How it is doing
+//!
+//! [`health`](Pool::health) says whether a pool is well, and what is wrong where it is not; what it has counted; how long its calls took; and what its workers use.
+//! [`registry::metrics`] gives that of all pools of the program as text for Prometheus, for the HTTP server that you have.
+//!
+//! ```
+//! static DOUBLE: pm::Query<u32, u32> = pm::Query::new("double", &|n: u32| n * 2);
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! let pool = DOUBLE.pool().in_process().start().await?;
+//! pool.query(&21).await?;
+//! let health = pool.health();
+//! assert_eq!((health.status, health.answered, health.errors.total()), (pm::Status::Healthy, 1, 0));
+//! assert!(health.latency.p99() >= health.latency.p50());
+//! assert!(pm::registry::metrics().contains("pm_calls_answered_total{pool=\"double\""));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # }).unwrap();
+//! ```
+//!
 //! # Cancelling
 //!
 //! Dropping the future of a query cancels it; a stream is ended by [`cancel`](Duplex::cancel). A handler that looks at [`cancelled`] or asks to be told by [`on_cancel`] can stop early; an async
@@ -173,24 +236,29 @@ pub use bytes::Bytes;
 pub use pm_core as core;
 pub use pm_core::codec::{self, Codec, Json, Postcard, Verbatim};
 pub use pm_core::face::builder::{PoolBuilder, Queries, Raw, Streams};
+pub use pm_core::face::config::{AutoscaleConfig, BudgetConfig, PoolConfig, RecycleConfig, Workers};
 pub use pm_core::face::duplex::{Duplex, Incoming, Reply, StreamReceiver, StreamSender};
 pub use pm_core::face::error::{
     HandlerError, HandlerErrorKind, QueryError, QueryErrorKind, StartError, StreamError, TryQueryError, WorkerLost,
 };
 pub use pm_core::face::exec::{Exec, ExecError, Output, OutputStream, exec, shell};
+pub use pm_core::face::metrics::metrics_text;
 pub use pm_core::face::pipeline::{Outputs, Pipeline, PipelineError, StageInfo};
-pub use pm_core::face::pool::{Pool, PoolInfo, WorkerInfo};
+pub use pm_core::face::pool::{Errors, Health, Latencies, Pool, PoolInfo, WorkerHealth, WorkerInfo};
 pub use pm_core::face::query::{QueryManager, QueryOptions, SlowQuery, TimeoutFrom};
 pub use pm_core::face::raw::{RawEvent, RawEvents, RawManager, RawWorker};
 pub use pm_core::face::stream::StreamManager;
 pub use pm_core::face::worker::Worker;
-pub use pm_core::face::{registry, spawning};
+pub use pm_core::face::{metrics, registry, spawning};
 pub use pm_core::machine::budget::Budget;
 pub use pm_core::machine::cause::ExitCause;
 pub use pm_core::machine::event::Event;
 pub use pm_core::machine::exit::{ExitStatus, Signal};
+pub use pm_core::machine::health::{Status, Trouble};
 pub use pm_core::machine::id::{Incarnation, WorkerId};
+pub use pm_core::machine::recycle::{BadRecycle, Reason as RecycleReason, Recycle};
 pub use pm_core::machine::retry::{Delay, Failure, Retry};
+pub use pm_core::machine::scaling::{Autoscale, BadAutoscale};
 pub use pm_core::machine::spec::{Inherit, ListenAddress, Resource, Spec, SpecBuilder, Stderr};
 pub use pm_core::transport::Transport;
 pub use pm_core::worker::context::{cancelled, draining, is_draining, notice, on_cancel, time_left};

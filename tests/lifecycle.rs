@@ -467,13 +467,13 @@ fn told(events: &mut broadcast::Receiver<Event>) -> Vec<Event> {
 }
 
 /// Askers who never stop, and who must never be disappointed.
-struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
     askers: Vec<JoinHandle<usize>>,
 }
 
 impl Load {
-    fn on(pool: &Pool, askers: u32) -> Self {
+    pub fn on(pool: &Pool, askers: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let ask = |asker: u32| {
             let (pool, stop) = (pool.clone(), stop.clone());
@@ -494,7 +494,7 @@ impl Load {
         Load { askers: (0..askers).map(|asker| tokio::spawn(ask(asker))).collect(), stop }
     }
 
-    async fn stop(self) -> usize {
+    pub async fn stop(self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         let mut total = 0;
         for asker in self.askers {

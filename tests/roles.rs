@@ -119,6 +119,8 @@ pub enum Job {
     /// Begins to write random words at random places of all shared memory that it may write, so often, seeded by this number.
     Scribble(u64, usize),
     Allocate(usize),
+    /// Keeps so many bytes for ever.
+    Leak(usize),
     /// One thing after the other; the last one answers.
     Both(Box<Job>, Box<Job>),
     /// Sends a notice, then waits until somebody writes a byte into this pipe, or nobody has it open for writing any more.
@@ -292,6 +294,10 @@ fn serve(job: Job) -> Result<Said, Unhappy> {
         Job::Allocate(bytes) => {
             let memory = vec![1_u8; bytes];
             Said::Number(memory.iter().map(|&byte| i64::from(byte)).sum())
+        }
+        Job::Leak(bytes) => {
+            std::mem::forget(std::hint::black_box(vec![1_u8; bytes]));
+            Said::Done
         }
         Job::Both(first, second) => {
             serve(*first)?;

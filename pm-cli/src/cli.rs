@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench::place::Place;
-use crate::units;
+use pm::core::units;
 
 /// Run jobs through warm workers that may crash, hang or be killed, and never lose one.
 #[derive(Debug, Parser)]

@@ -21,7 +21,6 @@ pub mod error;
 pub mod plan;
 pub mod pool;
 pub mod roles;
-pub mod units;
 
 /// Reads the command line, does what it says, and gives the exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {

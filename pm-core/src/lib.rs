@@ -14,6 +14,7 @@
 compile_error!("pm-core drives processes on Linux only; without the feature `driver` its machines build everywhere");
 
 pub mod machine;
+pub mod units;
 
 #[cfg(feature = "driver")]
 pub mod codec;

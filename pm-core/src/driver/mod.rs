@@ -20,6 +20,8 @@
 //! | `signal` | SIGINT and SIGTERM, where the program asks for them |
 //! | `stderr` | what workers print |
 //! | `forward` | their lines on the way to the standard error of this process |
+//! | `meter` | what a pool counts: answers, how long they took, errors |
+//! | `usage` | what a process uses |
 //! | `clock` | the clock of the machines |
 
 pub(crate) mod call;
@@ -34,11 +36,13 @@ pub mod launch;
 pub(crate) mod link;
 pub(crate) mod listeners;
 pub mod memory;
+pub(crate) mod meter;
 pub(crate) mod pool;
 pub(crate) mod signal;
 mod socket_path;
 mod spare;
 pub(crate) mod start;
 pub(crate) mod stderr;
+pub(crate) mod usage;
 pub(crate) mod visitor;
 pub(crate) mod worker;

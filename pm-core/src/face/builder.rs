@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::config::{PoolConfig, Workers};
 use super::error::StartError;
 use super::pool::{Handle, Pool, begin};
 use super::query::{Recipe, SlowQuery, TimeoutFrom};
@@ -18,13 +19,15 @@ use super::{registry, spawning};
 use crate::codec::{Codec, Format, Postcard};
 use crate::driver::inprocess::ThreadStarter;
 use crate::driver::listeners::Listeners;
-use crate::driver::pool::{self, AnyPool, Command, Hooks, Settings};
+use crate::driver::pool::{self, AnyPool, Command, Hooks, Policies, Settings};
 use crate::driver::start::ProcessStarter;
 use crate::driver::visitor::{Door, VisitorStarter};
 use crate::machine::budget::Budget;
 use crate::machine::id::WorkerId;
 use crate::machine::pool::Input;
+use crate::machine::recycle::{Recycle, Recycling};
 use crate::machine::retry::Retry;
+use crate::machine::scaling::{Autoscale, Scaling};
 use crate::machine::spec::{Program, Spec, SpecBuilder};
 use crate::machine::stream::Grant;
 use crate::machine::unit::Times;
@@ -80,9 +83,14 @@ pub struct PoolBuilder<I, O, C, T, M = Queries> {
     role: Option<&'static dyn Role>,
     transport: T,
     codec: C,
-    workers: u32,
+    /// None where nothing was said.
+    workers: Option<Workers>,
     calls: M,
     budget: Budget,
+    autoscale: Option<Autoscale>,
+    recycle: Recycle,
+    /// What is wrong with its configuration.
+    misfit: Option<StartError>,
     in_process: bool,
     force: bool,
     hooks: Hooks,
@@ -128,9 +136,12 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
             role,
             transport,
             codec,
-            workers: 1,
+            workers: None,
             calls: Queries::default(),
             budget: Budget::default(),
+            autoscale: None,
+            recycle: Recycle::new(),
+            misfit: None,
             in_process: false,
             force: false,
             hooks: Hooks::default(),
@@ -146,15 +157,37 @@ impl<I, O, C, T, M> PoolBuilder<I, O, C, T, M> {
         self
     }
 
-    /// How many workers it starts with; 1 by default. With 0 the first query starts one.
-    pub fn workers(mut self, workers: u32) -> Self {
-        self.workers = workers;
+    /// How many workers it starts with: a number, or a preset of [`Workers`]. 1 by default, or the least number of its [autoscaling](Self::autoscale). With 0 the first
+    /// query starts one.
+    pub fn workers(mut self, workers: impl Into<Workers>) -> Self {
+        self.workers = Some(workers.into());
+        self
+    }
+
+    /// Has the load decide how many workers there are. Without it only the program does.
+    ///
+    /// The load is the calls that workers have and those that wait for one; of stream pools the open streams, of raw pools what the program says. Workers that
+    /// start, or wait for their next start after a crash, count as workers. The idlest are the ones that go, and they finish what they have. Each step is an
+    /// [`Event::Scaled`](crate::machine::event::Event::Scaled).
+    ///
+    /// A program may still [scale](super::pool::Pool::scale) within the bounds: that is where the load decides from, after a cool-down. `scale(0)` and `unspawn` send
+    /// all away, and nobody comes back before the program scales again.
+    pub fn autoscale(mut self, autoscale: Autoscale) -> Self {
+        self.autoscale = Some(autoscale);
         self
     }
 
     /// How often workers may die before the pool gives up; 5 crash loops in 30 minutes by default.
     pub fn budget(mut self, budget: Budget) -> Self {
         self.budget = budget;
+        self
+    }
+
+    /// When workers are replaced while they are well; never by default. One at a time, by a new one that serves before the old one drains, so that no query is
+    /// lost and the capacity stays what it is. Each is an [`Event::Recycled`](crate::machine::event::Event::Recycled), and counts against no budget. A new one that
+    /// cannot be started leaves the old one serving, and is tried again after a while.
+    pub fn recycle(mut self, recycle: Recycle) -> Self {
+        self.recycle = recycle;
         self
     }
 
@@ -186,6 +219,9 @@ impl<I, O, C, T, M> PoolBuilder<I, O, C, T, M> {
             role: self.role,
             workers: self.workers,
             budget: self.budget,
+            autoscale: self.autoscale,
+            recycle: self.recycle,
+            misfit: self.misfit,
             in_process: self.in_process,
             force: self.force,
             hooks: self.hooks,
@@ -301,6 +337,31 @@ where
     T: Transport + Clone,
     M: Calls<I, O, C>,
 {
+    /// Does what a configuration says. What it says counts instead of what was said before, and what is said afterwards counts instead of it. A configuration that
+    /// speaks of queries, where the pool serves something else, is an error of the start.
+    pub fn configure(mut self, config: &PoolConfig) -> Self {
+        self.workers = config.workers.or(self.workers);
+        if let Some(limit) = config.start_timeout {
+            self.spec = self.spec.start_timeout(limit.unwrap_or(Duration::MAX));
+        }
+        if let Some(grace) = config.stop_grace {
+            self.spec = self.spec.stop_grace(grace);
+        }
+        if let Some(autoscale) = &config.autoscale {
+            self.autoscale = Some(autoscale.change(self.autoscale.unwrap_or_default()));
+        }
+        if let Some(recycle) = &config.recycle {
+            self.recycle = recycle.change(self.recycle);
+        }
+        if let Some(budget) = &config.budget {
+            self.budget = budget.change(self.budget);
+        }
+        if let Err(misfit) = self.calls.configure(config) {
+            self.misfit.get_or_insert(misfit);
+        }
+        self
+    }
+
     /// Starts the pool, and returns once all its workers are ready. What it returns depends on what the workers serve: a [`QueryManager`](super::query::QueryManager), a
     /// [`StreamManager`](super::stream::StreamManager) or a [`RawManager`](super::raw::RawManager).
     ///
@@ -325,7 +386,8 @@ where
     ///
     /// # Cancel safety
     /// As [`start`](Self::start).
-    pub async fn start_worker(self) -> Result<Worker<M::Manager>, StartError> {
+    pub async fn start_worker(mut self) -> Result<Worker<M::Manager>, StartError> {
+        (self.autoscale, self.recycle) = (None, Recycle::new());
         Ok(Worker::new(self.workers(1).budget(Budget::NEVER).start().await?))
     }
 }
@@ -334,12 +396,19 @@ where
 async fn start_pool<I: 'static, O: 'static, C: Format, T: Transport + Clone, M: Calls<I, O, C>>(
     mut builder: PoolBuilder<I, O, C, T, M>,
 ) -> Result<(Pool, Arc<Recipe>), StartError> {
-    let workers = within_limits(builder.workers)?;
+    if let Some(misfit) = builder.misfit {
+        return Err(misfit);
+    }
+    let scaling = builder.autoscale.map(Scaling::new).transpose()?;
+    let recycling = Recycling::new(builder.recycle, pool::seed())?;
+    let bounds = scaling.as_ref().map(Scaling::bounds);
+    let workers = builder.workers.map_or(bounds.map_or(1, |(min, _)| min), Workers::count);
+    let workers = within_limits(workers, bounds)?;
     if builder.calls.queue() == 0 {
         let why = "a pool needs room for at least one query; `try_query` never waits";
         return Err(StartError::Setting { setting: "queue", value: "0".to_string(), why });
     }
-    let (budget, force) = (builder.budget, builder.force);
+    let (policies, force) = (Policies { budget: builder.budget, scaling, recycling }, builder.force);
     let hooks = std::mem::take(&mut builder.hooks);
     let spec = std::mem::replace(&mut builder.spec, Spec::role("")).build()?;
     // What holds them is the pool itself: they are closed when it ends.
@@ -351,7 +420,7 @@ async fn start_pool<I: 'static, O: 'static, C: Format, T: Transport + Clone, M: 
     };
     let takes_visitors = door.is_some();
     let recipe = recipe(builder, spec, Arc::downgrade(&listeners), Mutex::new(door));
-    let handle = Arc::new(Handle { pool: recipe(budget, force, hooks)?, addresses });
+    let handle = Arc::new(Handle { pool: recipe(policies, force, hooks)?, addresses });
     drop(listeners);
     if takes_visitors {
         let scale = Command::Input(Input::Scale { workers, idlest: Vec::new() });
@@ -364,25 +433,26 @@ async fn start_pool<I: 'static, O: 'static, C: Format, T: Transport + Clone, M: 
         return Err(error);
     }
     registry::add(&handle.pool);
-    let recipe: Arc<Recipe> = Arc::new(move |budget, force| recipe(budget, force, Hooks::default()));
+    let recipe: Arc<Recipe> = Arc::new(move |budget, force| recipe(Policies::only(budget), force, Hooks::default()));
     Ok((Pool { handle }, recipe))
 }
 
-/// How to start pools of this sort: with this budget and these hooks, in processes even where spawning is disabled if it is forced to.
+/// How to start pools of this sort: with these policies and these hooks, in processes even where spawning is disabled if it is forced to.
 fn recipe<I, O, C: Format, T: Transport + Clone, M: Calls<I, O, C>>(
     builder: PoolBuilder<I, O, C, T, M>,
     spec: Spec,
     listeners: Weak<Listeners>,
     door: Mutex<Option<Door>>,
-) -> impl Fn(Budget, bool, Hooks) -> Result<Arc<dyn AnyPool>, StartError> + Send + Sync {
+) -> impl Fn(Policies, bool, Hooks) -> Result<Arc<dyn AnyPool>, StartError> + Send + Sync {
     let codec = builder.codec;
     let (name, queue, role, transport) = (builder.name, builder.calls.queue(), builder.role, builder.transport);
-    let link = builder.calls.link();
+    let mut link = builder.calls.link();
+    link.worn_after = builder.recycle.call_limit().unwrap_or(u64::MAX);
     let in_process = builder.in_process;
-    move |budget: Budget, force: bool, mut hooks: Hooks| -> Result<Arc<dyn AnyPool>, StartError> {
+    move |policies: Policies, force: bool, mut hooks: Hooks| -> Result<Arc<dyn AnyPool>, StartError> {
         let summary = codec.clone();
         hooks.describe.get_or_insert_with(|| Box::new(move |opening| M::summary(&summary, opening)));
-        let settings = Settings { name: name.clone(), codec: codec.name().to_string(), queue, budget, link, hooks };
+        let settings = Settings { name: name.clone(), codec: codec.name().to_string(), queue, policies, link, hooks };
         let threads = !force && (in_process || !spawning::is_enabled());
         if let Program::Visitor(_) = spec.what() {
             if in_process {
@@ -419,11 +489,14 @@ fn recipe<I, O, C: Format, T: Transport + Clone, M: Calls<I, O, C>>(
     }
 }
 
-/// As many workers as a pool may have.
-pub(super) fn within_limits(workers: u32) -> Result<u32, StartError> {
-    if workers <= MAX_WORKERS {
-        return Ok(workers);
-    }
-    let why = "a pool has at most 4096 workers";
-    Err(StartError::Setting { setting: "workers", value: workers.to_string(), why })
+/// As many workers as a pool may have, and this one where it has bounds. It may always have none.
+pub(super) fn within_limits(workers: u32, bounds: Option<(u32, u32)>) -> Result<u32, StartError> {
+    let (value, why) = match bounds {
+        _ if workers > MAX_WORKERS => (workers.to_string(), "a pool has at most 4096 workers"),
+        Some((min, max)) if workers > 0 && !(min..=max).contains(&workers) => {
+            (format!("{workers}, not from {min} to {max}"), "these are the bounds of its autoscaling")
+        }
+        _ => return Ok(workers),
+    };
+    Err(StartError::Setting { setting: "workers", value, why })
 }

@@ -15,7 +15,9 @@ use crate::machine::exit::ExitStatus;
 use crate::machine::frame::MAX_PAYLOAD;
 use crate::machine::handshake::Mismatch;
 use crate::machine::id::WorkerId;
+use crate::machine::recycle::BadRecycle;
 use crate::machine::retry::POISON;
+use crate::machine::scaling::BadAutoscale;
 use crate::machine::spec::{BadSpec, ListenAddress};
 use crate::machine::stream::Fault;
 use crate::transport::TransportError;
@@ -391,6 +393,12 @@ pub enum StartError {
         /// What would make sense.
         why: &'static str,
     },
+    /// The settings of its autoscaling make no sense.
+    #[error("autoscaling {0}")]
+    Autoscale(#[from] BadAutoscale),
+    /// A setting of its recycling makes no sense.
+    #[error(transparent)]
+    Recycle(#[from] BadRecycle),
     /// The pool was shut down before it had started.
     #[error("the pool was shut down before it had started")]
     ShuttingDown,

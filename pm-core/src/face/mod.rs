@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`builder`] | a pool in the making |
+//! | [`config`] | what a configuration says of a pool |
 //! | `batch` | many queries at the same time, from one caller |
 //! | `blocking` | queries of threads that belong to no runtime |
 //! | `carry` | one query on its way |
@@ -14,6 +15,7 @@
 //! | [`stream`] | a pool of workers that serve streams |
 //! | [`worker`] | one worker without a pool |
 //! | [`exec`] | other programs, run once |
+//! | [`metrics`] | how pools are doing, as text for Prometheus |
 //! | [`registry`] | all pools of this program |
 //! | [`spawning`] | whether processes may be started |
 //! | [`error`] | what can go wrong |
@@ -24,9 +26,11 @@ mod batch;
 mod blocking;
 pub mod builder;
 mod carry;
+pub mod config;
 pub mod duplex;
 pub mod error;
 pub mod exec;
+pub mod metrics;
 pub mod pipeline;
 pub mod pool;
 pub mod query;

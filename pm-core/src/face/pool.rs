@@ -17,7 +17,8 @@ use crate::machine::pool::Input;
 use crate::machine::spec::ListenAddress;
 use crate::machine::time::Time;
 
-pub use crate::driver::pool::{PoolInfo, WorkerInfo};
+pub use crate::driver::meter::{Errors, Latencies};
+pub use crate::driver::pool::{Health, PoolInfo, WorkerHealth, WorkerInfo};
 
 /// What all managers have in common: a pool of workers. A [`QueryManager`](super::query::QueryManager), a
 /// [`StreamManager`](super::stream::StreamManager) and a [`RawManager`](super::raw::RawManager) are pools, by `Deref`, so that what is said here can be
@@ -67,12 +68,18 @@ impl Pool {
         self.handle.pool.info()
     }
 
+    /// How the pool is doing: whether it is well, what it has counted, how long its calls took, and what its workers use. It looks at /proc for each worker.
+    pub fn health(&self) -> Health {
+        self.handle.pool.health()
+    }
+
     /// Everything that happens in the pool from now on. A listener that is more than 1,024 events behind loses the oldest, and is told how many.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.handle.pool.events()
     }
 
-    /// Has `workers` workers: starts what is missing, and drains the idlest of what is too many. Returns once that is so.
+    /// Has `workers` workers: starts what is missing, and drains the idlest of what is too many. Returns once that is so. A pool that
+    /// [scales itself](super::builder::PoolBuilder::autoscale) takes numbers within its bounds, and 0; it goes on from there after a cool-down.
     ///
     /// # Cancel safety
     /// What was asked for goes on without its caller.
@@ -80,11 +87,11 @@ impl Pool {
     /// # Errors
     /// [`StartError`] where workers cannot be started, or the pool is shut down.
     pub async fn scale(&self, workers: u32) -> Result<(), StartError> {
-        let workers = within_limits(workers)?;
+        let workers = within_limits(workers, self.handle.pool.bounds())?;
         settle(&self.handle.pool, Input::Scale { workers, idlest: Vec::new() }).await
     }
 
-    /// Starts one more worker.
+    /// Starts one more worker. A pool that scales itself, and then has more than it should at most, sends one away after a cool-down.
     ///
     /// # Errors
     /// As [`scale`](Self::scale).
@@ -159,8 +166,26 @@ impl Pool {
     /// # Cancel safety
     /// What was asked for goes on without its caller.
     pub async fn respawn_with(&self, workers: u32, drain: Option<Duration>) -> Result<(), StartError> {
-        let workers = Some(within_limits(workers)?);
+        let workers = Some(within_limits(workers, self.handle.pool.bounds())?);
         settle(&self.handle.pool, Input::Respawn { workers, drain }).await
+    }
+
+    /// Replaces all workers that serve now, one after the other: each by a new one that serves before the old one drains. Returns once the old ones are gone; the
+    /// number of workers stays what it is, where a [`respawn`](Self::respawn) has twice as many for a while. For a schedule of the program's own; see
+    /// [`recycle`](super::builder::PoolBuilder::recycle) for one that the pool keeps. How long each may drain is said there as well.
+    ///
+    /// A worker that leaves for another reason meanwhile needs no replacement.
+    ///
+    /// # Errors
+    /// [`StartError`]: a new worker cannot be started, or the pool is shut down. The old ones serve on, and it is tried again after a while.
+    ///
+    /// # Cancel safety
+    /// What was asked for goes on without its caller.
+    pub async fn recycle(&self) -> Result<(), StartError> {
+        let (answer, recycled) = oneshot::channel();
+        let command = Command::Recycle(answer);
+        self.handle.pool.commands().send(command).await.map_err(|_| StartError::ShuttingDown)?;
+        recycled.await.unwrap_or(Err(StartError::ShuttingDown))
     }
 
     /// Begins anew after the pool gave up.

@@ -4,8 +4,9 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use super::metrics::metrics_text;
 use crate::driver::clock;
-use crate::driver::pool::{AnyPool, Command, PoolInfo};
+use crate::driver::pool::{AnyPool, Command, Health, PoolInfo};
 use crate::driver::signal::Endings;
 use crate::machine::exit::Signal;
 
@@ -31,6 +32,16 @@ fn living() -> Vec<Arc<dyn AnyPool>> {
 /// What every pool that lives is doing, in the order in which they were started.
 pub fn pools_info() -> Vec<PoolInfo> {
     living().iter().map(|pool| pool.info()).collect()
+}
+
+/// How every pool that lives is doing, in the order in which they were started. It looks at /proc for each of their workers.
+pub fn health() -> Vec<Health> {
+    living().iter().map(|pool| pool.health()).collect()
+}
+
+/// The same as text for Prometheus. See [`metrics_text`].
+pub fn metrics() -> String {
+    metrics_text(&health())
 }
 
 /// Shuts every pool down at the same time: no further query is taken, those under way have until the deadline, then all workers are

@@ -87,6 +87,26 @@ impl Budget {
         Budget { first_delay: first, longest_delay: longest, ..self }
     }
 
+    /// The same at more than so many deaths.
+    pub const fn deaths(self, limit: u32) -> Self {
+        Budget { limit, ..self }
+    }
+
+    /// The same within another time.
+    pub const fn within(self, window: Duration) -> Self {
+        Budget { window, ..self }
+    }
+
+    /// The same for other deaths.
+    pub const fn counting(self, scope: Scope) -> Self {
+        Budget { scope, ..self }
+    }
+
+    /// The first delay, and the longest.
+    pub const fn delays(&self) -> (Duration, Duration) {
+        (self.first_delay, self.longest_delay)
+    }
+
     const fn counts(&self, death: Death) -> bool {
         match death {
             Death::Starting | Death::Idle => true,

@@ -2,6 +2,7 @@
 
 use super::cause::ExitCause;
 use super::id::{Incarnation, WorkerId};
+use super::recycle::Reason;
 
 /// Something that happened in a pool. Each is also a `tracing` event with the target `pm::pool`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +52,17 @@ pub enum Event {
         /// Its new process.
         pid: u32,
     },
+    /// A worker that is well is replaced: a new one serves, and it drains.
+    Recycled {
+        /// Which worker.
+        worker: WorkerId,
+        /// Its last life.
+        incarnation: Incarnation,
+        /// The new one.
+        by: WorkerId,
+        /// Why.
+        reason: Reason,
+    },
     /// A worker finishes what it has, and gets no further call.
     Draining {
         /// Which worker.
@@ -78,6 +90,15 @@ pub enum Event {
         worker: WorkerId,
         /// Its process.
         pid: Option<u32>,
+    },
+    /// The load asks for another number of workers: see [`Autoscale`](super::scaling::Autoscale). What comes of it follows as events of its own.
+    Scaled {
+        /// How many workers there were.
+        from: u32,
+        /// How many there are to be.
+        to: u32,
+        /// The mean load of the pool that asks for it: calls that workers had and that waited, rounded.
+        load: u64,
     },
     /// A call was aboard so many dying workers that it is not tried again.
     Poisoned {

@@ -14,7 +14,10 @@
 //! | [`retry`] | whether a failed call is tried again |
 //! | [`mod@unit`] | the life of one process: start, ready, drain, stop |
 //! | [`pool`] | the life of a set of equal units: scaling, replacement, giving up |
+//! | [`recycle`] | which workers are replaced while they are well, and when |
+//! | [`scaling`] | how many workers a pool should have, by its load |
 //! | [`budget`] | whether a unit that died is started again, and after which delay |
+//! | [`health`] | whether a pool is well |
 //! | [`graph`] | in which order things that need each other start and stop |
 //!
 //! | vocabulary | says |
@@ -32,11 +35,14 @@ pub mod exit;
 pub mod frame;
 pub mod graph;
 pub mod handshake;
+pub mod health;
 pub mod id;
 pub mod line;
 pub mod payload;
 pub mod pool;
+pub mod recycle;
 pub mod retry;
+pub mod scaling;
 pub mod session;
 pub mod spec;
 pub mod stream;

@@ -8,6 +8,8 @@
 //!                            GaveUp
 //! ```
 
+mod swap;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -15,13 +17,15 @@ use super::budget::{Budget, Death, Deaths, Verdict};
 use super::cause::ExitCause;
 use super::event::Event;
 use super::id::{Incarnation, WorkerId};
+use super::recycle::{Reason, Swapped};
 use super::time::Time;
 use super::unit::{self, Times, Unit};
+use swap::Swap;
 
 /// What a pool is asked, and what it hears of its workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// Have `workers` workers. Surplus ones drain, those first that stand first in `idlest`.
+    /// Have `workers` workers. Surplus ones drain: first those that do not serve yet, then those that stand first in `idlest`.
     Scale {
         /// How many.
         workers: u32,
@@ -49,6 +53,15 @@ pub enum Input {
         /// How many new ones; none means as many as there are.
         workers: Option<u32>,
         /// How long the old ones may drain.
+        drain: Option<Duration>,
+    },
+    /// Replace this one, which is well, by a new one that serves before it drains. One at a time: what comes of it is an [`Effect::Recycled`].
+    Recycle {
+        /// Which one.
+        worker: WorkerId,
+        /// Why.
+        reason: Reason,
+        /// How long it may drain.
         drain: Option<Duration>,
     },
     /// Drain all until the deadline, for good.
@@ -90,6 +103,8 @@ pub enum Effect {
     Phase(Phase),
     /// The worker is gone for good, and can be forgotten.
     Forget(WorkerId),
+    /// The replacement of this worker came to its end.
+    Recycled(WorkerId, Swapped),
 }
 
 /// What a pool looks like to a query.
@@ -113,6 +128,10 @@ pub enum Phase {
 enum Duty {
     /// Counts towards the size of the pool, and is replaced.
     Active { generation: u32 },
+    /// Starts, to take the place of another one that serves.
+    Successor,
+    /// Finishes what it has, and another one has its place: whoever changes the size of the pool does not wait for it.
+    Replaced,
     /// Finishes what it has.
     Leaving,
 }
@@ -147,6 +166,7 @@ pub struct Pool {
     generation: u32,
     /// How long the workers of earlier generations may drain.
     respawn_drain: Option<Duration>,
+    swap: Option<Swap>,
     deaths: Deaths,
     crashes: u64,
     last_crash: Option<Time>,
@@ -163,6 +183,7 @@ impl Pool {
             phase: Phase::Idle,
             generation: 0,
             respawn_drain: None,
+            swap: None,
             deaths: Deaths::new(budget, seed),
             crashes: 0,
             last_crash: None,
@@ -180,12 +201,17 @@ impl Pool {
         let mut counts = Counts::default();
         for member in self.members.values() {
             match (member.duty, member.unit.phase()) {
-                (Duty::Leaving, _) => counts.releasing += 1,
+                (Duty::Leaving | Duty::Replaced, _) => counts.releasing += 1,
                 (_, unit::Phase::Backoff) => counts.crashed += 1,
                 _ => counts.active += 1,
             }
         }
         counts
+    }
+
+    /// How many workers there should be: those that serve, start or wait for their next start. Those count once that are being replaced.
+    pub fn size(&self) -> u32 {
+        self.current().count() as u32
     }
 
     /// How many workers crashed in the life of the pool.
@@ -198,10 +224,11 @@ impl Pool {
         self.last_crash
     }
 
-    /// Whether nothing is under way: every worker that should serve does, and none is leaving.
+    /// Whether nothing is under way: every worker that should serve does, and none is leaving. A replacement of one that is well is no change of the pool.
     pub fn settled(&self) -> bool {
         self.members.values().all(|member| match member.duty {
             Duty::Active { generation } => generation == self.generation && member.unit.phase() == unit::Phase::Ready,
+            Duty::Successor | Duty::Replaced => true,
             Duty::Leaving => false,
         })
     }
@@ -233,6 +260,7 @@ impl Pool {
                 }
             }
             Input::Respawn { workers, drain } => self.respawn(now, workers, drain),
+            Input::Recycle { worker, reason, drain } => self.recycle(now, worker, reason, drain),
             Input::Shutdown { deadline } => {
                 if self.phase != Phase::Closed {
                     self.enter(Phase::Closing);
@@ -328,12 +356,16 @@ impl Pool {
     }
 
     fn spawn(&mut self, now: Time) {
+        self.enter(Phase::Serving);
+        self.start_new(now, Duty::Active { generation: self.generation });
+    }
+
+    fn start_new(&mut self, now: Time, duty: Duty) -> WorkerId {
         let worker = WorkerId(self.next);
         self.next += 1;
-        let duty = Duty::Active { generation: self.generation };
         self.members.insert(worker, Member { unit: Unit::new(self.times), duty, finished_a_call: false, is_up: false });
-        self.enter(Phase::Serving);
         self.feed(now, worker, unit::Input::Start { after: Duration::ZERO });
+        worker
     }
 
     fn scale(&mut self, now: Time, workers: u32, idlest: &[WorkerId]) {
@@ -351,9 +383,13 @@ impl Pool {
         for _ in active.len()..wanted {
             self.spawn(now);
         }
-        let known = idlest.iter().filter(|worker| active.contains(worker));
-        let rest = active.iter().rev().filter(|worker| !idlest.contains(worker));
-        let surplus: Vec<_> = known.chain(rest).copied().take(active.len().saturating_sub(wanted)).collect();
+        // Those that do not serve yet have nothing to do at all, and nobody would miss them.
+        let serves = |worker: &&WorkerId| self.worker(**worker) == Some(unit::Phase::Ready);
+        let absent = active.iter().rev().filter(|worker| !serves(worker));
+        let known = idlest.iter().filter(|worker| active.contains(worker) && serves(worker));
+        let rest = active.iter().rev().filter(|worker| !idlest.contains(worker) && serves(worker));
+        let surplus = absent.chain(known).chain(rest).copied().take(active.len().saturating_sub(wanted));
+        let surplus: Vec<_> = surplus.collect();
         for worker in surplus {
             self.release(now, worker, None);
         }
@@ -438,10 +474,10 @@ impl Pool {
                 _ => Event::Replaced { worker, incarnation, pid },
             };
             self.effects.push_back(Effect::Report(event));
-            if let Duty::Active { generation } = duty
-                && generation == self.generation
-            {
-                self.retire_earlier(now, 1);
+            match duty {
+                Duty::Active { generation } if generation == self.generation => self.retire_earlier(now, 1),
+                Duty::Successor => self.succeed(now, worker),
+                _ => {}
             }
         }
         self.collect(now, worker, aboard);
@@ -493,6 +529,7 @@ impl Pool {
             () => Death::Aboard,
         };
         member.finished_a_call = false;
+        let is_successor = member.duty == Duty::Successor;
         let is_member = matches!(member.duty, Duty::Active { .. });
         let is_replaced = is_member && self.phase == Phase::Serving;
         let verdict = is_replaced.then(|| self.deaths.record(now, death));
@@ -508,6 +545,9 @@ impl Pool {
                 last_notice: aboard.last_notice.clone(),
                 will_restart: matches!(verdict, Some(Verdict::Restart(_))),
             }));
+        }
+        if is_successor {
+            self.successor_down(worker, cause != ExitCause::Requested);
         }
         match verdict {
             Some(Verdict::Restart(after)) => self.feed(now, worker, unit::Input::Start { after }),
@@ -541,6 +581,7 @@ impl Pool {
     }
 
     fn settle(&mut self, now: Time) {
+        self.settle_swap(now);
         // Every new one serves, however that came: the earlier ones may go.
         if self.current().all(|(_, member)| member.unit.phase() == unit::Phase::Ready) {
             self.retire_earlier(now, usize::MAX);

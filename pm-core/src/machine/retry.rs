@@ -82,6 +82,12 @@ impl Retry {
         Retry { retries: n, lost: true, ..Retry::NEVER }
     }
 
+    /// The same up to `n` times. What was never tried again is from then on where its worker died, as with [`Retry::times`].
+    pub const fn up_to(self, n: u32) -> Self {
+        let covers_nothing = !self.lost && !self.timed_out && !self.handler;
+        Retry { retries: n, lost: self.lost || covers_nothing, ..self }
+    }
+
     /// Waits between the tries.
     pub const fn delay(self, delay: Delay) -> Self {
         Retry { delay, ..self }

@@ -132,6 +132,8 @@ pub(super) fn deliver_from<Tx: LinkTx>(
         let left = core.session.unanswered() as u32;
         core.window.answered(now, batch.answers, left, batch.oldest.unwrap_or(now));
         after.first_answer = !std::mem::replace(&mut core.answered_any, true);
+        after.is_worn = shared.count_answers(batch.answers);
+        yard.answered_together(now, batch.answers);
     }
     if batch.messages > 0 {
         core.last_batch = batch.messages;

@@ -68,6 +68,8 @@ pub(super) struct After {
     pub(super) poisoned: Vec<Arc<Call>>,
     pub(super) notices: Vec<String>,
     pub(super) first_answer: bool,
+    /// The worker has answered as many calls as wear one out.
+    pub(super) is_worn: bool,
     /// There is no solo call that waits: its caller, if there is one, sees to the rest.
     pub(super) solo_is_over: bool,
 }
@@ -242,14 +244,15 @@ impl<Tx: LinkTx> Core<Tx> {
             Some(Kind::Resp) if self.solo.is(id) => match self.session.answered(now, id, Answer::Outcome) {
                 Verdict::Violation(violation) => return Err(format!("{violation} (call {})", id.to_wire())),
                 _ => {
-                    yard.count();
-                    batch.answered(self.solo.answer(now, payload));
+                    let made = self.solo.answer(now, payload);
+                    yard.answered(made, now);
+                    batch.answered(made);
                     after.solo_is_over = true;
                 }
             },
             Some(Kind::Resp) => {
                 if let Some(aboard) = self.end(now, id, Answer::Outcome, batch)? {
-                    yard.count();
+                    yard.answered(aboard.call.made(), now);
                     batch.answered(aboard.sent);
                     after.resolve(&aboard.call, Ok(payload));
                     after.note_slow(now, aboard.call, yard);
@@ -267,9 +270,9 @@ impl<Tx: LinkTx> Core<Tx> {
                 let error: HandlerError =
                     serde_json::from_slice(&payload).map_err(|error| format!("an ERR that cannot be read: {error}"))?;
                 if let Some(aboard) = self.end(now, id, Answer::Outcome, batch)? {
-                    yard.count();
+                    yard.answered(aboard.call.made(), now);
                     batch.answered(aboard.sent);
-                    after.failed(now, aboard.call.clone(), Failure::Handler, |tries, _| {
+                    after.failed(now, aboard.call.clone(), Failure::Handler, yard, |tries, _| {
                         QueryError::Handler(Box::new(HandlerError { tries, ..error }))
                     });
                     after.note_slow(now, aboard.call, yard);
@@ -362,19 +365,25 @@ impl After {
         now: Time,
         call: Arc<Call>,
         failure: Failure,
+        yard: &dyn Yard,
         error: impl FnOnce(u32, bool) -> QueryError,
     ) {
-        match call.record_failure(now, failure) {
-            (RetryVerdict::Again(delay), _) => {
-                if call.leave() {
-                    self.requeue.push((call, delay));
-                }
+        let (verdict, tries) = call.record_failure(now, failure);
+        if let RetryVerdict::Again(delay) = verdict {
+            if call.leave() {
+                yard.retried();
+                self.requeue.push((call, delay));
             }
-            (RetryVerdict::Fail, tries) => self.resolve(&call, Err(error(tries, false))),
-            (RetryVerdict::Poisoned, tries) => {
-                self.resolve(&call, Err(error(tries, true)));
-                self.poisoned.push(call);
-            }
+            return;
+        }
+        let is_poisoned = verdict == RetryVerdict::Poisoned;
+        let error = error(tries, is_poisoned);
+        if !call.is_over() {
+            yard.failed(error.kind());
+        }
+        self.resolve(&call, Err(error));
+        if is_poisoned {
+            self.poisoned.push(call);
         }
     }
 
@@ -396,6 +405,9 @@ impl After {
         self.wakers.drain(..).for_each(Waker::wake);
         if std::mem::take(&mut self.first_answer) {
             yard.first_answer(link.worker, link.incarnation);
+        }
+        if std::mem::take(&mut self.is_worn) {
+            yard.is_worn();
         }
         for call in self.slow.drain(..) {
             yard.was_slow(link.worker, call.made(), &call.input, now);

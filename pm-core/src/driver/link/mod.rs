@@ -25,7 +25,7 @@ use atomic_waker::AtomicWaker;
 
 use super::call::Call;
 use super::clock;
-use crate::face::error::{QueryError, StreamError, WorkerLost};
+use crate::face::error::{QueryError, QueryErrorKind, StreamError, WorkerLost};
 use crate::machine::cause::ExitCause;
 use crate::machine::dispatch;
 use crate::machine::frame::{Header, Kind};
@@ -58,15 +58,23 @@ pub(crate) struct LinkSettings {
     pub(crate) streams: Option<Grant>,
     /// Each worker has one stream, for as long as it lives, and its load is what the program says.
     pub(crate) is_raw: bool,
+    /// After so many answers the pool wants to hear of it.
+    pub(crate) worn_after: u64,
 }
 
-/// What a link asks of its pool. None of it is called under the core of the link, but for `count`, `is_slow`, `has_others` and `has_idle`, which
+/// What a link asks of its pool. None of it is called under the core of the link, but for what counts, `is_slow`, `has_others` and `has_idle`, which
 /// take no lock; whoever delivers has the inbox.
 pub(crate) trait Yard: Send + Sync {
     /// A worker sent a notice.
     fn notice(&self, worker: WorkerId, text: &str);
-    /// A call is answered. Before its caller can know: whoever has an answer finds it counted.
-    fn count(&self);
+    /// A call that was made at this time is answered now. Before its caller can know: whoever has an answer finds it counted.
+    fn answered(&self, made: Time, now: Time);
+    /// So many calls were answered together.
+    fn answered_together(&self, now: Time, answers: u32);
+    /// A call ends with such an error. Before its caller can know.
+    fn failed(&self, kind: QueryErrorKind);
+    /// A call was tried in vain, and will be again.
+    fn retried(&self);
     /// Whether somebody wants to be told of a call that was made at this time, and is answered now.
     fn is_slow(&self, made: Time, now: Time) -> bool;
     /// Such a call was answered.
@@ -87,6 +95,8 @@ pub(crate) trait Yard: Send + Sync {
     fn first_answer(&self, worker: WorkerId, incarnation: Incarnation);
     /// A worker has answered everything: a shutdown may wait for that.
     fn idle(&self);
+    /// A worker has answered as many calls as wear one out.
+    fn is_worn(&self);
     /// Whether there are other workers.
     fn has_others(&self) -> bool;
     /// Whether another worker has nothing to do: it could take calls that this one is slow to start.
@@ -110,6 +120,11 @@ pub(crate) struct LinkShared<Tx> {
     pub(crate) worker: WorkerId,
     pub(crate) incarnation: Incarnation,
     pub(crate) pid: u32,
+    /// Since when it serves.
+    pub(crate) since: Time,
+    /// Calls that it has answered. Written under the lock of the core.
+    answered: AtomicU64,
+    worn_after: u64,
     unanswered: AtomicU32,
     /// The load of a raw worker, as the program says. None where the load is what the worker has not answered.
     stated_load: Option<AtomicU32>,
@@ -155,6 +170,9 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             worker,
             incarnation,
             pid,
+            since: clock::now(),
+            answered: AtomicU64::new(0),
+            worn_after: settings.worn_after,
             unanswered: AtomicU32::new(0),
             stated_load: settings.is_raw.then(AtomicU32::default),
             window: AtomicU32::new(window.size()),
@@ -197,6 +215,19 @@ impl<Tx: LinkTx> LinkShared<Tx> {
     /// Calls that the worker has not answered; of a raw worker what the program says.
     pub(crate) fn load(&self) -> u32 {
         self.stated_load.as_ref().unwrap_or(&self.unanswered).load(Ordering::SeqCst)
+    }
+
+    /// Calls that the worker has answered.
+    pub(crate) fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Counts answers, under the lock of the core. Whether the worker is worn out by them.
+    fn count_answers(&self, answers: u32) -> bool {
+        let before = self.answered.load(Ordering::Relaxed);
+        let answered = before + u64::from(answers);
+        self.answered.store(answered, Ordering::Relaxed);
+        before < self.worn_after && answered >= self.worn_after
     }
 
     /// Says the load of a raw worker.
@@ -298,6 +329,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let mut after = After::default();
         for (call, fate) in aboard {
             if let Some(ended) = &shutting_down {
+                yard.failed(ended.kind());
                 call.resolve(Err(ended.clone()), &mut after.wakers);
                 continue;
             }
@@ -316,7 +348,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 input: yard.describe(&call.input),
                 tries: 0,
             };
-            after.failed(now, call, Failure::of_death(cause), |tries, poisoned| {
+            after.failed(now, call, Failure::of_death(cause), yard, |tries, poisoned| {
                 let lost = Box::new(WorkerLost { tries, ..lost });
                 if poisoned { QueryError::Poisoned(lost) } else { QueryError::WorkerLost(lost) }
             });

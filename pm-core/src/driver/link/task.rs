@@ -251,11 +251,8 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
                 let Some(Aboard { call, .. }) = core.take(id) else { continue };
                 let limit = call.terms.timeout.unwrap_or_default();
                 let worker = (!core.withdraw(now, id)).then_some(self.shared.worker);
-                self.after.failed(now, call, Failure::TimedOut, |tries, _| QueryError::TimedOut {
-                    limit,
-                    worker,
-                    tries,
-                });
+                let error = |tries, _| QueryError::TimedOut { limit, worker, tries };
+                self.after.failed(now, call, Failure::TimedOut, &*self.yard, error);
             }
             let stalled = others
                 && core.session.unanswered() > core.session.started()

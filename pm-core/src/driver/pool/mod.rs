@@ -4,7 +4,11 @@
 //! ([`Pool::dispatch`]). The [`PoolTask`] feeds the [machine](crate::machine::pool) and carries out what it decides.
 
 mod backlog;
+mod health;
+mod replace;
+mod size;
 mod task;
+mod yard;
 
 use std::cmp::Reverse;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,6 +24,7 @@ use super::call::Call;
 use super::clock;
 use super::flow::Flow;
 use super::link::{Admission, Exchange, LinkSettings, LinkShared, Submit, Yard};
+use super::meter::Meter;
 use super::start::Starter;
 use super::worker::{Plan, TxOf};
 use crate::face::error::{QueryError, QueryErrorKind, StartError};
@@ -30,9 +35,12 @@ use crate::machine::event::Event;
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::payload::Payload;
 use crate::machine::pool::{self as machine, Counts, Input, Phase};
+use crate::machine::recycle::Recycling;
+use crate::machine::scaling::Scaling;
 use crate::machine::time::Time;
 use crate::transport::LinkTx;
-use backlog::{Backlog, Delayed};
+use backlog::Backlog;
+pub use health::{Health, WorkerHealth};
 use task::PoolTask;
 
 /// News and commands that wait for the task of a pool.
@@ -127,9 +135,25 @@ pub(crate) struct Settings {
     pub(crate) name: Arc<str>,
     pub(crate) codec: String,
     pub(crate) queue: usize,
-    pub(crate) budget: Budget,
+    pub(crate) policies: Policies,
     pub(crate) link: LinkSettings,
     pub(crate) hooks: Hooks,
+}
+
+/// What the task of a pool does of its own accord.
+pub(crate) struct Policies {
+    pub(crate) budget: Budget,
+    /// None where the program alone says how many workers there are.
+    pub(crate) scaling: Option<Scaling>,
+    /// When workers are replaced that are well.
+    pub(crate) recycling: Recycling,
+}
+
+impl Policies {
+    /// Nothing but to replace what dies, within a budget.
+    pub(crate) fn only(budget: Budget) -> Self {
+        Policies { budget, scaling: None, recycling: Recycling::default() }
+    }
 }
 
 /// A pool without its workers' types: what faces hold.
@@ -154,7 +178,10 @@ pub(crate) trait AnyPool: Send + Sync {
     /// Says the load of a raw worker.
     fn set_load(&self, worker: WorkerId, incarnation: Incarnation, load: u32);
     fn info(&self) -> PoolInfo;
+    fn health(&self) -> Health;
     fn events(&self) -> broadcast::Receiver<Event>;
+    /// The fewest and the most workers that it may have; none where nothing but the limit of all pools bounds them.
+    fn bounds(&self) -> Option<(u32, u32)>;
     /// Where commands go. A handle that cannot wait leaves out what does not matter.
     fn commands(&self) -> &mpsc::Sender<Command>;
     /// Kills all workers, for good. Never waits.
@@ -193,6 +220,8 @@ pub(crate) enum Command {
     Settle(Input, oneshot::Sender<Result<(), StartError>>),
     /// The same, for a start: the first failure is the answer.
     Start(Input, oneshot::Sender<Result<(), StartError>>),
+    /// Replace all workers that serve, one after the other, and the answer once that is done, or at the first failure.
+    Recycle(oneshot::Sender<Result<(), StartError>>),
     /// The answer once the pool is closed.
     Closed(oneshot::Sender<()>),
     /// Take no more queries, serve those that were taken until the deadline, then end all workers.
@@ -217,7 +246,16 @@ struct Shared {
     /// The task should look at the backlog's timers, or at a queue that nobody serves.
     wake: Notify,
     state: Mutex<State>,
-    answered: AtomicU64,
+    bounds: Option<(u32, u32)>,
+    /// Nobody looks at the load before a call comes.
+    unwatched: AtomicBool,
+    /// A worker may have answered as many calls as wear one out.
+    worn: AtomicBool,
+    meter: Meter,
+    /// When it was started.
+    born: Time,
+    /// Its number among the pools of this program.
+    number: u64,
     dropped_frames: AtomicU64,
     runtime: tokio::runtime::Handle,
 }
@@ -225,6 +263,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     counts: Counts,
+    /// How many workers there should be.
+    size: u32,
     crashes: u64,
     last_crash: Option<Time>,
 }
@@ -275,6 +315,7 @@ enum Queued {
 pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf<S>>> {
     let (news, inbox) = mpsc::channel(MAILBOX);
     let (commands, orders) = mpsc::channel(MAILBOX);
+    static NEXT: AtomicU64 = AtomicU64::new(1);
     let times = starter.times();
     let pool = Arc::new(Pool {
         shared: Shared {
@@ -289,7 +330,12 @@ pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf
             events: broadcast::channel(EVENTS).0,
             wake: Notify::new(),
             state: Mutex::new(State::default()),
-            answered: AtomicU64::new(0),
+            bounds: settings.policies.scaling.as_ref().map(Scaling::bounds),
+            unwatched: AtomicBool::new(false),
+            worn: AtomicBool::new(false),
+            meter: Meter::new(),
+            born: clock::now(),
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             dropped_frames: AtomicU64::new(0),
             runtime: tokio::runtime::Handle::current(),
         },
@@ -304,8 +350,9 @@ pub(crate) fn spawn<S: Starter>(starter: S, settings: Settings) -> Arc<Pool<TxOf
         yard: pool.clone() as Arc<dyn Yard>,
         news,
     });
-    let machine = machine::Pool::new(times, settings.budget, seed());
-    let task = PoolTask::new(machine, pool.clone(), plan);
+    let Policies { budget, scaling, recycling } = settings.policies;
+    let machine = machine::Pool::new(times, budget, seed());
+    let task = PoolTask::new(machine, scaling, recycling, pool.clone(), plan);
     tokio::spawn(task.run(inbox, orders));
     pool
 }
@@ -323,8 +370,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where the jitter of restarts comes from: managers that start together should not restart together.
-fn seed() -> u64 {
+/// Where the jitter of restarts and ages comes from: managers that start together should not restart together.
+pub(crate) fn seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(std::process::id())
 }
@@ -387,7 +434,7 @@ impl<Tx: LinkTx> Pool<Tx> {
         let mut backlog = self.backlog();
         if let Some(error) = backlog.refusal(&self.shared.name, again) {
             drop(backlog);
-            call.fail(error);
+            self.shared.fail(call, error);
             return Queued::Over;
         }
         if entry == Entry::IfRoom && backlog.line.len() >= self.shared.queue_limit {
@@ -475,13 +522,19 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
                     call
                 }
                 Exchange::Yield(call) => return Sent::Yield(call),
-                Exchange::Answered(call, output) => return Sent::Answered(call, output),
-                Exchange::Aboard(call) => return Sent::Look(call),
+                Exchange::Answered(call, output) => {
+                    self.shared.stir();
+                    return Sent::Answered(call, output);
+                }
+                Exchange::Aboard(call) => {
+                    self.shared.stir();
+                    return Sent::Look(call);
+                }
             };
             sleeper = Some(waker.clone());
             placed = Self::place(&links, now, &call, false, &mut sleeper);
         }
-        match placed {
+        let sent = match placed {
             Placed::Sent(link) if !gathers && link.assist(&call, self) => Sent::Look(call),
             Placed::Sent(_) | Placed::Aboard => Sent::Asleep(call),
             Placed::Over => Sent::Look(call),
@@ -493,7 +546,9 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
                     Queued::Full => Sent::Full,
                 }
             }
-        }
+        };
+        self.shared.stir();
+        sent
     }
 
     fn submit(&self, now: Time, call: &Arc<Call>) {
@@ -501,12 +556,15 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         if !self.is_open() || matches!(Self::place(&links, now, call, false, &mut None), Placed::Nowhere) {
             self.wait_in_line(call, Entry::Last);
         }
+        self.shared.stir();
     }
 
     fn submit_many(&self, now: Time, calls: &mut dyn Iterator<Item = &Arc<Call>>) -> usize {
         let links = self.links.load();
         let best = if self.is_open() { Self::best(&links, false) } else { None };
-        best.map_or(0, |(best, _)| best.submit_many(now, calls))
+        let count = best.map_or(0, |(best, _)| best.submit_many(now, calls));
+        self.shared.stir();
+        count
     }
 
     fn submit_to(&self, worker: WorkerId, call: &Arc<Call>) -> Result<(), QueryError> {
@@ -514,14 +572,20 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         let leaving = lock(&self.leaving);
         let link = links.iter().chain(leaving.iter()).find(|link| link.worker == worker).cloned();
         drop(leaving);
-        let gone = || QueryError::NoWorkers { pool: self.shared.name.clone() };
         if self.shared.refusing.load(Ordering::Relaxed)
             && let Some(error) = self.backlog().refusal(&self.shared.name, false)
         {
+            self.shared.meter.failed(error.kind());
             return Err(error);
         }
+        let gone = || {
+            self.shared.meter.failed(QueryErrorKind::NoWorkers);
+            QueryError::NoWorkers { pool: self.shared.name.clone() }
+        };
         let link = link.ok_or_else(gone)?;
-        match link.submit(call.made(), call, Admission::Always, &mut None) {
+        let submitted = link.submit(call.made(), call, Admission::Always, &mut None);
+        self.shared.stir();
+        match submitted {
             Submit::Sent => {
                 link.assist(call, self);
                 Ok(())
@@ -532,6 +596,7 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
     }
 
     fn abandon(&self, call: &Arc<Call>) {
+        self.shared.meter.cancelled();
         let Some((worker, incarnation, id)) = call.abandon() else { return self.take_out(call) };
         if let Some(link) = self.link(worker, incarnation) {
             link.cancel(id);
@@ -554,6 +619,7 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
         if let Some(link) = self.link(worker, incarnation) {
             link.set_load(load);
         }
+        self.shared.stir();
     }
 
     fn workers(&self) -> Vec<WorkerInfo> {
@@ -572,13 +638,21 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
             last_crash: state.last_crash.map(|at| clock::now().since(at)),
             queued: self.shared.queued.load(Ordering::SeqCst),
             load,
-            answered: self.shared.answered.load(Ordering::Relaxed),
+            answered: self.shared.meter.answers(),
             dropped_frames: self.shared.dropped_frames.load(Ordering::Relaxed),
         }
     }
 
+    fn health(&self) -> Health {
+        self.examine()
+    }
+
     fn events(&self) -> broadcast::Receiver<Event> {
         self.shared.events.subscribe()
+    }
+
+    fn bounds(&self) -> Option<(u32, u32)> {
+        self.shared.bounds
     }
 
     fn commands(&self) -> &mpsc::Sender<Command> {
@@ -591,139 +665,24 @@ impl<Tx: LinkTx> AnyPool for Pool<Tx> {
     }
 }
 
-impl<Tx: LinkTx> Yard for Pool<Tx> {
-    fn notice(&self, worker: WorkerId, text: &str) {
-        tracing::debug!(target: "pm::pool", pool = &*self.shared.name, %worker, notice = text);
-        if let Some(notice) = &self.shared.hooks.notice {
-            guarded("on_notice", || notice(worker, text));
-        }
-    }
-
-    fn count(&self) {
-        self.shared.answered.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn is_slow(&self, made: Time, now: Time) -> bool {
-        self.shared.hooks.slow.as_ref().is_some_and(|(threshold, _)| now.since(made) >= *threshold)
-    }
-
-    fn was_slow(&self, worker: WorkerId, made: Time, input: &[u8], now: Time) {
-        if let Some((_, slow)) = &self.shared.hooks.slow {
-            let slow_query = SlowQuery { worker, took: now.since(made), input: self.describe(input) };
-            guarded("on_slow", || slow(slow_query));
-        }
-    }
-
-    fn dropped(&self, frames: u64) {
-        self.shared.dropped_frames.fetch_add(frames, Ordering::Relaxed);
-    }
-
-    fn requeue(&self, call: Arc<Call>, delay: Duration) {
-        if call.is_named {
-            let error = QueryError::NoWorkers { pool: self.shared.name.clone() };
-            call.fail(error);
-            return;
-        }
-        if delay.is_zero() {
-            self.enqueue(&call, Entry::Again);
-            return;
-        }
-        let mut backlog = self.backlog();
-        if let Some(error) = backlog.refusal(&self.shared.name, true) {
-            drop(backlog);
-            call.fail(error);
-            return;
-        }
-        if call.is_over() {
-            return;
-        }
-        backlog.next += 1;
-        let delayed = Delayed { due: clock::now() + delay, order: backlog.next, call };
-        backlog.delayed.push(Reverse(delayed));
-        drop(backlog);
-        self.shared.wake.notify_one();
-    }
-
-    fn poisoned(&self, summary: &str) {
-        self.shared.report(Event::Poisoned { input: summary.to_string() });
-    }
-
-    fn describe(&self, input: &[u8]) -> String {
-        let described =
-            self.shared.hooks.describe.as_ref().and_then(|describe| guarded("describe", || describe(input)));
-        described.unwrap_or_else(|| format!("{} bytes", input.len()))
-    }
-
-    fn shutting_down(&self) -> Option<QueryError> {
-        self.backlog().refusal(&self.shared.name, false).filter(|error| error.kind() == QueryErrorKind::ShuttingDown)
-    }
-
-    fn dispatch(&self) {
-        // Whoever queues a call then looks for room, and whoever makes room then looks for calls. With this fence between the
-        // two steps of each, one of them sees the other's.
-        fence(Ordering::SeqCst);
-        while self.shared.queued.load(Ordering::SeqCst) > 0 {
-            let now = clock::now();
-            let mut over = Vec::new();
-            let mut boarded = Vec::new();
-            let mut moved = false;
-            let mut backlog = self.backlog();
-            let links = self.links.load();
-            while let Some(call) = backlog.line.front() {
-                let mut sleeper = None;
-                let placed =
-                    if call.is_over() { Placed::Over } else { Self::place(&links, now, call, true, &mut sleeper) };
-                boarded.extend(sleeper);
-                let call = match placed {
-                    Placed::Nowhere => break,
-                    Placed::Sent(_) | Placed::Aboard | Placed::Over => backlog.line.pop_front(),
-                };
-                if let Placed::Over = placed {
-                    over.extend(call);
-                }
-                moved = true;
-            }
-            self.shared.leave(backlog);
-            drop(over);
-            boarded.into_iter().for_each(Waker::wake);
-            if moved {
-                // Those that were over may have been the last that a shutdown waited for.
-                self.idle();
-            }
-            // Room that appears after this look brings its own: whoever makes room dispatches.
-            if !moved || Self::best(&links, true).is_none() {
-                break;
-            }
-        }
-    }
-
-    fn first_answer(&self, worker: WorkerId, incarnation: Incarnation) {
-        // Where the task is far behind, one of the next incarnations brings the same news.
-        let _ = self.shared.commands.try_send(Command::Input(Input::Progress(worker, incarnation)));
-    }
-
-    fn idle(&self) {
-        // Whoever shuts down refuses and then looks at the loads; whoever has answered the last call has lowered its load and then looks here. One of
-        // them sees the other's.
-        fence(Ordering::SeqCst);
-        if self.shared.refusing.load(Ordering::SeqCst) {
-            self.shared.wake.notify_one();
-        }
-    }
-
-    fn has_others(&self) -> bool {
-        self.links.load().len() > 1
-    }
-
-    fn has_idle(&self, but: WorkerId) -> bool {
-        self.links.load().iter().any(|link| link.worker != but && link.load() == 0)
-    }
-}
-
 impl Shared {
     /// Lets go of the backlog, whose line may have changed.
     fn leave(&self, backlog: MutexGuard<'_, Backlog>) {
         self.queued.store(backlog.line.len(), Ordering::SeqCst);
+    }
+
+    /// Ends a call that no worker has with this error.
+    fn fail(&self, call: &Call, error: QueryError) {
+        self.meter.failed(error.kind());
+        call.fail(error);
+    }
+
+    /// A call has come: where nobody looks at the load, somebody does from now on. After the call counts, so that whoever looks finds it.
+    fn stir(&self) {
+        // It hardly ever changes, so most callers only read it.
+        if self.unwatched.load(Ordering::Relaxed) && self.unwatched.swap(false, Ordering::SeqCst) {
+            self.wake.notify_one();
+        }
     }
 
     pub(crate) fn report(&self, event: Event) {

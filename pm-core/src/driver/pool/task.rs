@@ -20,7 +20,9 @@ use crate::face::error::{QueryError, StartError};
 use crate::machine::cause::ExitCause;
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::pool::{self as machine, Input, Phase};
+use crate::machine::recycle::{self, Recycling};
 use crate::machine::retry::{Failure, Verdict};
+use crate::machine::scaling::Scaling;
 use crate::machine::spec::Stderr;
 use crate::machine::time::Time;
 use crate::machine::unit;
@@ -38,27 +40,49 @@ struct Live<Tx> {
 
 struct Waiting {
     answer: oneshot::Sender<Result<(), StartError>>,
-    /// The first failure of a worker is the answer.
-    is_start: bool,
+    what: Wait,
+}
+
+/// What somebody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// That nothing is under way any more. The first failure of a worker is the answer.
+    Start,
+    /// That nothing is under way any more.
+    Settled,
+    /// That all workers are replaced that served when this was asked for.
+    Recycled,
 }
 
 /// The task of a pool.
 pub(super) struct PoolTask<S: Starter> {
-    machine: machine::Pool,
-    pool: Arc<Pool<TxOf<S>>>,
+    pub(super) machine: machine::Pool,
+    /// Says how many workers there should be; none where only the program does.
+    pub(super) scaling: Option<Scaling>,
+    /// Says who is replaced while it is well.
+    pub(super) recycling: Recycling,
+    pub(super) pool: Arc<Pool<TxOf<S>>>,
     plan: Arc<Plan<S>>,
     lives: BTreeMap<WorkerId, Live<TxOf<S>>>,
     waiting: Vec<Waiting>,
     closed: Vec<oneshot::Sender<()>>,
-    last_failure: Option<StartError>,
+    pub(super) last_failure: Option<StartError>,
     /// The deadline of a shutdown that waits until the queue is served.
     shutdown: Option<Option<Time>>,
 }
 
 impl<S: Starter> PoolTask<S> {
-    pub(super) fn new(machine: machine::Pool, pool: Arc<Pool<TxOf<S>>>, plan: Arc<Plan<S>>) -> Self {
+    pub(super) fn new(
+        machine: machine::Pool,
+        scaling: Option<Scaling>,
+        recycling: Recycling,
+        pool: Arc<Pool<TxOf<S>>>,
+        plan: Arc<Plan<S>>,
+    ) -> Self {
         PoolTask {
             machine,
+            scaling,
+            recycling,
             pool,
             plan,
             lives: BTreeMap::new(),
@@ -73,10 +97,14 @@ impl<S: Starter> PoolTask<S> {
         let guard = Leftovers(Arc::downgrade(&self.pool));
         loop {
             self.carry_out();
+            while self.tend_wear(clock::now()) {
+                self.carry_out();
+            }
             if *self.machine.phase() == Phase::Closed && self.lives.is_empty() {
                 break;
             }
             let due = Time::earliest(self.machine.poll_timeout(), self.next_due());
+            let due = Time::earliest(due, Time::earliest(self.next_look(), self.recycling.poll_timeout()));
             let sleep = async {
                 match due {
                     Some(due) => tokio::time::sleep_until(clock::instant(due)).await,
@@ -97,6 +125,7 @@ impl<S: Starter> PoolTask<S> {
                 self.machine.handle_timeout(now);
             }
             self.tend_backlog();
+            self.tend_size(now);
         }
         if self.plan.starter.stderr() == Stderr::Forward {
             forward::flush(LAST_WRITE).await;
@@ -114,7 +143,7 @@ impl<S: Starter> PoolTask<S> {
         drop(guard);
     }
 
-    fn input(&mut self, input: Input) {
+    pub(super) fn input(&mut self, input: Input) {
         self.machine.handle(clock::now(), input);
     }
 
@@ -122,12 +151,16 @@ impl<S: Starter> PoolTask<S> {
         match command {
             Command::Input(input) => self.input(self.with_loads(input)),
             Command::Settle(input, answer) => {
-                self.waiting.push(Waiting { answer, is_start: false });
+                self.waiting.push(Waiting { answer, what: Wait::Settled });
                 self.input(self.with_loads(input));
             }
             Command::Start(input, answer) => {
-                self.waiting.push(Waiting { answer, is_start: true });
+                self.waiting.push(Waiting { answer, what: Wait::Start });
                 self.input(self.with_loads(input));
+            }
+            Command::Recycle(answer) => {
+                self.waiting.push(Waiting { answer, what: Wait::Recycled });
+                self.recycling.handle(clock::now(), recycle::Input::All);
             }
             Command::Closed(answer) => {
                 if *self.machine.phase() == Phase::Closed && self.lives.is_empty() {
@@ -153,7 +186,7 @@ impl<S: Starter> PoolTask<S> {
     }
 
     /// A scale down sends the idlest workers away, and only the links know which those are.
-    fn with_loads(&self, input: Input) -> Input {
+    pub(super) fn with_loads(&self, input: Input) -> Input {
         match input {
             Input::Scale { workers, idlest } if idlest.is_empty() => {
                 let mut loads: Vec<_> = self.pool.workers().into_iter().map(|w| (w.load, Reverse(w.id))).collect();
@@ -173,7 +206,7 @@ impl<S: Starter> PoolTask<S> {
                     live.link = Some(link);
                 }
             }
-            News::StartFailed(error) => self.start_failed(error),
+            News::StartFailed(error) => self.start_failed(Wait::Start, error),
             News::Event(event) => self.pool.shared.report(event),
             News::Unit(worker, input, aboard) => {
                 if let Some(live) = self.lives.get_mut(&worker) {
@@ -188,14 +221,11 @@ impl<S: Starter> PoolTask<S> {
         }
     }
 
-    fn start_failed(&mut self, error: StartError) {
+    /// A worker could not be started: that is the answer of those who wait for this.
+    pub(super) fn start_failed(&mut self, what: Wait, error: StartError) {
         self.last_failure = Some(error.clone());
-        for waiting in std::mem::take(&mut self.waiting) {
-            if waiting.is_start {
-                drop(waiting.answer.send(Err(error.clone())));
-            } else {
-                self.waiting.push(waiting);
-            }
+        for waiting in self.waiting.extract_if(.., |waiting| waiting.what == what) {
+            drop(waiting.answer.send(Err(error.clone())));
         }
     }
 
@@ -203,6 +233,7 @@ impl<S: Starter> PoolTask<S> {
     fn open(&mut self, worker: WorkerId) {
         let Some(link) = self.lives.get(&worker).and_then(|live| live.link.clone()) else { return };
         self.pool.links.rcu(|links| links.iter().cloned().chain([link.clone()]).collect::<Vec<_>>());
+        self.recycling.handle(clock::now(), recycle::Input::Serves(worker));
         self.tell(|follower| follower.serves(&(self.pool.clone() as Arc<dyn AnyPool>), &WorkerInfo::of(&link)));
         self.pool.dispatch();
     }
@@ -217,6 +248,7 @@ impl<S: Starter> PoolTask<S> {
     /// A link serves the queue no more.
     fn shut(&mut self, worker: WorkerId, incarnation: Incarnation, keep: bool) {
         let is_it = |link: &Arc<LinkShared<TxOf<S>>>| link.worker == worker && link.incarnation == incarnation;
+        self.recycling.handle(clock::now(), recycle::Input::Left(worker));
         // Whoever misses it among the links waits for this lock, and finds it here.
         let mut leaving = lock(&self.pool.leaving);
         let before = self.pool.links.load_full();
@@ -235,10 +267,12 @@ impl<S: Starter> PoolTask<S> {
                 machine::Effect::Phase(phase) => self.enter(phase),
                 machine::Effect::Forget(worker) => drop(self.lives.remove(&worker)),
                 machine::Effect::Unit(worker, effect) => self.unit(worker, effect),
+                machine::Effect::Recycled(worker, swapped) => self.swapped(worker, swapped),
             }
         }
         let mut state = lock(&self.pool.shared.state);
         state.counts = self.machine.counts();
+        state.size = self.machine.size();
         state.crashes = self.machine.crashes();
         state.last_crash = self.machine.last_crash();
         drop(state);
@@ -295,7 +329,7 @@ impl<S: Starter> PoolTask<S> {
         if !was_ready && cause != ExitCause::Requested {
             let known = matches!(cause, ExitCause::NotStarted { .. } | ExitCause::Protocol { .. });
             if !known {
-                self.start_failed(StartError::Died { cause, stderr });
+                self.start_failed(Wait::Start, StartError::Died { cause, stderr });
             }
         }
     }
@@ -311,7 +345,7 @@ impl<S: Starter> PoolTask<S> {
         }
         self.pool.shared.leave(backlog);
         for (call, error) in refused {
-            call.fail(error);
+            self.pool.shared.fail(&call, error);
         }
     }
 
@@ -323,10 +357,13 @@ impl<S: Starter> PoolTask<S> {
                 Err(self.last_failure.clone().unwrap_or(died))
             }
             Phase::Closing | Phase::Closed => Err(StartError::ShuttingDown),
-            _ if self.machine.settled() => Ok(()),
-            _ => return,
+            _ => Ok(()),
         };
-        for waiting in self.waiting.drain(..) {
+        let (is_settled, is_recycled) = (self.machine.settled(), !self.recycling.is_pending());
+        let is_over = |waiting: &mut Waiting| {
+            answer.is_err() || if waiting.what == Wait::Recycled { is_recycled } else { is_settled }
+        };
+        for waiting in self.waiting.extract_if(.., is_over) {
             drop(waiting.answer.send(answer.clone()));
         }
     }
@@ -358,12 +395,13 @@ impl<S: Starter> PoolTask<S> {
         for call in expired {
             let (verdict, tries) = call.record_failure(now, Failure::TimedOut);
             if let Verdict::Again(delay) = verdict {
+                self.pool.shared.meter.retried();
                 self.pool.requeue(call, delay);
                 continue;
             }
             let limit = call.terms.timeout.unwrap_or_default();
             debug_assert_eq!(call.terms.timeout_from, TimeoutFrom::Query);
-            call.fail(QueryError::TimedOut { limit, worker: None, tries });
+            self.pool.shared.fail(&call, QueryError::TimedOut { limit, worker: None, tries });
         }
         for call in again {
             self.pool.enqueue(&call, Entry::Again);
@@ -414,7 +452,7 @@ impl<Tx: LinkTx> Drop for Leftovers<Tx> {
         pool.shared.leave(backlog);
         for call in waiting {
             let error = QueryError::ShuttingDown { pool: pool.shared.name.clone() };
-            call.fail(error);
+            pool.shared.fail(&call, error);
         }
     }
 }

@@ -7,6 +7,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::config::PoolConfig;
+use super::super::error::StartError;
 use super::super::pool::Pool;
 use super::super::query::{QueryManager, Recipe, TimeoutFrom};
 use super::super::raw::{RawManager, Roster};
@@ -47,6 +49,11 @@ pub trait Calls<I, O, C>: Send + 'static {
 
     fn link(&self) -> LinkSettings;
 
+    /// Does what a configuration says of them.
+    fn configure(&mut self, config: &PoolConfig) -> Result<(), StartError> {
+        config.without_queries()
+    }
+
     /// So many that wait for a worker are a full queue.
     fn queue(&self) -> usize;
 
@@ -64,7 +71,22 @@ impl<I: 'static, O: 'static, C: Codec<I> + Codec<O>> Calls<I, O, C> for Queries 
     type Manager = QueryManager<I, O, C>;
 
     fn link(&self) -> LinkSettings {
-        LinkSettings { cancel_grace: self.cancel_grace, capacity: LINK_CAPACITY, streams: None, is_raw: false }
+        LinkSettings {
+            cancel_grace: self.cancel_grace,
+            capacity: LINK_CAPACITY,
+            streams: None,
+            is_raw: false,
+            worn_after: u64::MAX,
+        }
+    }
+
+    fn configure(&mut self, config: &PoolConfig) -> Result<(), StartError> {
+        let Terms { timeout, retry, .. } = &mut self.terms;
+        *timeout = config.timeout.unwrap_or(*timeout);
+        *retry = config.retries.map_or(*retry, |retries| retry.up_to(retries));
+        self.cancel_grace = config.cancel_grace.unwrap_or(self.cancel_grace);
+        self.queue = config.queue.unwrap_or(self.queue);
+        Ok(())
     }
 
     fn queue(&self) -> usize {
@@ -86,7 +108,13 @@ impl<I: 'static, O: 'static, C: Codec<I> + Codec<O>> Calls<I, O, C> for Streams 
 
     /// A worker that does not end one stream is not killed for it: it has others.
     fn link(&self) -> LinkSettings {
-        LinkSettings { cancel_grace: None, capacity: 0, streams: Some(self.window), is_raw: false }
+        LinkSettings {
+            cancel_grace: None,
+            capacity: 0,
+            streams: Some(self.window),
+            is_raw: false,
+            worn_after: u64::MAX,
+        }
     }
 
     /// Whoever opens a stream waits for it.
@@ -111,7 +139,7 @@ impl<I: 'static, O: 'static, C: Codec<I> + Codec<O>> Calls<I, O, C> for Raw {
     type Manager = RawManager<I, O>;
 
     fn link(&self) -> LinkSettings {
-        LinkSettings { cancel_grace: None, capacity: 0, streams: Some(self.window), is_raw: true }
+        LinkSettings { cancel_grace: None, capacity: 0, streams: Some(self.window), is_raw: true, worn_after: u64::MAX }
     }
 
     /// The pool itself opens what there is.

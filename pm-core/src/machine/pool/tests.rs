@@ -20,6 +20,9 @@ struct World {
     target: usize,
     may_spawn: bool,
     gave_up: bool,
+    /// Replacements that were asked for and have not ended.
+    swaps: Vec<WorkerId>,
+    swapped: Vec<Swapped>,
 }
 
 #[derive(Clone, Debug)]
@@ -53,6 +56,8 @@ impl World {
             target: 0,
             may_spawn: true,
             gave_up: false,
+            swaps: Vec::new(),
+            swapped: Vec::new(),
         }
     }
 
@@ -81,6 +86,11 @@ impl World {
                     self.may_spawn = matches!(phase, Phase::Serving);
                 }
                 Effect::Report(_) => {}
+                Effect::Recycled(worker, swapped) => {
+                    let asked = self.swaps.iter().position(|asked| *asked == worker);
+                    self.swaps.remove(asked.unwrap_or_else(|| panic!("nobody asked for it: {context}")));
+                    self.swapped.push(swapped);
+                }
                 Effect::Forget(worker) => {
                     assert!(!self.up.contains_key(&worker), "forgotten while it is up: {context}");
                     assert!(self.known.remove(&worker).is_some(), "forgotten twice: {context}");
@@ -165,7 +175,7 @@ impl World {
         let is_open = matches!(self.pool.phase(), Phase::Idle | Phase::Serving | Phase::Unspawned);
         let ready: Vec<_> = self.ready();
         let mut target = self.target;
-        let input = match self.random.below(12) {
+        let input = match self.random.below(15) {
             0..=2 => {
                 target = self.random.below(5) as usize;
                 let idlest = ready.into_iter().take(self.random.below(3) as usize).collect();
@@ -194,6 +204,14 @@ impl World {
             8 => Input::Respawn { workers: None, drain: None },
             9 if !ready.is_empty() => Input::KillWorker(ready[0], ExitCause::Chaos),
             10 => Input::Revive,
+            11..=13 => {
+                // Of those that serve, and now and then of one that does not.
+                let worker = WorkerId(self.random.below(u64::from(self.pool.next) + 1) as u32);
+                let worker = ready.get(self.random.below(4) as usize).copied().unwrap_or(worker);
+                self.swaps.push(worker);
+                let drain = [None, Some(20 * MILLI)][self.random.below(2) as usize];
+                Input::Recycle { worker, reason: Reason::Age, drain }
+            }
             _ => return,
         };
         if is_open {
@@ -264,12 +282,14 @@ impl World {
     /// What holds once things are calm.
     fn check_calm(&self) {
         let (counts, context) = (self.pool.counts(), &self.context);
+        assert_eq!(self.swaps, [], "a replacement goes on for ever: {context}");
         if self.gave_up {
             assert_eq!(counts.releasing, 0, "{context}");
             return;
         }
         assert_eq!(self.ready().len(), self.target, "not as many serve as should: {context}");
         assert_eq!((counts.active, counts.releasing, counts.crashed), (self.target, 0, 0), "{context}");
+        assert_eq!(self.pool.size() as usize, self.target, "{context}");
         assert!(self.pool.settled(), "something is under way for ever: {context}");
         let expected =
             if self.target == 0 { [Phase::Idle, Phase::Unspawned] } else { [Phase::Serving, Phase::Serving] };
@@ -290,6 +310,7 @@ impl World {
         self.operate();
         self.calm();
         assert_eq!(*self.pool.phase(), Phase::Closed, "{}", self.context);
+        assert_eq!(self.swaps, [], "{}", self.context);
         assert!(self.up.is_empty() && self.known.is_empty(), "{}", self.context);
         self.handle(Input::Scale { workers: 3, idlest: Vec::new() });
         self.handle(Input::Revive);
@@ -366,6 +387,96 @@ fn a_respawn_keeps_the_capacity_and_replaces_everyone() {
         world.calm();
         world.check_calm();
         assert!(world.ready().iter().all(|worker| !old.contains(worker)), "{}", world.context);
+    }
+}
+
+/// One after the other, in whatever order processes do things: as many serve as before, and never more than one more.
+#[test]
+fn a_recycling_keeps_the_capacity_and_adds_one_process() {
+    for seed in 0..200 {
+        let workers = 1 + seed as usize % 5;
+        let mut world = serving(workers as u32, seed);
+        let old = world.ready();
+        for worker in old.clone() {
+            world.swaps.push(worker);
+            world.handle(Input::Recycle { worker, reason: Reason::Schedule, drain: None });
+            assert!(world.pool.settled() && world.pool.size() as usize == workers, "it is no change of the pool");
+            while !world.swaps.is_empty() {
+                assert!(world.ready().len() >= workers, "fewer serve: {}", world.context);
+                assert!(world.up.len() <= workers + 1, "more than one more: {}", world.context);
+                let moving: Vec<_> = world.up.iter().filter(|(_, process)| process.state != State::Ready).collect();
+                let (worker, process) = moving[world.random.below(moving.len() as u64) as usize];
+                let (worker, incarnation) = (*worker, process.incarnation);
+                match process.state {
+                    State::Starting => world.readies(worker),
+                    State::Draining => {
+                        world.unit(worker, unit::Input::Drained(incarnation, unit::Farewell::Link), 0);
+                    }
+                    _ => world.unit(worker, unit::Input::Exited(incarnation, ExitStatus::Code(0)), 0),
+                }
+            }
+        }
+        assert_eq!(world.swapped, vec![Swapped::Done; workers]);
+        world.calm();
+        world.check_calm();
+        assert!(world.ready().iter().all(|worker| !old.contains(worker)), "{}", world.context);
+    }
+}
+
+#[test]
+fn a_replacement_that_fails_counts_against_nothing() {
+    let none = Budget::crash_loops(0, Duration::from_secs(10));
+    let mut world = World::new(1, none);
+    world.target = 1;
+    world.handle(Input::Scale { workers: 1, idlest: Vec::new() });
+    world.calm();
+    for (n, how) in (2..).zip([
+        unit::Input::NotSpawned(Incarnation(1), "no such file".into()),
+        unit::Input::Exited(Incarnation(1), ExitStatus::Code(7)),
+        unit::Input::Fail(Incarnation(1), ExitCause::Chaos),
+    ]) {
+        world.swaps.push(WorkerId(1));
+        world.handle(Input::Recycle { worker: WorkerId(1), reason: Reason::Age, drain: None });
+        world.unit(WorkerId(n), how, 0);
+        world.calm();
+        world.check_calm();
+        assert_eq!((world.ready(), world.swapped.pop()), (vec![WorkerId(1)], Some(Swapped::Failed)));
+    }
+}
+
+/// What happens to the old one, or is asked of the pool, while its successor starts.
+#[test]
+fn a_replacement_without_a_point_is_called_off() {
+    let old = WorkerId(1);
+    let respawn = Input::Respawn { workers: None, drain: None };
+    let dies = unit::Input::Exited(Incarnation(1), ExitStatus::Code(1));
+    for (input, ends, target) in [
+        (Input::UnspawnOne { worker: old, deadline: None }, Some(Swapped::CalledOff), 1),
+        (Input::UnspawnOne { worker: WorkerId(3), deadline: None }, Some(Swapped::CalledOff), 2),
+        (Input::Scale { workers: 1, idlest: vec![old] }, Some(Swapped::CalledOff), 1),
+        (Input::Scale { workers: 3, idlest: Vec::new() }, None, 3),
+        (Input::Unspawn { deadline: None }, Some(Swapped::CalledOff), 0),
+        (respawn, Some(Swapped::CalledOff), 2),
+        // Its successor is there sooner than its next life, which is not needed any more then.
+        (Input::Unit(old, dies, Aboard::default()), None, 2),
+        (Input::KillWorker(WorkerId(2), ExitCause::Chaos), None, 2),
+        (Input::Recycle { worker: WorkerId(2), reason: Reason::Age, drain: None }, Some(Swapped::CalledOff), 2),
+    ] {
+        let mut world = serving(2, 1);
+        world.swaps.push(old);
+        world.handle(Input::Recycle { worker: old, reason: Reason::Age, drain: None });
+        if let Input::Recycle { worker, .. } = input {
+            world.swaps.push(worker);
+        }
+        world.target = target;
+        world.handle(input.clone());
+        assert_eq!(world.swapped.pop(), ends, "{input:?}");
+        world.calm();
+        world.check_calm();
+        if ends.is_none() {
+            assert_eq!(world.swapped, [Swapped::Done], "{input:?}");
+            assert!(!world.ready().contains(&old), "{input:?}");
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use super::world::{Happening, Place, Rule, Settings, World};
 use crate::machine::budget::{Budget, Scope};
 use crate::machine::cause::ExitCause;
 use crate::machine::pool::{Input, Phase};
+use crate::machine::recycle::Reason;
 use crate::machine::retry::{Delay, Retry};
 use crate::machine::time::Time;
 use crate::machine::unit::{self, Times};
@@ -216,7 +217,7 @@ impl Player {
             }
             _ => {}
         }
-        match self.world.random.below(24) {
+        match self.world.random.below(26) {
             0..=5 => self.abandon(),
             6..=8 => self.scale(),
             9 => self.operate(Input::SpawnOne, |target| target.map(|n| n + 1).or(Some(1))),
@@ -228,6 +229,7 @@ impl Player {
             18 => self.at_some_process(World::tear),
             19 => self.at_some_process(World::misbehave),
             20 => self.chaos(),
+            21 | 22 => self.recycle(),
             _ => self.revive(),
         }
     }
@@ -266,6 +268,13 @@ impl Player {
         };
         let drain = [None, Some(Duration::from_millis(20))][self.world.random.below(2) as usize];
         self.operate(Input::Respawn { workers, drain }, |target| workers.or(target));
+    }
+
+    /// Which changes nothing about how many there are.
+    fn recycle(&mut self) {
+        let Some(&worker) = self.world.links.first() else { return };
+        let drain = [None, Some(Duration::from_millis(20))][self.world.random.below(2) as usize];
+        self.world.input(Input::Recycle { worker, reason: Reason::Requested, drain });
     }
 
     fn revive(&mut self) {

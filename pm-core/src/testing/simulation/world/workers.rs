@@ -40,7 +40,7 @@ impl World {
     pub(super) fn carry_out(&mut self) {
         while let Some(effect) = self.pool.poll_effect() {
             match effect {
-                pool::Effect::Report(_) => {}
+                pool::Effect::Report(_) | pool::Effect::Recycled(..) => {}
                 pool::Effect::Phase(phase) => self.enter(phase),
                 pool::Effect::Forget(worker) => drop(self.lives.remove(&worker)),
                 pool::Effect::Unit(worker, effect) => self.do_for_unit(worker, effect),

@@ -2,22 +2,32 @@
 
 use std::time::Duration;
 
-/// A duration: `200ms`, `1.5s`, `2m`, `1h`; a bare number is seconds.
+/// A duration: `200ms`, `1.5s`, `2m`, `1h30m`; a bare number is seconds.
 ///
 /// # Errors
 /// What would have been right.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = split(text);
-    let seconds = match unit {
-        "ms" => 0.001,
-        "" | "s" => 1.0,
-        "m" | "min" => 60.0,
-        "h" => 3600.0,
-        "d" => 86_400.0,
-        _ => return Err("write a number with ms, s, m, h or d, as in 200ms or 1.5s".to_string()),
-    };
-    let value: f64 = number.parse().map_err(|_| "write a number with a unit, as in 200ms, 1.5s or 2m".to_string())?;
-    Duration::try_from_secs_f64(value * seconds).map_err(|_| "that is no time that can be waited for".to_string())
+    let mut rest = text.trim();
+    let mut sum = Duration::ZERO;
+    let mut is_first = true;
+    while is_first || !rest.is_empty() {
+        let (number, unit, following) = part(rest);
+        let seconds = match unit {
+            "ms" => 0.001,
+            "s" => 1.0,
+            "" if is_first && following.is_empty() => 1.0,
+            "m" | "min" => 60.0,
+            "h" => 3600.0,
+            "d" => 86_400.0,
+            _ => return Err("write a number with a unit: ms, s, m, h or d, as in 200ms, 1.5s or 1h30m".to_string()),
+        };
+        let value: f64 =
+            number.parse().map_err(|_| "write a number with a unit, as in 200ms, 1.5s or 1h30m".to_string())?;
+        let time = Duration::try_from_secs_f64(value * seconds).ok().and_then(|time| sum.checked_add(time));
+        sum = time.ok_or_else(|| "that is no time that can be waited for".to_string())?;
+        (rest, is_first) = (following, false);
+    }
+    Ok(sum)
 }
 
 /// A size in bytes: `4096`, `64K`, `1M`, `16MiB`. Units are powers of 1,024.
@@ -35,6 +45,13 @@ pub fn size(text: &str) -> Result<usize, String> {
     };
     let value: usize = number.parse().map_err(|_| "write a whole number, as in 4096, 64K or 16M".to_string())?;
     value.checked_mul(1 << shift).ok_or_else(|| "that is more than this machine can address".to_string())
+}
+
+/// The first number, its unit, and what follows them.
+fn part(text: &str) -> (&str, &str, &str) {
+    let (number, rest) = split(text);
+    let end = rest.find(|c: char| !c.is_alphabetic()).unwrap_or(rest.len());
+    (number, &rest[..end], rest[end..].trim_start())
 }
 
 fn split(text: &str) -> (&str, &str) {
@@ -55,7 +72,11 @@ mod tests {
         assert_eq!(ms("2 m"), Ok(120_000));
         assert_eq!(ms("0"), Ok(0));
         assert_eq!(ms("3"), Ok(3000));
-        for bad in ["", "s", "-1s", "1y", "1e400", "1.2.3s", "99999999999999999999d"] {
+        assert_eq!(ms("1h30m"), Ok(5_400_000));
+        assert_eq!(ms("1d 2h 3m 4.5s 6ms"), Ok(93_784_506));
+        let bad =
+            ["", "s", "-1s", "1y", "1e400", "1.2.3s", "99999999999999999999d", "1h30", "1h 30", "h1", "1h-30m", "1,5s"];
+        for bad in bad {
             assert!(duration(bad).is_err(), "{bad:?}");
         }
     }
