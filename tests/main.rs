@@ -28,6 +28,7 @@ mod registry;
 mod retry;
 mod roles;
 mod shared_memory;
+mod showdown;
 mod streams;
 mod support;
 mod temporary;
@@ -99,6 +100,7 @@ fn main() {
     trials.extend(manager_killed::tests());
     trials.extend(kits::tests());
     trials.extend(kit_streams::tests());
+    trials.extend(showdown::tests());
     trials.extend(wire::tests());
     libtest_mimic::run(&arguments, trials).exit();
 }
