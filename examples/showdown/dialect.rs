@@ -15,6 +15,7 @@ use pm::HandlerError;
 use pm::foreign::{Calls, Dialect, Out, Said};
 use serde_json::json;
 
+use super::host::AT_ONCE;
 use super::validate::Entry;
 
 /// The team validator of a server, `team-validator-async.js`.
@@ -61,7 +62,7 @@ impl Dialect for Validator {
 
 impl Dialect for Simulator {
     fn calls(&self) -> Calls {
-        Calls::Streams { at_once: 1000 }
+        Calls::Streams { at_once: AT_ONCE }
     }
 
     fn say(&mut self, said: Said<'_>, out: &mut Out) {

@@ -18,6 +18,10 @@ pub(crate) type Battles = StreamManager<String, String, Json>;
 /// To validate a team is a query.
 pub(crate) type Validators = QueryManager<Entry, Problems, Json>;
 
+/// How many battles a worker has at once. The others wait, also for a worker that is started anew: on the one that is left they would all be
+/// slow, and die together if it did. `worker.js` says the same.
+pub(crate) const AT_ONCE: u32 = 8;
+
 /// What installs the package in this directory.
 pub(crate) const INSTALL: [&str; 4] = ["npm", "ci", "--ignore-scripts", "--omit=optional"];
 

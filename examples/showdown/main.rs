@@ -3,7 +3,7 @@
 //! ```sh
 //! npm ci --ignore-scripts --omit=optional --prefix examples/showdown
 //! cargo run --release --example showdown -- --battles 100                # the package behind the kit for Node.js
-//! cargo run --release --example showdown -- --battles 100 --chaos 500    # with a worker killed each half second
+//! cargo run --release --example showdown -- --battles 100 --chaos 2000   # with a worker killed every two seconds
 //! cargo run --release --example showdown -- --battles 100 --foreign      # the package's own workers, which know nothing of pm
 //! ```
 //!

@@ -14,11 +14,8 @@ use tokio::task::JoinSet;
 use super::battle::{Battle, Failure, Outcome};
 use super::dice::Dice;
 use super::digest::Digest;
-use super::host::{Battles, Host, Validators};
+use super::host::{AT_ONCE, Battles, Host, Validators};
 use super::validate::{self, Entry, Problems};
-
-/// How many battles there are at once for each worker.
-const AT_ONCE: u32 = 8;
 
 /// So often a battle is played again. With more there is something wrong that no repetition mends.
 const REPLAYS: u32 = 1000;

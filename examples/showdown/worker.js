@@ -22,4 +22,4 @@ async function battle(stream) {
   }
 }
 
-serve({ validate, battle: streams(battle) });
+serve({ validate, battle: streams(battle) }, { concurrency: 8 });
