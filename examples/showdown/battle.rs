@@ -85,10 +85,12 @@ impl Battle {
         let [first, second] = &mut self.players;
         let player = if name == "p1" { first } else { second };
         if let Some(request) = line.strip_prefix("|request|") {
-            if let Some(choice) = player.choose(request).map_err(odd)? {
-                self.stream.write(&format!(">{name} {choice}")).await?;
-            }
-            return Ok(());
+            let Some(choice) = player.choose(request).map_err(odd)? else { return Ok(()) };
+            return match self.stream.write(&format!(">{name} {choice}")).await {
+                // Nobody listens any more. Why not stands at the end of what there is to read.
+                Ok(()) | Err(StreamError::Ended) => Ok(()),
+                Err(error) => Err(error.into()),
+            };
         }
         // What a player cannot know it is told when it tries, and a new request follows.
         if line.starts_with("|error|[Unavailable choice]") { Ok(()) } else { Err(odd(said)) }
