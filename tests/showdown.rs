@@ -1,5 +1,5 @@
 //! A client that is no test of pm's own making: battles and team validation of the npm package pokemon-showdown, behind the kit for Node.js and as the
-//! package's own workers. Rows S1 to S7, Q1, T11; faults 1, 15.
+//! package's own workers. Rows S1, S3 to S5, Q1 and T11; fault 1.
 
 #[path = "../examples/showdown/battle.rs"]
 mod battle;
