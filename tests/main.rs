@@ -32,6 +32,7 @@ mod retry;
 mod roles;
 mod scaling;
 mod shared_memory;
+mod showdown;
 mod streams;
 mod support;
 mod temporary;
@@ -107,6 +108,7 @@ fn main() {
     trials.extend(manager_killed::tests());
     trials.extend(kits::tests());
     trials.extend(kit_streams::tests());
+    trials.extend(showdown::tests());
     trials.extend(wire::tests());
     libtest_mimic::run(&arguments, trials).exit();
 }

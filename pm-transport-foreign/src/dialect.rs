@@ -105,7 +105,7 @@ pub enum Said<'a> {
         /// What it is about; may be empty.
         name: &'a str,
     },
-    /// A message of a stream.
+    /// A message of a stream. One that was on its way when the dialect ended the stream comes all the same: a program that takes it amiss is not to be told.
     Message {
         /// The stream.
         id: u64,
