@@ -76,7 +76,11 @@ impl Format {
         match self.output {
             Output::Plain => {
                 if self.tag {
-                    out.extend_from_slice(key.as_bytes());
+                    // It stays on its line, and in its column.
+                    out.extend(key.bytes().flat_map(|byte| match byte {
+                        b'\\' | b'\t' | b'\n' | b'\r' => std::ascii::escape_default(byte).collect::<Vec<_>>(),
+                        byte => vec![byte],
+                    }));
                     out.push(b'\t');
                 }
                 self.plain(message, 0, out)?;

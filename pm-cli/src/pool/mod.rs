@@ -19,6 +19,7 @@ mod format;
 mod intake;
 mod job;
 pub mod key;
+mod keys;
 mod latency;
 mod log;
 mod progress;

@@ -6,10 +6,9 @@
 //!                                 └─▶ thread that writes
 //! ```
 //!
-//! The sorter waits for nobody but for memory: lines that wait for their streams have so many bytes together. So a key that is slow, or whose stream has not
-//! begun, holds up no other until then.
+//! The sorter waits for nobody but for memory: lines that wait for their streams have so much together. So a key that is slow, or whose stream has not begun,
+//! holds up no other until then. Which streams end so that others begin, [`keys`](super::keys) says.
 
-use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,6 +25,7 @@ use super::board::Tally;
 use super::format::{Format, Sink};
 use super::intake::{self, Batch, Line};
 use super::job::{Failed, JobError, payload};
+use super::keys::{Inbox, Keys, Order};
 use super::progress::Progress;
 use super::run::{LAST_WRITE, LEAVE, builder, cannot_start};
 use super::watch::{Random, Signals, tick};
@@ -34,15 +34,17 @@ use crate::cli::Input;
 use crate::error::{CliError, code, say};
 use crate::plan::{Plan, Streams, Wire};
 
-/// Bytes of lines that wait for their streams at most.
+/// Memory that lines have which wait for their streams, at most; and what each of them takes beside its bytes, with what its key takes.
 const WAITING: usize = 16 << 20;
+const ASIDE: usize = 256;
 
-/// Results that wait to be written, and how many bytes of them are written at once.
+/// Results that wait to be written, how many bytes they have at most, and how many bytes of them are written at once.
 const RESULTS: usize = 1024;
+const RESULT_BYTES: usize = 16 << 20;
 const WRITE_AT_ONCE: usize = 64 << 10;
 
 /// How long a stream waits for room in a worker before another one makes some.
-const ROOM_AFTER: Duration = Duration::from_millis(20);
+const ROOM_AFTER: Duration = Duration::from_millis(100);
 
 /// A message that finds its stream ended begins another one. So many streams may end without having taken it.
 const MOST_BEGINNINGS: u32 = 2;
@@ -53,20 +55,22 @@ struct Message {
     _waiting: OwnedSemaphorePermit,
 }
 
+/// A result on its way, with what it takes of the memory for those.
+struct Written {
+    sink: Sink,
+    memory: Option<OwnedSemaphorePermit>,
+}
+
 /// What sorter, streams, writer and the one who watches them share.
-#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     /// Something of it has changed that ends the run, or may.
     news: Notify,
 }
 
-#[derive(Default)]
 struct State {
-    keys: HashMap<Arc<str>, Entry>,
-    /// The keys by their last message.
-    by_use: BTreeMap<u64, Arc<str>>,
-    /// Tasks of keys that have not ended.
+    keys: Keys<Message>,
+    /// Tasks of keys that have not ended, and the sorter.
     tasks: usize,
     messages: u64,
     opened: u64,
@@ -76,13 +80,6 @@ struct State {
     gave_up: Option<String>,
 }
 
-struct Entry {
-    messages: mpsc::UnboundedSender<Message>,
-    used: u64,
-    /// Its stream is on a worker.
-    is_open: bool,
-}
-
 struct Run {
     shared: Arc<Shared>,
     manager: StreamManager<Bytes, Vec<u8>, Verbatim>,
@@ -90,9 +87,9 @@ struct Run {
     input: Input,
     wire: Wire,
     streams: Streams,
-    results: mpsc::Sender<Sink>,
+    results: mpsc::Sender<Written>,
+    result_memory: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
-    places: Arc<Semaphore>,
 }
 
 /// Carries the plan out, and says how it went by its exit code.
@@ -105,7 +102,7 @@ pub(super) async fn run(plan: &Plan, streams: &Streams, signals: &mut Signals) -
         code = signals.next() => return Ok(code),
     };
     let progress = Progress::new(plan.progress);
-    let shared = Arc::<Shared>::default();
+    let shared = Arc::new(Shared::new(streams.most));
     let (results, to_write) = mpsc::channel(RESULTS);
     let writer = start_writer(shared.clone(), to_write, progress.bar()).map_err(CliError::Runtime)?;
     let lines = intake::start(plan.delimiter, plan.max_line).map_err(CliError::Runtime)?;
@@ -117,13 +114,13 @@ pub(super) async fn run(plan: &Plan, streams: &Streams, signals: &mut Signals) -
         wire: plan.worker.wire,
         streams: streams.clone(),
         results,
+        result_memory: Arc::new(Semaphore::new(RESULT_BYTES)),
         waiting: Arc::new(Semaphore::new(WAITING)),
-        places: Arc::new(Semaphore::new(streams.most)),
     });
     let sorter = tokio::spawn(run.sort(lines)).abort_handle();
     let ending = watch(&shared, &manager, plan, &progress, signals, &sorter).await;
     sorter.abort();
-    shared.lock().end_all();
+    shared.lock().keys.close();
     let limit = if ending.is_killed { Duration::ZERO } else { LEAVE };
     let last = async {
         manager.shutdown_within(Some(limit)).await;
@@ -183,7 +180,7 @@ async fn watch(
                 }
                 ending.code = Some(code);
                 sorter.abort();
-                shared.lock().end_all();
+                shared.lock().keys.close();
                 say("stopping: streams come to their ends; once more to kill them");
             }
             () = tick(&mut chaos) => manager.chaos(random.next()),
@@ -213,35 +210,29 @@ fn conclude(state: &State, progress: &Progress, lost: u64, ending: Ending) -> u8
 }
 
 impl Shared {
+    fn new(places: usize) -> Self {
+        let state = State {
+            keys: Keys::new(places),
+            tasks: 0,
+            messages: 0,
+            opened: 0,
+            written: Tally::default(),
+            input_failure: None,
+            output_failure: None,
+            gave_up: None,
+        };
+        Shared { state: Mutex::new(state), news: Notify::new() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// No message follows on any stream.
-    fn end_all(&mut self) {
-        self.keys.clear();
-        self.by_use.clear();
-    }
-
-    fn count(&mut self, done: u64, failed: u64) {
+    fn tally(&mut self, done: u64, failed: u64) {
         self.written.done += done;
         self.written.failed += failed;
-    }
-
-    fn end(&mut self, key: &str) {
-        if let Some(entry) = self.keys.remove(key) {
-            self.by_use.remove(&entry.used);
-        }
-    }
-
-    /// Ends the stream that was silent longest, of those that are open or of all.
-    fn end_one(&mut self, only_open: bool) {
-        let is_fit = |key: &&Arc<str>| !only_open || self.keys.get(&***key).is_some_and(|entry| entry.is_open);
-        if let Some(key) = self.by_use.values().find(is_fit).cloned() {
-            self.end(&key);
-        }
     }
 }
 
@@ -263,7 +254,7 @@ impl Run {
                     Err(error) => self.shared.lock().input_failure = Some(error),
                 }
             }
-            self.shared.lock().end_all();
+            self.shared.lock().keys.close();
             drop(sorting);
         }
     }
@@ -278,78 +269,83 @@ impl Run {
                 return self.write(sink, 0, 1).await;
             }
         };
-        let size = payload.len().clamp(1, WAITING) as u32;
+        let size = (payload.len() + ASIDE).min(WAITING) as u32;
         let Ok(waiting) = self.waiting.clone().acquire_many_owned(size).await else { return };
-        let message = Message { payload, _waiting: waiting };
-        let delivered = self.shared.lock().deliver(&key, message);
-        if let Err(message) = delivered {
-            if self.places.available_permits() == 0 {
-                self.shared.lock().end_one(false);
-            }
-            let Ok(place) = self.places.clone().acquire_owned().await else { return };
-            self.begin(key.into(), message, place);
-        }
-    }
-
-    /// Starts the task of a key.
-    fn begin(self: &Arc<Self>, key: Arc<str>, first: Message, place: OwnedSemaphorePermit) {
-        let (messages, inbox) = mpsc::unbounded_channel();
+        // What was read together with it is not kept for its sake.
+        let message = Message { payload: Bytes::copy_from_slice(&payload), _waiting: waiting };
         let mut state = self.shared.lock();
         state.messages += 1;
-        let used = state.messages;
-        // The receiver is here.
-        let _ = messages.send(first);
-        state.keys.insert(key.clone(), Entry { messages, used, is_open: false });
-        state.by_use.insert(used, key.clone());
+        let begun = state.keys.deliver(&key, message);
         drop(state);
-        let task = Task::begin(&self.shared);
-        let run = self.clone();
-        tokio::spawn(async move {
-            run.serve(&key, inbox).await;
-            drop((task, place));
-        });
+        if let Some((key, inbox)) = begun {
+            let task = Task::begin(&self.shared);
+            let run = self.clone();
+            tokio::spawn(async move {
+                run.serve(&key, inbox).await;
+                drop(task);
+            });
+        }
     }
 
     /// Has one stream after another for a key, while there are messages for it: mostly one.
-    async fn serve(&self, key: &Arc<str>, mut inbox: mpsc::UnboundedReceiver<Message>) {
-        let mut next = inbox.recv().await;
+    async fn serve(&self, key: &str, mut inbox: Inbox<Message>) {
+        let mut next = None;
         let mut beginnings = 0;
-        while next.is_some() {
-            let stream = match self.open(key).await {
-                Ok(stream) => stream,
-                Err(error) => return self.fail(key, error).await,
-            };
-            beginnings += 1;
-            let was_taken = self.pass_on(key, stream, &mut next, &mut inbox).await;
-            if let Some(entry) = self.shared.lock().keys.get_mut(key) {
-                entry.is_open = false;
+        loop {
+            while next.is_none() {
+                if self.shared.lock().keys.leave(key) {
+                    return;
+                }
+                match inbox.recv().await {
+                    Some(Order::Take(message)) => next = Some(message),
+                    // It ended by itself before it knew.
+                    Some(Order::End) => {}
+                    None => return,
+                }
             }
+            let was_taken = match self.open(key).await {
+                Ok(stream) => {
+                    beginnings += 1;
+                    self.pass_on(key, stream, &mut next, &mut inbox).await
+                }
+                Err(error) => {
+                    next = None;
+                    self.shared.lock().keys.fail(key);
+                    self.fail(key, error).await;
+                    continue;
+                }
+            };
+            self.shared.lock().keys.ended(key);
             if was_taken {
                 beginnings = 0;
             } else if beginnings >= MOST_BEGINNINGS && next.take().is_some() {
+                self.shared.lock().keys.took(key);
                 let message = format!("{MOST_BEGINNINGS} streams in a row ended without taking this message");
                 self.report(key, JobError::untried("not_taken", message)).await;
-            }
-            if next.is_none() {
-                next = inbox.recv().await;
             }
         }
     }
 
+    /// Takes a place and opens a stream. The place is taken even if this fails.
     async fn open(&self, key: &str) -> Result<Duplex<Bytes, Vec<u8>>, StreamError> {
+        let place = self.shared.lock().keys.place();
+        if let Some(place) = place {
+            // Whoever gives it is here for as long as this is.
+            let _ = place.await;
+        }
         let mut opening = std::pin::pin!(self.manager.create_stream_named(key));
-        let stream = loop {
-            match tokio::time::timeout(ROOM_AFTER, &mut opening).await {
-                Ok(stream) => break stream?,
-                Err(_) => self.shared.lock().end_one(true),
+        let stream = match tokio::time::timeout(ROOM_AFTER, &mut opening).await {
+            Ok(stream) => stream,
+            Err(_) => {
+                self.shared.lock().keys.find_no_room();
+                let stream = opening.await;
+                self.shared.lock().keys.need_no_room();
+                stream
             }
-        };
+        }?;
         let mut state = self.shared.lock();
         state.opened += 1;
-        if let Some(entry) = state.keys.get_mut(key) {
-            entry.is_open = true;
-        }
-        drop(state);
+        state.keys.opened(key);
         Ok(stream)
     }
 
@@ -360,7 +356,7 @@ impl Run {
         key: &str,
         stream: Duplex<Bytes, Vec<u8>>,
         next: &mut Option<Message>,
-        inbox: &mut mpsc::UnboundedReceiver<Message>,
+        inbox: &mut Inbox<Message>,
     ) -> bool {
         let (mut sender, mut receiver) = stream.split();
         let (mut was_taken, mut is_closed, mut is_writable) = (false, false, true);
@@ -387,13 +383,14 @@ impl Run {
                     Ok(()) => {
                         *next = None;
                         was_taken = true;
+                        self.shared.lock().keys.took(key);
                     }
                     // Its end is on its way, and says more.
                     Err(_) => is_writable = false,
                 },
                 message = inbox.recv(), if next.is_none() && !is_closed => match message {
-                    Some(message) => *next = Some(message),
-                    None => {
+                    Some(Order::Take(message)) => *next = Some(message),
+                    Some(Order::End) | None => {
                         is_closed = true;
                         sender.end();
                     }
@@ -439,34 +436,11 @@ impl Run {
 
     /// Has it written. Waits where results are read slowly, and with that the stream.
     async fn write(&self, sink: Sink, done: u64, failed: u64) {
-        self.shared.lock().count(done, failed);
+        self.shared.lock().tally(done, failed);
+        let size = (sink.out.len() + sink.err.len()).min(RESULT_BYTES) as u32;
+        let memory = self.result_memory.clone().acquire_many_owned(size).await.ok();
         // Where they cannot be written the run is about to end.
-        let _ = self.results.send(sink).await;
-    }
-}
-
-impl State {
-    /// Gives a message to the task of its key, or back where there is none.
-    fn deliver(&mut self, key: &str, message: Message) -> Result<(), Message> {
-        let Some((key, entry)) = self.keys.get_key_value(key) else { return Err(message) };
-        let (key, before) = (key.clone(), entry.used);
-        match entry.messages.send(message) {
-            Ok(()) => {
-                self.messages += 1;
-                let used = self.messages;
-                self.by_use.remove(&before);
-                self.by_use.insert(used, key.clone());
-                if let Some(entry) = self.keys.get_mut(&key) {
-                    entry.used = used;
-                }
-                Ok(())
-            }
-            // Its task has ended, for the pool has.
-            Err(error) => {
-                self.end(&key);
-                Err(error.0)
-            }
-        }
+        let _ = self.results.send(Written { sink, memory }).await;
     }
 }
 
@@ -490,16 +464,18 @@ impl Drop for Task {
 /// Starts the thread that writes. It ends with the last of those who send.
 fn start_writer(
     shared: Arc<Shared>,
-    mut results: mpsc::Receiver<Sink>,
+    mut results: mpsc::Receiver<Written>,
     bar: Option<ProgressBar>,
 ) -> io::Result<JoinHandle<()>> {
     let write = move || {
-        while let Some(Sink { mut out, mut err }) = results.blocking_recv() {
+        while let Some(Written { sink: Sink { mut out, mut err }, memory }) = results.blocking_recv() {
+            let mut memory = vec![memory];
             while out.len() < WRITE_AT_ONCE
                 && let Ok(more) = results.try_recv()
             {
-                out.extend_from_slice(&more.out);
-                err.extend_from_slice(&more.err);
+                out.extend_from_slice(&more.sink.out);
+                err.extend_from_slice(&more.sink.err);
+                memory.push(more.memory);
             }
             if !err.is_empty() {
                 // A closed standard error has nobody to tell.

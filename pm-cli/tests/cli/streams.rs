@@ -54,7 +54,8 @@ fn by_key(objects: &[Value]) -> BTreeMap<String, Vec<Value>> {
 #[test]
 fn each_key_has_its_lines_in_order() {
     let input: String = (0..20_000).map(|n| format!("key{} {n}\n", n % 300)).collect();
-    for args in [&["-j1"][..], &["-j3"], &["-j2", "-t", "stdio"], &["-j2", "-t", "shm"]] {
+    let ends_all_the_time = &["-j2", "--max-streams", "7"];
+    for args in [&["-j1"][..], &["-j3"], &["-j2", "-t", "stdio"], &["-j2", "-t", "shm"], ends_all_the_time] {
         let options = ["--stream", "--key", "1", "--tag", "--", "@echo"];
         let done = pool(args.iter().chain(&options)).run(&input).expect(0);
         let mut keys: BTreeMap<String, Vec<u32>> = BTreeMap::new();
@@ -72,6 +73,17 @@ fn each_key_has_its_lines_in_order() {
         assert_eq!(done.err, "");
     }
     assert_eq!(pool(["--stream", "--key", "1", "--", "@echo"]).run("").expect(0).text(), "");
+}
+
+#[test]
+fn a_tag_stays_on_its_line() {
+    let input =
+        [r#"{"id":"a\tb\n"}"#, r#"{"id":"c\\d"}"#, r#"{"id":[1,"e"]}"#].map(|line| line.to_string() + "\n").concat();
+    let options = ["-j1", "--in", "json", "--stream", "--key", "id", "--tag", "--", "@count"];
+    let done = pool(options).run(input).expect(0);
+    let text = done.text();
+    let lines: BTreeSet<&str> = text.lines().collect();
+    assert_eq!(lines, BTreeSet::from(["a\\tb\\n\t1", "c\\\\d\t1", "[1,\"e\"]\t1"]));
 }
 
 #[test]
