@@ -319,6 +319,11 @@ async fn a_death_ends_one_conversation(transport: AnyTransport) {
         }
     };
     assert_eq!((next.incarnation(), next.load()), (Incarnation(2), 0));
+    // Nor does it hit who has come in its place.
+    within(workers[0].release(Some(Duration::ZERO))).await.unwrap();
+    let mut of_next = next.take_receiver().unwrap();
+    assert_eq!(ask(&next, &mut of_next, Order::Pid).await, Report::Number(next.pid().into()));
+    assert_eq!(pool.raw_workers().len(), 2);
     within(pool.shutdown()).await;
 }
 

@@ -12,7 +12,7 @@ use super::registry;
 use crate::driver::clock;
 use crate::driver::pool::{AnyPool, Command};
 use crate::machine::event::Event;
-use crate::machine::id::WorkerId;
+use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::pool::Input;
 use crate::machine::spec::ListenAddress;
 use crate::machine::time::Time;
@@ -121,7 +121,7 @@ impl Pool {
     /// # Cancel safety
     /// What was asked for goes on without its caller.
     pub async fn unspawn_one_within(&self, worker: WorkerId, drain: Option<Duration>) -> Result<(), StartError> {
-        release(&self.handle.pool, worker, drain).await
+        settle(&self.handle.pool, Input::UnspawnOne { worker, deadline: by(drain) }).await
     }
 
     /// Drains all workers: they finish what they have begun. Queries that wait, in the queue or in a worker, fail with
@@ -228,13 +228,14 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// Drains a worker, for at most so long.
+/// Drains an incarnation of a worker, for at most so long.
 pub(super) async fn release(
     pool: &Arc<dyn AnyPool>,
     worker: WorkerId,
+    incarnation: Incarnation,
     drain: Option<Duration>,
 ) -> Result<(), StartError> {
-    settle(pool, Input::UnspawnOne { worker, deadline: by(drain) }).await
+    settle(pool, Input::Release { worker, incarnation, deadline: by(drain) }).await
 }
 
 /// So long from now.

@@ -178,7 +178,8 @@ impl<I, O> RawWorker<I, O> {
         ended.wait_for(Option::is_some).await.ok().and_then(|cause| cause.clone()).unwrap_or(ExitCause::Requested)
     }
 
-    /// Has the pool let this worker go: see [`RawManager`]. Returns once it is gone; with a limit, what is left of it then is killed.
+    /// Has the pool let this worker go: see [`RawManager`]. Returns once it is gone; with a limit, what is left of it then is killed. Of a worker that has
+    /// ended there is nothing to let go: one that was started in its place stays.
     ///
     /// # Cancel safety
     /// A release that has begun goes on without its caller.
@@ -187,7 +188,7 @@ impl<I, O> RawWorker<I, O> {
     /// [`StartError::ShuttingDown`]: the pool is gone.
     pub async fn release(&self, limit: Option<Duration>) -> Result<(), StartError> {
         let pool = self.inner.pool.upgrade().ok_or(StartError::ShuttingDown)?;
-        super::pool::release(&pool, self.id(), limit).await
+        super::pool::release(&pool, self.id(), self.incarnation(), limit).await
     }
 
     /// It was told to leave.

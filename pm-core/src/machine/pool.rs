@@ -43,6 +43,15 @@ pub enum Input {
         /// When it is killed, if it has not left by then.
         deadline: Option<Time>,
     },
+    /// The same for this incarnation of a worker; nothing where it has ended.
+    Release {
+        /// Which one.
+        worker: WorkerId,
+        /// Which life of it.
+        incarnation: Incarnation,
+        /// When it is killed, if it has not left by then.
+        deadline: Option<Time>,
+    },
     /// Drain all, and have none until somebody scales.
     Unspawn {
         /// When what is left is killed.
@@ -253,6 +262,11 @@ impl Pool {
                 }
             }
             Input::UnspawnOne { worker, deadline } => self.unspawn_one(now, worker, deadline),
+            Input::Release { worker, incarnation, deadline } => {
+                if self.is_alive(worker, incarnation) {
+                    self.unspawn_one(now, worker, deadline);
+                }
+            }
             Input::Unspawn { deadline } => {
                 if self.open_for_workers() {
                     self.release_all(now, deadline);
@@ -421,6 +435,14 @@ impl Pool {
             }
         }
         self.release(now, worker, deadline);
+    }
+
+    /// Whether this incarnation of a worker has begun and not ended.
+    fn is_alive(&self, worker: WorkerId, incarnation: Incarnation) -> bool {
+        self.members.get(&worker).is_some_and(|member| {
+            let is_down = matches!(member.unit.phase(), unit::Phase::Idle | unit::Phase::Backoff | unit::Phase::Down);
+            member.unit.incarnation() == incarnation && !is_down
+        })
     }
 
     fn release_all(&mut self, now: Time, deadline: Option<Time>) {

@@ -536,6 +536,24 @@ fn a_pool_whose_last_worker_was_sent_away_has_none() {
 }
 
 #[test]
+fn who_has_ended_cannot_be_released() {
+    let mut world = serving(2, 1);
+    let release =
+        |incarnation| Input::Release { worker: WorkerId(1), incarnation: Incarnation(incarnation), deadline: None };
+    for stale in [0, 2] {
+        world.handle(release(stale));
+        world.calm();
+        assert_eq!(world.pool.counts().active, 2);
+        world.check_calm();
+    }
+    world.handle(release(1));
+    world.target = 1;
+    world.calm();
+    world.check_calm();
+    assert_eq!(world.pool.counts().active, 1);
+}
+
+#[test]
 fn a_pool_that_gave_up_can_be_revived_or_killed() {
     for ends in [Input::Revive, Input::Kill, Input::Shutdown { deadline: None }] {
         let mut world = serving(2, 1);
