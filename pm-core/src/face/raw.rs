@@ -198,7 +198,6 @@ impl<I, O> RawWorker<I, O> {
 
     /// Its process has ended.
     fn note_end(&self, cause: &ExitCause) {
-        self.state().is_leaving = true;
         self.inner.ended.send_replace(Some(cause.clone()));
     }
 

@@ -111,8 +111,10 @@ impl<I: 'static, O: 'static> Follower for Roster<I, O> {
         let raw = state.leaving.remove(&key).or_else(|| state.serving.get(&key).cloned());
         drop(state);
         if let Some(raw) = raw {
-            raw.note_end(cause);
+            raw.leave();
+            // Whoever hears of its end finds it nowhere any more.
             self.change(|state| state.serving.remove(&key));
+            raw.note_end(cause);
         }
     }
 
