@@ -119,7 +119,7 @@ impl<S, R> Duplex<S, R> {
     /// A write that is dropped before it is ready has sent nothing.
     ///
     /// # Errors
-    /// [`StreamError`]: the stream is over, or the message cannot be encoded.
+    /// As [`StreamSender::write`].
     pub fn write(&mut self, message: &S) -> impl Future<Output = Result<(), StreamError>> + Send + use<'_, S, R> {
         self.sender.write(message)
     }
@@ -197,7 +197,8 @@ impl<S, R> StreamSender<S, R> {
     /// A write that is dropped before it is ready has sent nothing.
     ///
     /// # Errors
-    /// [`StreamError`]: the stream is over, or the message cannot be encoded, after which it goes on.
+    /// [`StreamError`]: the stream is over, or the message cannot be encoded, after which it goes on. A peer that fails says first that it reads no more, and then
+    /// why: a write between the two gives [`StreamError::Ended`], and whoever reads on learns the reason.
     pub fn write(&mut self, message: &S) -> impl Future<Output = Result<(), StreamError>> + Send + use<'_, S, R> {
         self.buffer.clear();
         let encoded = self.end.encode(message, &mut self.buffer);
