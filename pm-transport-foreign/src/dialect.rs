@@ -1,6 +1,6 @@
 //! What the messages of a program mean.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -105,7 +105,7 @@ pub enum Said<'a> {
         /// What it is about; may be empty.
         name: &'a str,
     },
-    /// A message of a stream. One that was on its way when the dialect ended the stream comes all the same: a program that takes it amiss is not to be told.
+    /// A message of a stream. What was on its way when the dialect ended the stream, it is not told any more.
     Message {
         /// The stream.
         id: u64,
@@ -135,6 +135,8 @@ pub struct Out {
     pub(crate) frames: VecDeque<(Header, Vec<u8>)>,
     /// A message held a newline.
     pub(crate) has_newline: bool,
+    /// The calls whose ends are among the frames.
+    pub(crate) ended: BTreeSet<u64>,
 }
 
 impl Out {
@@ -190,6 +192,9 @@ impl Out {
     }
 
     fn frame(&mut self, header: Header, payload: Vec<u8>) {
+        if matches!(Kind::from_wire(header.kind), Some(Kind::Resp | Kind::Err)) {
+            self.ended.insert(header.id);
+        }
         self.frames.push_back((header, payload));
     }
 }

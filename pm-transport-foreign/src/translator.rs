@@ -80,14 +80,18 @@ impl<D: Dialect> Translator<D> {
                 self.refuse(id, "the program's own protocol has neither calls nor errors on a stream");
             }
             Some(Kind::Data) => {
-                self.tell(id, Said::Message { id, payload });
+                if self.is_open(id) {
+                    self.tell(id, Said::Message { id, payload });
+                }
                 self.take(id, payload.len());
             }
-            Some(Kind::Fin) => self.tell(id, Said::End { id }),
+            Some(Kind::Fin) if self.is_open(id) => self.tell(id, Said::End { id }),
             Some(Kind::Cancel) => {
                 // Its messages have no reader any more, and must hold up nobody.
                 self.set_unread(id);
-                self.tell(id, Said::Cancel { id });
+                if !self.out.ended.contains(&id) {
+                    self.tell(id, Said::Cancel { id });
+                }
             }
             Some(Kind::Rst) => self.set_unread(id),
             Some(Kind::Credit) => {
@@ -139,7 +143,10 @@ impl<D: Dialect> Translator<D> {
         while self.has_frame() {
             let (header, payload) = self.out.frames.pop_front()?;
             match Kind::from_wire(header.kind) {
-                Some(Kind::Resp | Kind::Err) => drop(self.streams.remove(&header.id)),
+                Some(Kind::Resp | Kind::Err) => {
+                    self.out.ended.remove(&header.id);
+                    self.streams.remove(&header.id);
+                }
                 Some(Kind::Data) => match self.streams.get_mut(&header.id) {
                     Some(flow) if !flow.is_unread => {
                         flow.messages -= 1;
@@ -186,6 +193,11 @@ impl<D: Dialect> Translator<D> {
         {
             self.out.frames.push_back((Header::new(Kind::Ready), ready.encode()));
         }
+    }
+
+    /// Whether this stream has begun, and its dialect has not ended it.
+    fn is_open(&self, id: u64) -> bool {
+        self.streams.contains_key(&id) && !self.out.ended.contains(&id)
     }
 
     fn set_unread(&mut self, id: u64) {
@@ -282,6 +294,20 @@ mod tests {
             assert!(translator.say(Header::call(kind, ID), b"", 0));
             let left = kinds(&mut translator);
             assert!(!left.contains(&Kind::Data) && translator.can_hear(), "{left:?}");
+        }
+    }
+
+    #[test]
+    fn what_comes_for_a_stream_that_its_dialect_has_ended_is_not_told() {
+        let mut translator = open(1);
+        // It cannot be said, and ends the stream; the manager does not know yet.
+        assert!(translator.say(Header { flags: flag::CALL, ..Header::call(Kind::Data, ID) }, b"a call", 0));
+        for has_heard in [false, true] {
+            for kind in [Kind::Data, Kind::Fin] {
+                assert!(translator.say(Header::call(kind, ID), b"x", 0));
+            }
+            assert!(translator.lines().is_empty() && !translator.is_finished());
+            assert_eq!(kinds(&mut translator).is_empty(), has_heard);
         }
     }
 
