@@ -77,10 +77,12 @@ impl Format {
             Output::Plain => {
                 if self.tag {
                     // It stays on its line, and in its column.
-                    out.extend(key.bytes().flat_map(|byte| match byte {
-                        b'\\' | b'\t' | b'\n' | b'\r' => std::ascii::escape_default(byte).collect::<Vec<_>>(),
-                        byte => vec![byte],
-                    }));
+                    for byte in key.bytes() {
+                        match byte {
+                            b'\\' | b'\t' | b'\n' | b'\r' => out.extend(std::ascii::escape_default(byte)),
+                            byte => out.push(byte),
+                        }
+                    }
                     out.push(b'\t');
                 }
                 self.plain(message, 0, out)?;

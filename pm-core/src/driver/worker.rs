@@ -317,7 +317,7 @@ impl<S: Starter> Task<S> {
         let was_held_up = AtomicBool::new(false);
         let mut link = pin!(poll_fn(|cx| {
             let polled = driver.poll(cx);
-            if polled.is_pending() && shared.streams().iter().any(|flow| flow.holds_up_peer()) {
+            if polled.is_pending() && shared.is_held_up() {
                 was_held_up.store(true, Ordering::Relaxed);
             }
             polled
@@ -328,8 +328,7 @@ impl<S: Starter> Task<S> {
                 _ = &mut link => return,
                 () = tokio::time::sleep_until(rest) => {
                     // Who inherited its link may write on and on, but is none of those that somebody waits for.
-                    let is_held_up = shared.streams().iter().any(|flow| flow.holds_up_peer());
-                    if rest == deadline || !is_held_up && !was_held_up.swap(false, Ordering::Relaxed) {
+                    if rest == deadline || !was_held_up.swap(false, Ordering::Relaxed) && !shared.is_held_up() {
                         return;
                     }
                 }

@@ -150,6 +150,11 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         let core = self.core();
         core.calls.iter().flatten().filter_map(|aboard| aboard.call.flow.clone()).collect()
     }
+
+    /// Whether its worker may send nothing on one of them before somebody reads.
+    pub(crate) fn is_held_up(&self) -> bool {
+        self.streams().iter().any(|flow| flow.holds_up_peer())
+    }
 }
 
 /// A link whose lock is held.
