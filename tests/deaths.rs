@@ -12,8 +12,8 @@ use pm::{
 use crate::query::listening;
 use crate::roles::{EARLY, Job, Said};
 use crate::support::{
-    LONG, MARK, Scratch, contains, crash, descriptors, error, event, eventually, gone_within, jobs, keeper, kill, lost,
-    mark, marked, over_all, over_all_alone, pids, replaced, resident, state, zombies,
+    LONG, MARK, Scratch, calls_wait, contains, crash, descriptors, error, event, eventually, gone_within, jobs, keeper,
+    kill, lost, mark, marked, over_all, over_all_alone, pids, replaced, resident, state, zombies,
 };
 
 use rustix::process::Signal as Kill;
@@ -295,7 +295,7 @@ async fn calls_that_had_not_started_go_elsewhere(transport: AnyTransport) {
         begun.wait();
         let job = Job::Count(file.clone(), Job::Pid.into());
         let behind: Vec<_> = (0..20).map(|_| tokio::spawn(pool.query(&job))).collect();
-        eventually("they wait", || pool.info().load + pool.info().queued == 21).await;
+        calls_wait(&pool, 21).await;
         kill(pids(&pool)[0], Kill::KILL);
         lost(slow.await.unwrap());
         died += 1;

@@ -13,8 +13,8 @@ use rustix::process::Signal as Kill;
 use crate::query::listening;
 use crate::roles::{ASYNC_TIDY, EARLY, Job, Said, TIDY};
 use crate::support::{
-    ALL, Asked, Gate, LIMIT, LONG, MARK, Pool, Scratch, alone, descriptors, error, eventually, gone_within, jobs,
-    keeper, kill, lost, mark, marked, over_all, over_all_alone, pids, poll_once, refused, run, within, zombies,
+    ALL, Asked, Gate, LIMIT, LONG, MARK, Pool, Scratch, alone, calls_wait, descriptors, error, eventually, gone_within,
+    jobs, keeper, kill, lost, mark, marked, over_all, over_all_alone, pids, poll_once, refused, run, within, zombies,
 };
 
 pub fn tests() -> Vec<Trial> {
@@ -157,7 +157,7 @@ async fn shutdown_within_no_time_kills(transport: AnyTransport) {
     begun.wait();
     begun.wait();
     let queued: Vec<_> = (0..20).map(|_| tokio::spawn(pool.query(&Job::Pid))).collect();
-    eventually("they wait", || pool.info().load + pool.info().queued == 22).await;
+    calls_wait(&pool, 22).await;
     within(pool.shutdown_within(Some(Duration::ZERO))).await;
     for pid in before {
         gone_within(pid, Duration::ZERO);

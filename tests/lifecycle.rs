@@ -14,8 +14,8 @@ use tokio::task::JoinHandle;
 use crate::query::listening;
 use crate::roles::{EARLY, Job, Said};
 use crate::support::{
-    Gate, LIMIT, LONG, MARK, Pool, Scratch, contains, error, event, eventually, gone_within, jobs, kill, lost, mark,
-    marked, over_all, pids, replaced, within,
+    Gate, LIMIT, LONG, MARK, Pool, Scratch, calls_wait, contains, error, event, eventually, gone_within, jobs, kill,
+    lost, mark, marked, over_all, pids, replaced, within,
 };
 
 pub fn tests() -> Vec<Trial> {
@@ -264,7 +264,7 @@ async fn a_respawn_waits_for_what_is_under_way(transport: AnyTransport) {
     let under_way = tokio::spawn(pool.query(&gate.wait()));
     begun.wait();
     let behind: Vec<_> = (0..20).map(|_| tokio::spawn(pool.query(&Job::Pid))).collect();
-    eventually("they wait", || pool.info().load + pool.info().queued == 21).await;
+    calls_wait(&pool, 21).await;
     let respawned = {
         let pool = pool.clone();
         tokio::spawn(async move { pool.respawn().await })

@@ -16,8 +16,8 @@ use crate::raw::{DESK, Order, Report};
 use crate::roles::{EARLY, Job, Said};
 use crate::streams::{Heard, Say, TALK};
 use crate::support::{
-    Gate, LIMIT, LONG, MARK, Scratch, contains, error, event, eventually, gone_within, jobs, kill, lost, mark, marked,
-    over_all, pids, pool_of, within,
+    Gate, LIMIT, LONG, MARK, Scratch, calls_wait, contains, error, event, eventually, gone_within, jobs, kill, lost,
+    mark, marked, over_all, pids, pool_of, within,
 };
 
 pub fn tests() -> Vec<Trial> {
@@ -113,7 +113,7 @@ async fn calls_aboard_are_finished(transport: AnyTransport) {
     let under_way = tokio::spawn(pool.query(&gate.wait()));
     begun.wait();
     let behind: Vec<_> = (0..20).map(|_| tokio::spawn(pool.query(&Job::Pid))).collect();
-    eventually("they wait", || pool.info().load + pool.info().queued == 21).await;
+    calls_wait(&pool, 21).await;
     let recycling = {
         let pool = pool.clone();
         tokio::spawn(async move { pool.recycle().await })

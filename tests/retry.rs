@@ -15,7 +15,8 @@ use tokio::sync::broadcast;
 use crate::query::listening;
 use crate::roles::{ASYNC_JOB, EARLY, Job, Said};
 use crate::support::{
-    Gate, LONG, Pool, Scratch, error, event, eventually, jobs, kill, lost, over_all, pids, pool_of, replaced, within,
+    Gate, LONG, Pool, Scratch, calls_wait, error, event, eventually, jobs, kill, lost, over_all, pids, pool_of,
+    replaced, within,
 };
 
 /// Many deaths, and no long waits between them.
@@ -364,7 +365,7 @@ async fn unstarted_ones_are_queued_again(transport: AnyTransport) {
         begun.wait();
         let ids: Vec<u32> = (0..30).map(|n| round * 100 + n).collect();
         let behind: Vec<_> = ids.iter().map(|id| tokio::spawn(pool.query(&log.job(*id, [Job::Pid])))).collect();
-        eventually("they wait", || pool.info().load + pool.info().queued == 31).await;
+        calls_wait(&pool, 31).await;
         kill(victim, Kill::KILL);
         let died = lost(within(slow).await.unwrap());
         assert_eq!((died.pid, died.tries), (victim, 1));

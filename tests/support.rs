@@ -209,6 +209,11 @@ pub fn eventually(what: &str, holds: impl Fn() -> bool) -> impl Future<Output = 
     }
 }
 
+/// Waits until so many calls are with a pool: aboard of its workers, or in its queue.
+pub async fn calls_wait(pool: &pm::Pool, calls: usize) {
+    eventually("they wait", || pool.info().load + pool.info().queued == calls).await;
+}
+
 /// A query under way.
 pub type Asked = Pin<Box<dyn Future<Output = Result<Said, QueryError>> + Send>>;
 
