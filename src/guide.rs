@@ -62,7 +62,7 @@
 //! | [`try_query`](crate::QueryManager::try_query) | the queue of the pool, 4,096 by default | nobody: the input comes back |
 //! | [`query_batch`](crate::QueryManager::query_batch) | the batch | the caller, for all of it |
 //! | a worker | the calls on their way to it, as many as take it about a millisecond | the queue of the pool |
-//! | [`write`](crate::Duplex::write) on a stream | what the other side has not read: 256 messages or 256 KiB, and the message that goes beyond | the writer, on this stream alone |
+//! | [`write`](crate::Duplex::write) on a stream | what the other side has not read: 1024 messages or 256 KiB, and the message that goes beyond | the writer, on this stream alone |
 //! | [`send`](crate::RawWorker::send) to a raw worker | the same | the sender |
 //! | a program behind [`Lines`](crate::Lines) or [`NodeChannel`](crate::NodeChannel) | the same, and what the pipe holds | the program, in its own write |
 //! | [`run_all`](crate::Pipeline::run_all) | the items that are inside | whoever makes the items: none is asked for |

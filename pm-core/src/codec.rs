@@ -75,9 +75,12 @@ impl<T: Serialize + DeserializeOwned> Codec<T> for Postcard {
         postcard::serialize_with_flavor(value, Append(payload)).map_err(|error| CodecError(error.to_string()))
     }
 
+    #[inline]
     fn decode(&self, payload: &[u8]) -> Result<T, CodecError> {
-        let (value, rest) = postcard::take_from_bytes(payload).map_err(|error| CodecError(error.to_string()))?;
-        match rest.len() {
+        let mut from = postcard::Deserializer::from_bytes(payload);
+        let failed = |error: postcard::Error| CodecError(error.to_string());
+        let value = T::deserialize(&mut from).map_err(failed)?;
+        match from.finalize().map_err(failed)?.len() {
             0 => Ok(value),
             left => Err(CodecError(format!("{left} bytes are left over"))),
         }

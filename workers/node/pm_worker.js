@@ -389,7 +389,7 @@ function serve(handler, { role = null, codec = 'json', concurrency } = {}) {
 
 /** Makes `handler`, an async function (stream), one of streams, which end when it does. The manager may send `messages`
     and `bytes` in them on each beyond what was read. */
-function streams(handler, { messages = 256, bytes = 262144 } = {}) {
+function streams(handler, { messages = 1024, bytes = 262144 } = {}) {
   return Object.assign(stream => handler(stream), { [WINDOW]: { messages, bytes } });
 }
 

@@ -748,7 +748,7 @@ function conversations(transport, declare) {
   const grantOf = (...counts) => [CREDIT, 0, counts];
 
   test('streams: handshake', async () => {
-    const window = { messages: 256, bytes: 262144 }, hello = async (how, members) => (await start(how)).hello(members);
+    const window = { messages: 1024, bytes: 262144 }, hello = async (how, members) => (await start(how)).hello(members);
     const plain = { version: 1, codec: 'json', role: null, concurrency: 10000, ahead: 10000, streams: window };
     assert.deepEqual(await hello('streams', wide), plain);
     assert.deepEqual(await hello('streams'), plain); // the manager reports it

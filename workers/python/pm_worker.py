@@ -359,7 +359,7 @@ class Stream:
 _Streams = collections.namedtuple("_Streams", "handler messages bytes at_once")
 
 
-def streams(handler, messages=256, bytes=262144, at_once=1000):
+def streams(handler, messages=1024, bytes=262144, at_once=1000):
     """Makes of `handler`, a function of one Stream, what `serve` takes for a role of streams: `at_once` of them run at
     the same time, each in a daemon thread of its own, and hold up to `messages` and `bytes` unread. Its return ends the
     stream. asyncio.run runs an `async def` handler in that thread, where the stream's methods block all the same."""

@@ -742,7 +742,7 @@ class Conversations:
         window = {"streams": {"messages": 8, "bytes": 1000}}
         self.assertEqual(self.start("streams").hello(role="talk", streams=self.WINDOW), {**ready, **window})
         self.assertEqual(self.start("streams").hello(role="talk"), {**ready, **window})
-        window, few = {"streams": {"messages": 256, "bytes": 262144}}, {"concurrency": 3, "ahead": 3}
+        window, few = {"streams": {"messages": 1024, "bytes": 262144}}, {"concurrency": 3, "ahead": 3}
         ready["role"] = "default"
         self.assertEqual(self.start("streams").hello(role="default", streams=self.WINDOW), {**ready, **few, **window})
         manager = self.start("streams")  # queries where streams are wanted: the manager reports it

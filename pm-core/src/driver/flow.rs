@@ -7,6 +7,7 @@
 //! Lock order: the carrier, then the flow.
 
 mod batch;
+mod lease;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,11 +15,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::face::error::{HandlerError, StreamError};
-use crate::machine::frame::{Header, Kind, flag};
+use crate::machine::frame::{Frame, Header, Kind, flag};
 use crate::machine::payload::{Lent, Payload};
 use crate::machine::stream::{Fault, Grant, Stream, Write};
-use batch::{Batch, KEEP, number};
+use batch::{Batch, number};
 pub(crate) use batch::{Content, NUMBER, Taken};
+use lease::Lease;
 
 /// What carries the frames of streams.
 pub(crate) trait Carrier: Send + Sync {
@@ -38,15 +40,24 @@ pub(crate) trait Carrier: Send + Sync {
     }
 }
 
-/// What a frame of the peer came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Received {
-    /// It meant something.
-    Taken,
-    /// It means nothing any more.
-    Dropped,
-    /// The same, and the stream owes an answer to it: the carrier is to see to that.
-    Owes,
+/// A flow that is locked while the frames of its peer come, one after another.
+pub(crate) struct Receiving<'a> {
+    flow: &'a Flow,
+    state: MutexGuard<'a, State>,
+    came: Came,
+}
+
+/// What they came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Came {
+    /// Messages, and errors, for whoever reads.
+    pub(crate) messages: u32,
+    /// Frames that mean nothing any more.
+    pub(crate) dropped: u64,
+    /// The stream owes an answer to some of these: the carrier is to see to that.
+    pub(crate) owes: bool,
+    /// What no honest peer does. The stream is over.
+    pub(crate) fault: Option<Fault>,
 }
 
 /// A link whose lock is held.
@@ -72,6 +83,7 @@ pub(crate) struct Flow {
     name: Box<str>,
     /// Once it is on a link.
     carrier: OnceLock<(Arc<dyn Carrier>, u64)>,
+    lease: Lease,
     state: Mutex<State>,
 }
 
@@ -123,6 +135,7 @@ impl Flow {
         Arc::new(Flow {
             name: name.into(),
             carrier: OnceLock::new(),
+            lease: Lease::default(),
             state: Mutex::new(State {
                 stream: None,
                 inbox: Batch::default(),
@@ -157,60 +170,9 @@ impl Flow {
         }
     }
 
-    /// Takes a frame of the peer.
-    pub(crate) fn receive(
-        &self,
-        kind: Kind,
-        flags: u8,
-        payload: Lent<'_>,
-        wakers: &mut Vec<Waker>,
-    ) -> Result<Received, Fault> {
-        let mut guard = self.state();
-        let state = &mut *guard;
-        let taken = |is_taken| if is_taken { Received::Taken } else { Received::Dropped };
-        if kind == Kind::Data && flags & flag::REPLY != 0 {
-            return state.reply(flags, payload, wakers).map(taken);
-        }
-        let Some(stream) = &mut state.stream else { return Ok(Received::Dropped) };
-        match kind {
-            Kind::Data => {
-                let is_wanted = stream.data(payload.len())?;
-                if !is_wanted && stream.is_over() {
-                    return Ok(Received::Dropped);
-                }
-                let content = Content::of(flags, &payload).map_err(|fault| stream.fail(fault))?;
-                match content {
-                    // Whoever made the call cannot know that nobody reads it.
-                    Content::Call(number) if !is_wanted => {
-                        state.owed.unanswered.push(number);
-                        let is_known = std::mem::replace(&mut state.owed.is_known, true);
-                        return Ok(if is_known { Received::Dropped } else { Received::Owes });
-                    }
-                    _ if !is_wanted => return Ok(Received::Dropped),
-                    content => state.inbox.push(content, payload),
-                }
-                wakers.extend(state.reader.take());
-                Ok(Received::Taken)
-            }
-            Kind::Fin => {
-                let finished = stream.peer_finished()?;
-                state.wake_readers(wakers);
-                Ok(taken(finished))
-            }
-            Kind::Rst => {
-                let stopped = stream.peer_stopped();
-                state.wake_writers(wakers);
-                Ok(taken(stopped))
-            }
-            Kind::Credit => {
-                let grant = Grant::decode(&payload).ok_or(Fault::Malformed).map_err(|fault| stream.fail(fault))?;
-                if stream.granted(grant)? {
-                    state.wake_writers(wakers);
-                }
-                Ok(Received::Taken)
-            }
-            _ => Ok(Received::Dropped),
-        }
+    /// Locks it, for frames of the peer.
+    pub(crate) fn receive(&self) -> Receiving<'_> {
+        Receiving { flow: self, state: self.state(), came: Came::default() }
     }
 
     /// Says what is owed, as far as there is room, and where the link `has_room` wakes those who wait for some. True once all of that is done.
@@ -236,6 +198,7 @@ impl Flow {
         if let Some(stream) = &mut state.stream {
             stream.end();
         }
+        self.lease.shut();
         state.end = Some(result);
         state.owed = Owed::default();
         state.wake_readers(wakers);
@@ -262,24 +225,21 @@ impl Flow {
 
     /// Ready once there is a next message, which is in `taken` then. None at the end, which an error may have come before.
     pub(crate) fn poll_next(&self, taken: &mut Taken, cx: &mut Context<'_>) -> Poll<Option<Result<(), StreamError>>> {
-        if !taken.batch.entries.is_empty() {
+        if !taken.batch.is_empty() {
             return Poll::Ready(Some(Ok(())));
         }
         let mut guard = self.state();
         let state = &mut *guard;
         state.report(taken);
         taken.clear();
-        if !state.inbox.entries.is_empty() {
+        if !state.inbox.is_empty() {
             std::mem::swap(&mut state.inbox, &mut taken.batch);
-            state.inbox.expected = (taken.batch.entries.len(), taken.batch.bytes.len());
+            state.inbox.expect(&taken.batch);
             self.tell(guard);
             return Poll::Ready(Some(Ok(())));
         }
-        for batch in [&mut taken.batch, &mut state.inbox] {
-            if batch.bytes.capacity() > KEEP {
-                *batch = Batch { expected: batch.expected, ..Batch::default() };
-            }
-        }
+        taken.batch.trim();
+        state.inbox.trim();
         if let Some(end) = &state.end {
             let told = std::mem::replace(&mut state.has_told, true);
             return Poll::Ready(end.as_ref().err().filter(|_| !told).cloned().map(Err));
@@ -325,6 +285,7 @@ impl Flow {
 
     /// This side writes nothing more, nor do those that wait to.
     pub(crate) fn finish(&self) {
+        self.lease.shut();
         let mut state = self.state();
         state.owed.fin |= state.stream.as_mut().is_some_and(Stream::finish);
         let mut wakers = Vec::new();
@@ -338,11 +299,7 @@ impl Flow {
         let mut state = self.state();
         state.owed.rst |= state.stream.as_mut().is_some_and(Stream::stop);
         let unread = [std::mem::take(&mut taken.batch), std::mem::take(&mut state.inbox)];
-        for (content, _) in unread.iter().flat_map(|batch| &batch.entries) {
-            if let Content::Call(number) = content {
-                state.owed.unanswered.push(*number);
-            }
-        }
+        state.owed.unanswered.extend(unread.iter().flat_map(Batch::calls));
         self.tell(state);
         drop(unread);
     }
@@ -413,6 +370,30 @@ impl Flow {
     }
 }
 
+impl Receiving<'_> {
+    /// Takes a frame.
+    pub(crate) fn take(&mut self, frame: Frame<'_>, wakers: &mut Vec<Waker>) {
+        let Frame { header, payload } = frame;
+        match self.state.receive(header, payload, &self.flow.lease, wakers) {
+            Ok(true) => self.came.messages += u32::from(header.kind == Kind::Data as u8),
+            Ok(false) => self.came.dropped += 1,
+            Err(fault) => {
+                self.flow.lease.shut();
+                self.came.fault = Some(fault);
+            }
+        }
+    }
+
+    /// Unlocks it.
+    pub(crate) fn end(mut self) -> Came {
+        let State { owed, end, .. } = &mut *self.state;
+        if !owed.unanswered.is_empty() && end.is_none() {
+            self.came.owes = !std::mem::replace(&mut owed.is_known, true);
+        }
+        self.came
+    }
+}
+
 /// One who writes on a stream, one frame after another. Dropped, it waits no longer.
 pub(crate) struct Writer {
     flow: Arc<Flow>,
@@ -429,17 +410,28 @@ impl Writer {
     pub(crate) fn poll(&mut self, flags: u8, payload: &[u8], cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         let Writer { flow, ticket } = self;
         let Some((carrier, id)) = flow.carrier.get() else { return Poll::Ready(Err(StreamError::Ended)) };
-        // Dropped where no lock is held: it may be the last that its executor has of a task.
-        let mut before = None;
-        let mut outcome = Poll::Pending;
+        let header = Header { flags, ..Header::call(Kind::Data, *id) };
+        let (mut has_gone, mut refused, mut before) = (false, None, None);
         carrier.with(&mut |out| {
+            if flags & flag::REPLY == 0 && flow.lease.may_write() && out.push(header, payload) == Pushed::Taken {
+                flow.lease.spend(payload.len());
+                has_gone = true;
+                return;
+            }
             let mut state = flow.state();
-            outcome = state.write(*id, out, ticket, flags, payload);
-            if outcome.is_pending() {
-                before = state.wait(ticket, cx.waker());
+            match state.write(header, out, payload, &flow.lease) {
+                Some(Ok(())) => has_gone = true,
+                Some(Err(error)) => refused = Some(error),
+                None => before = state.wait(ticket, cx.waker()),
             }
         });
-        outcome
+        if has_gone {
+            *ticket = None;
+            return Poll::Ready(Ok(()));
+        }
+        // Where no lock is held: it may be the last that its executor has of a task.
+        drop(before);
+        refused.map_or(Poll::Pending, |error| Poll::Ready(Err(error)))
     }
 
     /// It waits no longer.
@@ -461,44 +453,99 @@ impl Drop for Writer {
 }
 
 impl State {
+    /// Takes a frame of the peer. False where it means nothing any more.
+    fn receive(
+        &mut self,
+        header: Header,
+        payload: Lent<'_>,
+        lease: &Lease,
+        wakers: &mut Vec<Waker>,
+    ) -> Result<bool, Fault> {
+        let (kind, flags) = (Kind::from_wire(header.kind), header.flags);
+        if kind == Some(Kind::Data) && flags & flag::REPLY != 0 {
+            return self.reply(flags, payload, wakers);
+        }
+        let Some(stream) = &mut self.stream else { return Ok(false) };
+        match kind {
+            Some(Kind::Data) => {
+                let is_wanted = stream.data(payload.len())?;
+                if !is_wanted && stream.is_over() {
+                    return Ok(false);
+                }
+                let content = Content::of(flags, &payload).map_err(|fault| stream.fail(fault))?;
+                if is_wanted {
+                    self.inbox.push(content, payload);
+                    wakers.extend(self.reader.take());
+                } else if let Content::Call(number) = content {
+                    // Whoever made the call cannot know that nobody reads it.
+                    self.owed.unanswered.push(number);
+                }
+                Ok(is_wanted)
+            }
+            Some(Kind::Fin) => {
+                let finished = stream.peer_finished()?;
+                self.wake_readers(wakers);
+                Ok(finished)
+            }
+            Some(Kind::Rst) => {
+                let stopped = stream.peer_stopped();
+                lease.shut();
+                self.wake_writers(wakers);
+                Ok(stopped)
+            }
+            Some(Kind::Credit) => {
+                let grant = Grant::decode(&payload).ok_or(Fault::Malformed).map_err(|fault| stream.fail(fault))?;
+                stream.put_credit(lease.take());
+                if stream.granted(grant)? {
+                    self.wake_writers(wakers);
+                }
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Sends a message. None where there is no credit or no room.
     fn write(
         &mut self,
-        id: u64,
+        header: Header,
         out: &mut dyn Outlet,
-        ticket: &mut Option<u64>,
-        flags: u8,
         payload: &[u8],
-    ) -> Poll<Result<(), StreamError>> {
-        let is_reply = flags & flag::REPLY != 0;
-        let may = match &self.stream {
+        lease: &Lease,
+    ) -> Option<Result<(), StreamError>> {
+        let is_reply = header.flags & flag::REPLY != 0;
+        let may = match &mut self.stream {
             // It has an end in a moment, which says more.
             Some(stream) if stream.is_over() && self.end.is_none() => Write::Waits,
             Some(stream) if is_reply => stream.may_reply(),
-            Some(stream) => stream.may_write(),
+            Some(stream) => {
+                stream.put_credit(lease.take());
+                stream.may_write()
+            }
             None => Write::Never,
         };
         match may {
-            Write::Never => return Poll::Ready(Err(self.why_closed())),
+            Write::Never => return Some(Err(self.why_closed())),
             Write::Waits => {}
-            Write::Goes => match out.push(Header { flags, ..Header::call(Kind::Data, id) }, payload) {
+            Write::Goes => match out.push(header, payload) {
                 Pushed::Taken => {
                     if let Some(stream) = self.stream.as_mut().filter(|_| !is_reply) {
                         stream.wrote(payload.len());
+                        lease.put(stream.take_credit());
                     }
-                    *ticket = None;
-                    return Poll::Ready(Ok(()));
+                    return Some(Ok(()));
                 }
                 Pushed::NoRoom => {
                     self.owed.room = true;
                     if !std::mem::replace(&mut self.owed.is_known, true) {
-                        out.remember(id);
+                        out.remember(header.id);
                     }
                 }
                 // The end of the link is on its way, and wakes all who wait.
                 Pushed::Closed => {}
             },
         }
-        Poll::Pending
+        None
     }
 
     /// Adds the wakers of those who wait for credit or room.

@@ -171,6 +171,7 @@ impl<R: AsyncRead + Unpin + Send + 'static> LinkRx for FramedRx<R> {
         Poll::Ready(Ok(()))
     }
 
+    #[inline]
     fn next(&mut self) -> Result<Option<Frame<'_>>, LinkError> {
         Ok(self.decoder.next()?)
     }

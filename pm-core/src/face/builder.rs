@@ -295,7 +295,7 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T, Streams> {
         self.exchange(|transport, codec, Streams { window }| (transport, codec, Raw { window }))
     }
 
-    /// How many messages, and bytes in them, this program holds of each stream that it has not read: 256 and 256 KiB by default. Both from 1 to 2^31 - 1. What the
+    /// How many messages, and bytes in them, this program holds of each stream that it has not read: 1024 and 256 KiB by default. Both from 1 to 2^31 - 1. What the
     /// worker holds is for its role to say.
     pub fn window(mut self, messages: u32, bytes: u32) -> Self {
         self.calls.window = Grant { messages, bytes }.within_limits();
@@ -304,7 +304,7 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T, Streams> {
 }
 
 impl<I, O, C, T> PoolBuilder<I, O, C, T, Raw> {
-    /// How many messages, and bytes in them, this program holds of each conversation that it has not read: 256 and 256 KiB by default. Both from 1 to 2^31 - 1.
+    /// How many messages, and bytes in them, this program holds of each conversation that it has not read: 1024 and 256 KiB by default. Both from 1 to 2^31 - 1.
     pub fn window(mut self, messages: u32, bytes: u32) -> Self {
         self.calls.window = Grant { messages, bytes }.within_limits();
         self

@@ -73,7 +73,7 @@ pub(super) struct End<S, R> {
 pub(crate) trait Both<S, R>: Send + Sync {
     fn name(&self) -> &'static str;
     fn encode(&self, value: &S, payload: &mut Vec<u8>) -> Result<(), CodecError>;
-    fn decode(&self, payload: &[u8]) -> Result<R, CodecError>;
+    fn decode(&self, payload: &[u8]) -> Result<R, StreamError>;
 }
 
 impl<S, R, C: Codec<S> + Codec<R>> Both<S, R> for C {
@@ -85,8 +85,14 @@ impl<S, R, C: Codec<S> + Codec<R>> Both<S, R> for C {
         Codec::<S>::encode(self, value, payload)
     }
 
-    fn decode(&self, payload: &[u8]) -> Result<R, CodecError> {
-        Codec::<R>::decode(self, payload)
+    fn decode(&self, payload: &[u8]) -> Result<R, StreamError> {
+        match Codec::<R>::decode(self, payload) {
+            Ok(value) => Ok(value),
+            Err(error) => {
+                let codec = crate::codec::Format::name(self);
+                Err(QueryError::Decode { codec, message: error.to_string() }.into())
+            }
+        }
     }
 }
 
@@ -219,10 +225,13 @@ impl<S, R> StreamSender<S, R> {
 
     async fn write_encoded(&mut self, flags: u8, encoded: Result<(), StreamError>) -> Result<(), StreamError> {
         encoded?;
-        poll_fn(|cx| self.poll_taken(cx)).await?;
-        let StreamSender { buffer, writer, .. } = self;
-        let waiting = Waiting(writer);
-        poll_fn(|cx| waiting.0.poll(flags, buffer, cx)).await
+        let waiting = Waiting(self);
+        poll_fn(|cx| {
+            let sender = &mut *waiting.0;
+            ready!(sender.poll_taken(cx))?;
+            sender.writer.poll(flags, &sender.buffer, cx)
+        })
+        .await
     }
 
     /// Sends a message as a call, and waits for the answer to it. Any number of calls may wait, and their answers come in any order, between messages.
@@ -260,11 +269,11 @@ impl<S, R> StreamSender<S, R> {
 }
 
 /// A write that waits, and no longer does so when this is dropped.
-struct Waiting<'a>(&'a mut Writer);
+struct Waiting<'a, S, R>(&'a mut StreamSender<S, R>);
 
-impl Drop for Waiting<'_> {
+impl<S, R> Drop for Waiting<'_, S, R> {
     fn drop(&mut self) {
-        self.0.give_up();
+        self.0.writer.give_up();
     }
 }
 
@@ -277,7 +286,7 @@ impl<S, R> PendingCall<S, R> {
     async fn answer(self, payload: Vec<u8>) -> Result<R, StreamError> {
         self.end.write_once(flag::CALL, payload).await?;
         match poll_fn(|cx| self.end.flow.poll_call(self.number, cx)).await? {
-            Ok(reply) => self.end.decode(reply.get(NUMBER..).unwrap_or_default()),
+            Ok(reply) => self.end.codec.decode(reply.get(NUMBER..).unwrap_or_default()),
             Err(Some(error)) => Err(StreamError::Sent(error)),
             Err(None) => Err(StreamError::Unanswered),
         }
@@ -312,26 +321,42 @@ impl<S, R> StreamReceiver<S, R> {
     }
 
     fn poll_next_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming<S, R>, StreamError>>> {
-        let StreamReceiver { end, taken } = self;
-        let next = match ready!(end.flow.poll_next(taken, cx)) {
-            Some(Ok(())) => {
-                let incoming = taken.pop().map(|(content, value)| end.read(content, value));
-                end.flow.note_read(taken);
-                incoming
+        self.poll_read(cx, |end, content, value| match content {
+            Content::Plain => Ok(Incoming::Message(end.codec.decode(value)?)),
+            Content::Call(number) => {
+                let reply = Reply { end: end.clone(), number, is_open: true };
+                Ok(Incoming::Call(end.codec.decode(value)?, reply))
             }
-            Some(Err(error)) => Some(Err(error)),
-            None => None,
-        };
-        Poll::Ready(next)
+            Content::Error(error) => Err(StreamError::Sent(error)),
+        })
     }
 
     fn poll_next_value(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<R, StreamError>>> {
-        self.poll_next_incoming(cx).map(|next| {
-            next.map(|incoming| match incoming {
-                Ok(Incoming::Message(value) | Incoming::Call(value, _)) => Ok(value),
-                Err(error) => Err(error),
-            })
+        self.poll_read(cx, |end, content, value| match content {
+            Content::Plain => end.codec.decode(value),
+            Content::Call(number) => {
+                end.flow.leave_unanswered(number);
+                end.codec.decode(value)
+            }
+            Content::Error(error) => Err(StreamError::Sent(error)),
         })
+    }
+
+    fn poll_read<V>(
+        &mut self,
+        cx: &mut Context<'_>,
+        read: impl FnOnce(&End<S, R>, Content, &[u8]) -> Result<V, StreamError>,
+    ) -> Poll<Option<Result<V, StreamError>>> {
+        let StreamReceiver { end, taken } = self;
+        match ready!(end.flow.poll_next(taken, cx)) {
+            Some(Ok(())) => {
+                let value = taken.pop().map(|(content, value)| read(end, content, value));
+                end.flow.note_read(taken);
+                Poll::Ready(value)
+            }
+            Some(Err(error)) => Poll::Ready(Some(Err(error))),
+            None => Poll::Ready(None),
+        }
     }
 
     /// Drops a message, or an error. False at the end.
@@ -392,23 +417,6 @@ impl<S, R> End<S, R> {
     pub(super) async fn write_once(&self, flags: u8, payload: Vec<u8>) -> Result<(), StreamError> {
         let mut writer = Writer::new(self.flow.clone());
         poll_fn(|cx| writer.poll(flags, &payload, cx)).await
-    }
-
-    fn decode(&self, payload: &[u8]) -> Result<R, StreamError> {
-        self.codec
-            .decode(payload)
-            .map_err(|error| QueryError::Decode { codec: self.codec.name(), message: error.to_string() }.into())
-    }
-
-    fn read(&self, content: Content, value: &[u8]) -> Result<Incoming<S, R>, StreamError> {
-        match content {
-            Content::Plain => Ok(Incoming::Message(self.decode(value)?)),
-            Content::Call(number) => {
-                let reply = Reply { end: self.clone(), number, is_open: true };
-                Ok(Incoming::Call(self.decode(value)?, reply))
-            }
-            Content::Error(error) => Err(StreamError::Sent(error)),
-        }
     }
 }
 

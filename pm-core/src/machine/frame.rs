@@ -211,6 +211,13 @@ pub struct Frame<'a> {
     pub payload: Lent<'a>,
 }
 
+impl Frame<'_> {
+    /// Whether it says something about an open stream, but for its end.
+    pub fn is_of_stream(&self) -> bool {
+        [Kind::Data, Kind::Fin, Kind::Rst, Kind::Credit].iter().any(|kind| *kind as u8 == self.header.kind)
+    }
+}
+
 /// Bytes that are no frame. The peer that sent them cannot be trusted with another byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -292,6 +299,8 @@ impl Decoder {
     /// # Errors
     /// [`BadFrame`] for bytes that are no frame; every later call gives the same again.
     #[expect(clippy::should_implement_trait, reason = "a lending iterator: the frame borrows the buffer")]
+    // In place of a call: what it gives is large, and moved otherwise.
+    #[inline]
     pub fn next(&mut self) -> Result<Option<Frame<'_>>, BadFrame> {
         let unread = &self.bytes[self.start..];
         let Some((length, _)) = unread.split_first_chunk::<4>() else { return Ok(None) };

@@ -100,22 +100,24 @@ pub enum Write {
 }
 
 /// What is left of credit, on either side. Bytes are negative where the last message was larger than what there was.
-#[derive(Clone, Copy, Debug)]
-struct Credit {
-    messages: u32,
-    bytes: i64,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Credit {
+    pub(crate) messages: u32,
+    pub(crate) bytes: i64,
 }
 
 impl Credit {
+    pub(crate) const NONE: Credit = Credit { messages: 0, bytes: 0 };
+
     fn new(grant: Grant) -> Self {
         Credit { messages: grant.messages, bytes: grant.bytes.into() }
     }
 
-    fn is_there(&self) -> bool {
+    pub(crate) fn is_there(&self) -> bool {
         self.messages > 0 && self.bytes > 0
     }
 
-    fn spend(&mut self, bytes: usize) {
+    pub(crate) fn spend(&mut self, bytes: usize) {
         self.messages -= 1;
         self.bytes -= bytes as i64;
     }
@@ -211,6 +213,17 @@ impl Stream {
     pub fn wrote(&mut self, bytes: usize) {
         debug_assert_eq!(self.may_write(), Write::Goes);
         self.credit.spend(bytes);
+    }
+
+    /// Takes all credit out, to be spent elsewhere: until it is [put back](Self::put_credit), [`may_write`](Self::may_write) knows nothing of it.
+    pub(crate) fn take_credit(&mut self) -> Credit {
+        std::mem::replace(&mut self.credit, Credit::NONE)
+    }
+
+    /// Puts back what is left of it.
+    pub(crate) fn put_credit(&mut self, left: Credit) {
+        self.credit.messages += left.messages;
+        self.credit.bytes += left.bytes;
     }
 
     /// This side sends nothing more. False where the peer was told that already, or need not be.
@@ -338,22 +351,43 @@ mod tests {
         held: VecDeque<(u32, usize)>,
         seen: u32,
         has_end: bool,
+        leased: Credit,
     }
 
     impl End {
         fn new(window: Grant, credit: Grant) -> Self {
             let stream = Stream::new(window, credit);
-            End { stream, window, out: VecDeque::new(), sent: 0, held: VecDeque::new(), seen: 0, has_end: false }
+            End {
+                stream,
+                window,
+                out: VecDeque::new(),
+                sent: 0,
+                held: VecDeque::new(),
+                seen: 0,
+                has_end: false,
+                leased: Credit::NONE,
+            }
         }
 
+        /// As a flow writes: by the credit that was taken out, and by the stream once that is spent.
         fn write(&mut self, bytes: usize) -> Write {
-            let write = self.stream.may_write();
-            if write == Write::Goes {
+            if self.leased.is_there() && self.stream.may_write() != Write::Never {
+                self.leased.spend(bytes);
+            } else {
+                self.give_back();
+                if self.stream.may_write() != Write::Goes {
+                    return self.stream.may_write();
+                }
                 self.stream.wrote(bytes);
-                self.out.push_back(Frame::Data(self.sent, bytes));
-                self.sent += 1;
+                self.leased = self.stream.take_credit();
             }
-            write
+            self.out.push_back(Frame::Data(self.sent, bytes));
+            self.sent += 1;
+            Write::Goes
+        }
+
+        fn give_back(&mut self) {
+            self.stream.put_credit(std::mem::replace(&mut self.leased, Credit::NONE));
         }
 
         fn take(&mut self) -> bool {
@@ -372,7 +406,10 @@ mod tests {
                     }
                 }
                 Frame::Fin => self.has_end |= self.stream.peer_finished()?,
-                Frame::Credit(grant) => drop(self.stream.granted(grant)?),
+                Frame::Credit(grant) => {
+                    self.give_back();
+                    self.stream.granted(grant)?;
+                }
                 Frame::Stop => drop(self.stream.peer_stopped()),
             }
             assert!(self.held.len() <= self.window.messages as usize);
@@ -499,6 +536,7 @@ mod tests {
                     }
                 }
                 assert!(!over || end.stream.has_all() && end.write(1) == Write::Never);
+                end.give_back();
                 assert!(end.stream.credit.bytes <= i64::from(MAX_CREDIT) && end.stream.credit.messages <= MAX_CREDIT);
             }
             left += u32::from(!over);

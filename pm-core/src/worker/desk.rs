@@ -32,7 +32,7 @@ const MAX_WAITING: usize = 4096;
 const GATHER_NANOS: u64 = 50_000;
 
 /// Messages of streams gather up to this many bytes: while the manager reads some, more are made. Together they would go only once there is nothing left to do.
-const GATHER_OF_STREAMS: usize = 8 << 10;
+const GATHER_OF_STREAMS: usize = 12 << 10;
 
 /// A payload from this size on is sent from where it lies. Below it a copy costs less than a second piece.
 const APART: usize = 4 << 10;
@@ -387,18 +387,34 @@ impl Desk {
 
     /// Puts calls among those that wait, and does what the other frames say.
     fn sort(&self, state: &mut State) -> Result<(), Ended> {
+        let mut next = state.decoder.next();
         loop {
-            let State { decoder, streams, wakers, .. } = state;
-            match decoder.next() {
-                Ok(Some(frame)) => {
-                    if let Some(frame) = streams.receive(frame, wakers) {
-                        let frame = Owned::of(frame);
-                        self.handle(state, frame)?;
-                    }
-                }
+            let mut frame = match next {
+                Ok(Some(frame)) => frame,
                 Ok(None) => return Ok(()),
                 Err(error) => return Err(self.violation(state, &error.to_string())),
+            };
+            if !state.streams.is_any() || !frame.is_of_stream() {
+                let frame = Owned::of(frame);
+                self.handle(state, frame)?;
+                next = state.decoder.next();
+                continue;
             }
+            let id = frame.header.id;
+            // One that has ended here needs no more of them.
+            let Some(flow) = state.streams.get(id) else {
+                next = state.decoder.next();
+                continue;
+            };
+            let mut receiving = flow.receive();
+            next = loop {
+                receiving.take(frame, &mut state.wakers);
+                match state.decoder.next() {
+                    Ok(Some(more)) if more.header.id == id && more.is_of_stream() => frame = more,
+                    other => break other,
+                }
+            };
+            state.streams.came(id, receiving.end(), &mut state.wakers);
         }
     }
 

@@ -254,9 +254,9 @@ where
 /// The default number of streams that a worker has at the same time.
 pub const STREAM_CONCURRENCY: u32 = 10_000;
 
-/// What a peer may send on a stream before anything is read, where nothing else is said: 256 messages, and 256 KiB in them. Enough for some 10 µs a message to be
-/// spent elsewhere before a writer notices.
-pub const STREAM_WINDOW: Grant = Grant { messages: 256, bytes: 256 << 10 };
+/// What a peer may send on a stream before anything is read, where nothing else is said: 1024 messages, and 256 KiB in them. A reader grants more once it has taken half
+/// of either, so a writer with up to 512 messages under way never waits for credit.
+pub const STREAM_WINDOW: Grant = Grant { messages: 1024, bytes: 256 << 10 };
 
 /// A stream that this program can serve: name, types and handler. A manager sends messages of type `I` on it, and receives those of type `O`.
 ///
@@ -309,7 +309,7 @@ impl<I, O, T> Stream<I, O, T> {
         Stream { concurrency, ..self }
     }
 
-    /// How many messages, and bytes in them, the worker holds of each stream that its handler has not read: 256 and 256 KiB by default. Both from 1 to 2^31 - 1.
+    /// How many messages, and bytes in them, the worker holds of each stream that its handler has not read: 1024 and 256 KiB by default. Both from 1 to 2^31 - 1.
     pub const fn window(self, messages: u32, bytes: u32) -> Self {
         Stream { window: Grant { messages, bytes }.within_limits(), ..self }
     }

@@ -7,9 +7,9 @@ use std::task::Waker;
 
 use super::context::Deadline;
 use super::desk::{Desk, Ended, Job, State, unlock};
-use crate::driver::flow::{Carrier, Flow, Outlet, Pushed, Received};
+use crate::driver::flow::{Came, Carrier, Flow, Outlet, Pushed};
 use crate::face::error::StreamError;
-use crate::machine::frame::{Frame, Header, Kind};
+use crate::machine::frame::Header;
 use crate::machine::payload::Payload;
 use crate::machine::stream::Grant;
 
@@ -53,23 +53,20 @@ impl Streams {
         !self.owing.is_empty()
     }
 
-    /// Takes a frame of a stream that is open, or gives it back where it is another one. One that has ended here needs no more of them.
-    pub(super) fn receive<'a>(&mut self, frame: Frame<'a>, wakers: &mut Vec<Waker>) -> Option<Frame<'a>> {
-        let Frame { header, payload } = frame;
-        let kind = match Kind::from_wire(header.kind) {
-            Some(kind @ (Kind::Data | Kind::Fin | Kind::Rst | Kind::Credit)) if self.is_any() => kind,
-            _ => return Some(Frame { header, payload }),
-        };
-        let flow = self.flows.get(&header.id)?;
-        match flow.receive(kind, header.flags, payload, wakers) {
-            Ok(Received::Taken | Received::Dropped) => {}
-            Ok(Received::Owes) => self.owing.push(header.id),
-            Err(fault) => {
+    /// A stream that is open.
+    pub(super) fn get(&self, id: u64) -> Option<Arc<Flow>> {
+        self.flows.get(&id).cloned()
+    }
+
+    /// Frames of a stream came to this.
+    pub(super) fn came(&mut self, id: u64, came: Came, wakers: &mut Vec<Waker>) {
+        if let Some(fault) = came.fault {
+            if let Some(flow) = self.flows.remove(&id) {
                 flow.end(Err(StreamError::Fault(fault)), wakers);
-                self.flows.remove(&header.id);
             }
+        } else if came.owes {
+            self.owing.push(id);
         }
-        None
     }
 }
 

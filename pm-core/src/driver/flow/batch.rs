@@ -24,40 +24,91 @@ pub(crate) enum Content {
 const APART: usize = 4 << 10;
 
 /// Memory that a stream keeps twice while its reader waits.
-pub(super) const KEEP: usize = 512;
+const KEEP: usize = 512;
 
 /// Messages in the order in which they came. Their payloads lie one behind the other, so that they need no memory of their own.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    pub(super) entries: VecDeque<(Content, Place)>,
-    pub(super) bytes: Vec<u8>,
+    /// The length of each, or [`ODD`].
+    lengths: Vec<u16>,
+    /// How many of them were taken.
+    taken: usize,
+    bytes: Vec<u8>,
+    /// Where the next one begins.
+    at: usize,
+    odd: VecDeque<(Content, Place)>,
     /// How many there were before these, and bytes of them: as many are likely to come again.
-    pub(super) expected: (usize, usize),
+    expected: (usize, usize),
 }
 
+/// The length of a message that is more than its bytes, or does not lie among the others: see [`Batch::odd`].
+const ODD: u16 = u16::MAX;
+
+const _: () = assert!(APART <= ODD as usize);
+
 #[derive(Debug)]
-pub(super) enum Place {
+enum Place {
     /// So many bytes, behind those of the message before it.
     Here(usize),
     Apart(Box<Payload>),
 }
 
 impl Batch {
+    /// An empty one, for about as many as there are in this one.
+    pub(super) fn expect(&mut self, like: &Batch) {
+        self.expected = (like.lengths.len(), like.bytes.len());
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.taken == self.lengths.len()
+    }
+
     pub(super) fn push(&mut self, content: Content, payload: Lent<'_>) {
-        if self.entries.capacity() == 0 {
+        if self.lengths.capacity() == 0 {
             let (messages, bytes) = self.expected;
-            self.entries.reserve(messages.max(1));
+            self.lengths.reserve(messages.max(1));
             self.bytes.reserve(bytes.max(payload.len()));
         }
-        let place = if payload.len() < APART {
-            self.bytes.extend_from_slice(&payload);
-            Place::Here(payload.len())
-        } else {
+        let length = payload.len();
+        if length >= APART {
             let mut apart = Box::<Payload>::default();
             payload.take_into(&mut apart);
-            Place::Apart(apart)
-        };
-        self.entries.push_back((content, place));
+            return self.push_odd(content, Place::Apart(apart));
+        }
+        self.bytes.extend_from_slice(&payload);
+        match content {
+            Content::Plain => self.lengths.push(length as u16),
+            content => self.push_odd(content, Place::Here(length)),
+        }
+    }
+
+    #[cold]
+    fn push_odd(&mut self, content: Content, place: Place) {
+        self.odd.push_back((content, place));
+        self.lengths.push(ODD);
+    }
+
+    /// The calls among those that were not taken.
+    pub(super) fn calls(&self) -> impl Iterator<Item = u64> {
+        self.odd.iter().filter_map(|(content, _)| match content {
+            Content::Call(number) => Some(*number),
+            _ => None,
+        })
+    }
+
+    /// Forgets what was taken, which is all: what comes next lies at the beginning.
+    pub(super) fn clear(&mut self) {
+        debug_assert!(self.is_empty() && self.odd.is_empty());
+        self.lengths.clear();
+        self.bytes.clear();
+        (self.taken, self.at) = (0, 0);
+    }
+
+    /// Gives memory back that is worth it.
+    pub(super) fn trim(&mut self) {
+        if self.bytes.capacity() + 2 * self.lengths.capacity() > KEEP {
+            *self = Batch { expected: self.expected, ..Batch::default() };
+        }
     }
 }
 
@@ -65,8 +116,6 @@ impl Batch {
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
     pub(super) batch: Batch,
-    /// Where the next one begins.
-    at: usize,
     /// The last one, where it lay apart.
     apart: Payload,
     /// How many were read since that was last reported, and bytes in them.
@@ -83,19 +132,27 @@ impl Taken {
 
     /// The next message and its value, encoded, where [`Flow::poll_next`](super::Flow::poll_next) has found one.
     pub(crate) fn pop(&mut self) -> Option<(Content, &[u8])> {
-        let (content, place) = self.batch.entries.pop_front()?;
+        let Taken { batch, apart, count, bytes, .. } = self;
+        let length = *batch.lengths.get(batch.taken)?;
+        batch.taken += 1;
+        *count += 1;
+        let mut here = |length: usize| {
+            batch.at += length;
+            *bytes += length;
+            &batch.bytes[batch.at - length..batch.at]
+        };
+        if length != ODD {
+            return Some((Content::Plain, here(length.into())));
+        }
+        let (content, place) = batch.odd.pop_front()?;
         let payload = match place {
-            Place::Here(length) => {
-                self.at += length;
-                &self.batch.bytes[self.at - length..self.at]
-            }
-            Place::Apart(apart) => {
-                self.apart = *apart;
-                &self.apart[..]
+            Place::Here(length) => here(length),
+            Place::Apart(payload) => {
+                *apart = *payload;
+                *bytes += apart.len();
+                &apart[..]
             }
         };
-        self.count += 1;
-        self.bytes += payload.len();
         let value = match content {
             Content::Call(_) => payload.get(NUMBER..).unwrap_or_default(),
             _ => payload,
@@ -105,8 +162,8 @@ impl Taken {
 
     /// It is empty: what comes next lies at its beginning.
     pub(super) fn clear(&mut self) {
-        (self.at, self.apart) = (0, Payload::default());
-        self.batch.bytes.clear();
+        self.apart = Payload::default();
+        self.batch.clear();
     }
 }
 

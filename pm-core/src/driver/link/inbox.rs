@@ -9,7 +9,7 @@ use super::locked::{After, Batch};
 use super::task::Leftovers;
 use super::{LinkEnd, LinkShared, Yard};
 use crate::driver::clock;
-use crate::machine::frame::{BadFrame, Decoder, HEADER, Kind};
+use crate::machine::frame::{BadFrame, Decoder, Frame, HEADER, Kind};
 use crate::machine::session::Word;
 use crate::transport::{LinkError, LinkRx, LinkTx};
 
@@ -107,24 +107,50 @@ pub(super) fn deliver_from<Tx: LinkTx>(
     let now = clock::now();
     let mut batch = Batch::default();
     let mut guard = shared.core();
+    let mut next = rx.next();
     let result = loop {
-        match rx.next() {
+        let mut frame = match next {
+            Ok(Some(frame)) => frame,
             Ok(None) => break Ok(()),
-            Ok(Some(frame)) => {
-                // What a worker said before its answer is heard before it, also by a caller that looks without being woken.
-                if !after.notices.is_empty() && frame.header.kind != Kind::Notice as u8 {
-                    after.count_returning(&mut guard);
-                    drop(guard);
-                    after.tell(shared, yard);
-                    guard = shared.core();
-                }
-                guard.received += (HEADER + frame.payload.len()) as u64;
-                if let Err(violation) = guard.receive(now, frame, yard, after, &mut batch) {
-                    break Err(violation);
-                }
-            }
             Err(error) => break Err(error.to_string()),
+        };
+        // What a worker said before its answer is heard before it, also by a caller that looks without being woken.
+        if !after.notices.is_empty() && frame.header.kind != Kind::Notice as u8 {
+            after.count_returning(&mut guard);
+            drop(guard);
+            after.tell(shared, yard);
+            guard = shared.core();
         }
+        guard.received += length_of(&frame);
+        if !frame.is_of_stream() {
+            if let Err(violation) = guard.receive(now, frame, yard, after, &mut batch) {
+                break Err(violation);
+            }
+            next = rx.next();
+            continue;
+        }
+        let id = frame.header.id;
+        let flow = match guard.stream_of(frame.header) {
+            Ok(Some(flow)) => flow,
+            Ok(None) => {
+                batch.dropped += 1;
+                next = rx.next();
+                continue;
+            }
+            Err(violation) => break Err(violation),
+        };
+        let mut receiving = flow.receive();
+        next = loop {
+            receiving.take(frame, &mut after.wakers);
+            match rx.next() {
+                Ok(Some(more)) if more.header.id == id && more.is_of_stream() => {
+                    guard.received += length_of(&more);
+                    frame = more;
+                }
+                other => break other,
+            }
+        };
+        guard.stream_came(now, id, receiving.end(), after, &mut batch);
     };
     let core = &mut *guard;
     if batch.answers > 0 {
@@ -159,4 +185,8 @@ pub(super) fn deliver_from<Tx: LinkTx>(
     }
     shared.carry_out(after, yard, now, is_idle);
     result
+}
+
+fn length_of(frame: &Frame<'_>) -> u64 {
+    (HEADER + frame.payload.len()) as u64
 }

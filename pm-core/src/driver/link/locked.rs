@@ -35,6 +35,8 @@ pub(super) struct Core<Tx> {
     pub(super) last_batch: u32,
     /// Frames that were pushed since the last flush.
     pub(super) unsent: u32,
+    /// Bytes of their payloads.
+    pub(super) unsent_bytes: usize,
     /// The last flush left something.
     pub(super) is_backed_up: bool,
     /// Calls that are on no link any more and not in the queue yet: they count as unanswered until they are, so that whoever looks for calls
@@ -77,6 +79,7 @@ pub(super) struct After {
 impl<Tx: LinkTx> Core<Tx> {
     pub(super) fn push(&mut self, header: Header, payload: &[u8]) -> Result<bool, LinkError> {
         self.unsent += 1;
+        self.unsent_bytes += payload.len();
         match &mut self.tx {
             Some(tx) => tx.push(header, payload),
             None => Err(LinkError::Closed),
@@ -115,7 +118,7 @@ impl<Tx: LinkTx> Core<Tx> {
     }
 
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
-        self.unsent = 0;
+        (self.unsent, self.unsent_bytes) = (0, 0);
         let flushed = match &mut self.tx {
             Some(tx) => tx.poll_flush(cx),
             None => Poll::Ready(Ok(())),
@@ -229,7 +232,7 @@ impl<Tx: LinkTx> Core<Tx> {
         self.session.recall(keep, may_go, room);
     }
 
-    /// Takes one frame of the worker.
+    /// Takes one frame of the worker, which is of no open stream.
     pub(super) fn receive(
         &mut self,
         now: Time,
@@ -295,9 +298,6 @@ impl<Tx: LinkTx> Core<Tx> {
             }
             // After BYE comes the end of the process, and that is what counts.
             Some(Kind::Pong | Kind::Bye) => {}
-            Some(kind @ (Kind::Data | Kind::Fin | Kind::Rst | Kind::Credit)) => {
-                self.receive_of_stream(now, kind, header, payload, after, batch)?;
-            }
             Some(kind) => return Err(format!("a frame of the kind {kind:?}, which no worker sends now")),
             None if header.flags & flag::CRITICAL != 0 => {
                 return Err(format!("a critical frame of the unknown kind {}", header.kind));

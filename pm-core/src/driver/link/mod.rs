@@ -190,6 +190,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 word: Word::Nothing,
                 last_batch: 0,
                 unsent: 0,
+                unsent_bytes: 0,
                 is_backed_up: false,
                 returning: 0,
                 draining: false,

@@ -8,14 +8,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::LinkShared;
-use super::boarding::FLUSH_AT_CHEAP;
 use super::locked::{Aboard, After, Batch, Core};
 use crate::driver::clock;
-use crate::driver::flow::{Carrier, Flow, Outlet, Pushed, Received};
+use crate::driver::flow::{Came, Carrier, Flow, Outlet, Pushed};
 use crate::face::error::StreamError;
 use crate::machine::frame::{Header, Kind};
 use crate::machine::id::CallId;
-use crate::machine::payload::Lent;
 use crate::machine::session::Standing;
 use crate::machine::stream::Grant;
 use crate::machine::time::Time;
@@ -23,6 +21,11 @@ use crate::transport::{LinkError, LinkTx};
 
 /// After so long without a write the next one is one that comes alone.
 const ALONE_AFTER: Duration = Duration::from_micros(50);
+
+/// Messages gather up to so many, or so many bytes: while the worker reads some, more are made. All together would go only once there is nothing left to do, and each on its
+/// own would cost a system call.
+const GATHER: u32 = 64;
+const GATHER_BYTES: usize = 16 << 10;
 
 /// What a link knows of its streams beyond their calls.
 #[derive(Debug)]
@@ -67,44 +70,32 @@ impl Streams {
 }
 
 impl<Tx: LinkTx> Core<Tx> {
-    /// Takes a frame of a stream. What its worker does wrong there ends the stream alone.
-    pub(super) fn receive_of_stream(
-        &mut self,
-        now: Time,
-        kind: Kind,
-        header: Header,
-        payload: Lent<'_>,
-        after: &mut After,
-        batch: &mut Batch,
-    ) -> Result<(), String> {
-        let id = CallId::from_wire(header.id);
+    /// The stream that frames with this header are about. None where it has ended.
+    pub(super) fn stream_of(&self, header: Header) -> Result<Option<Arc<Flow>>, String> {
+        let (id, kind) = (CallId::from_wire(header.id), Kind::from_wire(header.kind));
         match self.session.look_up(id) {
-            Standing::NeverIssued => {
-                return Err(format!("a {kind:?} for a stream that was never opened (id {})", header.id));
-            }
-            Standing::Ended => {
-                batch.dropped += 1;
-                return Ok(());
-            }
-            Standing::Open => {}
-        }
-        let aboard = self.calls.get(id.slot()).and_then(Option::as_ref);
-        let Some(flow) = aboard.and_then(|Aboard { call, .. }| call.flow.as_ref()) else {
-            return Err(format!("a {kind:?} for a query (id {})", header.id));
-        };
-        match flow.receive(kind, header.flags, payload, &mut after.wakers) {
-            Ok(Received::Taken) => batch.messages += u32::from(kind == Kind::Data),
-            Ok(Received::Dropped) => batch.dropped += 1,
-            Ok(Received::Owes) => {
-                self.streams.owing.push(id);
-                batch.replied = true;
-            }
-            Err(fault) => {
-                self.end_stream(now, id, StreamError::Fault(fault), &mut after.wakers);
-                batch.replied = true;
+            Standing::NeverIssued => Err(format!("a {kind:?} for a stream that was never opened (id {})", header.id)),
+            Standing::Ended => Ok(None),
+            Standing::Open => {
+                let aboard = self.calls.get(id.slot()).and_then(Option::as_ref);
+                let flow = aboard.and_then(|Aboard { call, .. }| call.flow.clone());
+                flow.map(Some).ok_or_else(|| format!("a {kind:?} for a query (id {})", header.id))
             }
         }
-        Ok(())
+    }
+
+    /// Frames of a stream came to this. What its worker does wrong there ends the stream alone.
+    pub(super) fn stream_came(&mut self, now: Time, id: u64, came: Came, after: &mut After, batch: &mut Batch) {
+        let id = CallId::from_wire(id);
+        batch.messages += came.messages;
+        batch.dropped += came.dropped;
+        if let Some(fault) = came.fault {
+            self.end_stream(now, id, StreamError::Fault(fault), &mut after.wakers);
+            batch.replied = true;
+        } else if came.owes {
+            self.streams.owing.push(id);
+            batch.replied = true;
+        }
     }
 
     /// Ends a stream for its caller, and tells the worker.
@@ -185,7 +176,7 @@ impl<Tx: LinkTx> Carrier for LinkShared<Tx> {
             return;
         }
         let is_alone = unsent == 0 && core.last_batch <= 1 && core.streams.comes_alone();
-        let flushes = is_alone || core.unsent >= FLUSH_AT_CHEAP;
+        let flushes = is_alone || core.unsent >= GATHER || core.unsent_bytes >= GATHER_BYTES;
         let is_gone =
             flushes && matches!(core.poll_flush(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())));
         let kick = !is_gone || !core.streams.owing.is_empty();
