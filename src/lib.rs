@@ -186,7 +186,8 @@
 //! # Cancelling
 //!
 //! Dropping the future of a query cancels it; a stream is ended by [`cancel`](Duplex::cancel). A handler that looks at [`cancelled`] or asks to be told by [`on_cancel`] can stop early; an async
-//! handler is dropped at its next await; one that does neither is killed with its worker after the cancel grace (1 s).
+//! handler is dropped at its next await; one that does neither is killed with its worker after the cancel grace (1 s). A worker of streams has others beside: it is killed where it says nothing at
+//! all for the cancel grace (10 s), though it is asked, for then its handlers never give way and none of its streams goes on.
 //!
 //! # Other programs
 //!

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use libtest_mimic::Trial;
-use pm::{AnyTransport, Duplex, Json, PoolBuilder, QueryError, StreamError, StreamManager};
+use pm::{AnyTransport, Duplex, Json, PoolBuilder, QueryError, StreamError, StreamManager, Streams};
 use rustix::process::Signal as Kill;
 use serde_json::{Value, json};
 
@@ -23,6 +23,9 @@ def talk(stream):
         elif what == "name": stream.write(stream.name)
         elif what == "deafen":
             while not stream.cancelled: time.sleep(0.01)
+            return
+        elif what == "ignore":
+            time.sleep(rest[0])
             return
         else: stream.write(handle(order))
     if order[0] != "hush": stream.write("end")
@@ -44,6 +47,7 @@ async function talk(stream) {
     else if (what === 'leave') return;
     else if (what === 'name') await stream.write(stream.name);
     else if (what === 'deafen') await new Promise(done => stream.signal.addEventListener('abort', done));
+    else if (what === 'ignore') return new Promise(done => setTimeout(done, 1000 * rest[0]));
     else await stream.write(await handle([what, ...rest], stream));
   }
   if (last !== 'hush') await stream.write('end');
@@ -65,6 +69,7 @@ pub fn tests() -> Vec<Trial> {
         each("kits::streams::many_in_one_worker", many_in_one_worker),
         each("kits::streams::a_death_ends_them_all", a_death_ends_them_all),
         each("kits::streams::a_cancel_is_heard", a_cancel_is_heard),
+        each("kits::streams::whoever_is_slow_to_end_one_is_left_alone", whoever_is_slow_to_end_one_is_left_alone),
         each("kits::streams::queries_and_streams_do_not_mix", queries_and_streams_do_not_mix),
     ]
     .into_iter()
@@ -72,10 +77,15 @@ pub fn tests() -> Vec<Trial> {
     .collect()
 }
 
+type Builder = PoolBuilder<Value, Value, Json, AnyTransport, Streams>;
+
 async fn talks(kit: Kit, transport: AnyTransport) -> Talks {
+    builder(kit, transport).start().await.unwrap()
+}
+
+fn builder(kit: Kit, transport: AnyTransport) -> Builder {
     let serve = if kit == Kit::Python { PYTHON } else { NODE };
-    let builder = PoolBuilder::program(kit.to_string(), kit.spec(serve), transport, Json).streams();
-    builder.window(16, 1 << 20).start().await.unwrap()
+    PoolBuilder::program(kit.to_string(), kit.spec(serve), transport, Json).streams().window(16, 1 << 20)
 }
 
 async fn ask(stream: &mut Talk, order: Value) -> Value {
@@ -236,6 +246,19 @@ async fn a_cancel_is_heard(kit: Kit, transport: AnyTransport) {
     let waits = pool.create_stream().await.unwrap();
     waits.cancel();
     eventually("both have ended", || pool.info().load == 0).await;
+    assert_eq!(pool.info().crashes, 0);
+}
+
+/// It answers when it is asked whether it lives, so its other streams go on.
+async fn whoever_is_slow_to_end_one_is_left_alone(kit: Kit, transport: AnyTransport) {
+    let pool = builder(kit, transport).cancel_grace(Duration::from_millis(500)).start().await.unwrap();
+    let (mut slow, mut other) = (pool.create_stream().await.unwrap(), pool.create_stream().await.unwrap());
+    within(slow.write(&json!(["ignore", 2.5]))).await.unwrap();
+    assert_eq!(ask(&mut other, json!(["echo", 1])).await, json!(1));
+    slow.cancel();
+    // Nothing but the answer to that question comes meanwhile.
+    eventually("it has ended", || pool.info().load == 1).await;
+    assert_eq!(ask(&mut other, json!(["echo", 2])).await, json!(2));
     assert_eq!(pool.info().crashes, 0);
 }
 

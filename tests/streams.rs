@@ -14,7 +14,8 @@ use rustix::process::Signal as Kill;
 use serde::{Deserialize, Serialize};
 
 use crate::support::{
-    LONG, contains, eventually, gone_within, kill, one, over_all, over_all_alone, pids, pool_of, resident, within,
+    LIMIT, LONG, contains, eventually, gone_within, kill, one, over_all, over_all_alone, pids, pool_of, resident,
+    within,
 };
 
 pub static TALK: pm::Stream<Say, Heard> = pm::Stream::new("talk", &talk);
@@ -59,6 +60,8 @@ pub enum Say {
     Abort,
     /// Computes for so long, and holds up all other streams.
     Block(Duration),
+    /// The same without an end, and says so first.
+    Hog,
 }
 
 /// What it says.
@@ -121,6 +124,11 @@ async fn talk(mut peer: Duplex<Heard, Say>) -> Result<(), Sour> {
             Say::Close => return peer.close().await.map_err(gone),
             Say::Leave => return Ok(()),
             Say::Abort => std::process::abort(),
+            Say::Hog => {
+                pm::notice("hogs");
+                std::thread::sleep(LONG);
+                continue;
+            }
             Say::Block(time) => {
                 std::thread::sleep(time);
                 continue;
@@ -166,6 +174,7 @@ pub fn tests() -> Vec<Trial> {
             a_full_worker_takes_the_next_one_when_it_has_room,
         ),
         over_all("streams::cancelling_ends_the_handler", cancelling_ends_the_handler),
+        over_all("streams::a_worker_that_never_gives_way_is_killed", a_worker_that_never_gives_way_is_killed),
         over_all("streams::one_worker_alone", one_worker_alone),
         over_all("streams::a_handler_may_close_its_end", a_handler_may_close_its_end),
         over_all("streams::a_call_that_nobody_reads_is_unanswered", a_call_that_nobody_reads_is_unanswered),
@@ -616,6 +625,29 @@ async fn cancelling_ends_the_handler(transport: AnyTransport) {
     }
     eventually("nothing is open", || pool.info().load == 0).await;
     assert_eq!(pool.info().crashes, 0);
+}
+
+/// None of its other streams could go on either.
+async fn a_worker_that_never_gives_way_is_killed(transport: AnyTransport) {
+    let (heard, mut notices) = tokio::sync::mpsc::unbounded_channel();
+    let builder = talks(transport).workers(1).cancel_grace(Duration::from_millis(100));
+    let pool = builder.on_notice(move |_, _| heard.send(()).unwrap_or_default()).start().await.unwrap();
+    let (mut wedged, mut other) = (pool.create_stream().await.unwrap(), pool.create_stream().await.unwrap());
+    let first = pid(&mut other).await;
+    within(wedged.write(&Say::Hog)).await.unwrap();
+    // A cancel that comes along with the message would be heard before it.
+    within(notices.recv()).await.unwrap();
+    wedged.cancel();
+    let error = within(other.next()).await.expect("an error").unwrap_err();
+    match error.failed() {
+        Some(QueryError::WorkerLost(lost)) => {
+            assert!(matches!(lost.cause, ExitCause::Stuck { .. }), "{lost}");
+        }
+        _ => panic!("{error}"),
+    }
+    gone_within(first, LIMIT);
+    let mut next = within(pool.create_stream()).await.unwrap();
+    assert_ne!(pid(&mut next).await, first);
 }
 
 async fn one_worker_alone(transport: AnyTransport) {

@@ -69,6 +69,8 @@ impl<D: Dialect> Translator<D> {
         let id = header.id;
         match kind {
             Some(Kind::Hello) => self.hello(payload),
+            // The program has no word for it.
+            Some(Kind::Ping) => self.out.frames.push_back((Header::new(Kind::Pong), payload.to_vec())),
             Some(Kind::Req) => self.tell(id, Said::Query { id, input: payload }),
             Some(Kind::Open) => {
                 let Grant { messages, bytes } = self.window;

@@ -45,6 +45,9 @@ pub const DEFAULT_QUEUE: usize = 4096;
 /// How long a worker may take to end a cancelled call where nothing else is said.
 pub const DEFAULT_CANCEL_GRACE: Duration = Duration::from_secs(1);
 
+/// How long a worker that has not ended a cancelled stream may say nothing where nothing else is said: longer than for a query, since it has others.
+pub const DEFAULT_STREAM_GRACE: Duration = Duration::from_secs(10);
+
 /// The most workers that one pool may have.
 pub const MAX_WORKERS: u32 = 4096;
 
@@ -292,13 +295,21 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T, Streams> {
     /// The same pool, but its workers are raw: each serves one stream, which the pool opens with it. See
     /// [`RawManager`](super::raw::RawManager).
     pub fn raw(self) -> PoolBuilder<I, O, C, T, Raw> {
-        self.exchange(|transport, codec, Streams { window }| (transport, codec, Raw { window }))
+        self.exchange(|transport, codec, Streams { window, .. }| (transport, codec, Raw { window }))
     }
 
     /// How many messages, and bytes in them, this program holds of each stream that it has not read: 1024 and 256 KiB by default. Both from 1 to 2^31 - 1. What the
     /// worker holds is for its role to say.
     pub fn window(mut self, messages: u32, bytes: u32) -> Self {
         self.calls.window = Grant { messages, bytes }.within_limits();
+        self
+    }
+
+    /// How long a worker that was told to end a stream, and has not, may say nothing at all before it is killed with all of its streams; 10 s by default, none for ever. Until
+    /// then it is asked once for each such time whether it lives, so one whose handler never gives way is found out within twice the grace, and one that only takes long to end
+    /// a stream is left alone.
+    pub fn cancel_grace(mut self, grace: impl Into<Option<Duration>>) -> Self {
+        self.calls.cancel_grace = grace.into();
         self
     }
 }

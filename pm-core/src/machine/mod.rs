@@ -40,6 +40,7 @@ pub mod id;
 pub mod line;
 pub mod payload;
 pub mod pool;
+pub mod pulse;
 pub mod recycle;
 pub mod retry;
 pub mod scaling;

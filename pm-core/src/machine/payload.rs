@@ -36,6 +36,7 @@ impl Payload {
     }
 
     /// The memory that it lies in, with what lies before it.
+    #[cfg(feature = "driver")]
     pub(crate) fn into_buffer(self) -> Vec<u8> {
         self.bytes
     }
@@ -52,6 +53,7 @@ impl Payload {
     }
 
     /// Forgets the bytes, and the memory as well where it is large.
+    #[cfg(feature = "driver")]
     pub(crate) fn trim(&mut self) {
         self.clear();
         trim(&mut self.bytes);

@@ -193,6 +193,11 @@ impl Session {
         self.started
     }
 
+    /// Whether the worker has not ended a cancelled call.
+    pub fn has_cancelled(&self) -> bool {
+        self.slots.iter().any(|slot| slot.state == State::Cancelled)
+    }
+
     /// How long the worker may take to end a cancelled call.
     pub fn grace(&self) -> Option<Duration> {
         self.grace

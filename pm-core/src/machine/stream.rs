@@ -101,23 +101,28 @@ pub enum Write {
 
 /// What is left of credit, on either side. Bytes are negative where the last message was larger than what there was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Credit {
-    pub(crate) messages: u32,
-    pub(crate) bytes: i64,
+pub struct Credit {
+    /// Messages.
+    pub messages: u32,
+    /// Bytes of their payloads.
+    pub bytes: i64,
 }
 
 impl Credit {
-    pub(crate) const NONE: Credit = Credit { messages: 0, bytes: 0 };
+    /// None.
+    pub const NONE: Credit = Credit { messages: 0, bytes: 0 };
 
     fn new(grant: Grant) -> Self {
         Credit { messages: grant.messages, bytes: grant.bytes.into() }
     }
 
-    pub(crate) fn is_there(&self) -> bool {
+    /// Whether a message may go.
+    pub fn is_there(&self) -> bool {
         self.messages > 0 && self.bytes > 0
     }
 
-    pub(crate) fn spend(&mut self, bytes: usize) {
+    /// A message of so many bytes goes.
+    pub fn spend(&mut self, bytes: usize) {
         self.messages -= 1;
         self.bytes -= bytes as i64;
     }
@@ -216,12 +221,12 @@ impl Stream {
     }
 
     /// Takes all credit out, to be spent elsewhere: until it is [put back](Self::put_credit), [`may_write`](Self::may_write) knows nothing of it.
-    pub(crate) fn take_credit(&mut self) -> Credit {
+    pub fn take_credit(&mut self) -> Credit {
         std::mem::replace(&mut self.credit, Credit::NONE)
     }
 
     /// Puts back what is left of it.
-    pub(crate) fn put_credit(&mut self, left: Credit) {
+    pub fn put_credit(&mut self, left: Credit) {
         self.credit.messages += left.messages;
         self.credit.bytes += left.bytes;
     }

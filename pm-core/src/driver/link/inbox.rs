@@ -107,6 +107,7 @@ pub(super) fn deliver_from<Tx: LinkTx>(
     let now = clock::now();
     let mut batch = Batch::default();
     let mut guard = shared.core();
+    guard.streams.pulse.heard(now);
     let mut next = rx.next();
     let result = loop {
         let mut frame = match next {

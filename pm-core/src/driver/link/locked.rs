@@ -131,7 +131,8 @@ impl<Tx: LinkTx> Core<Tx> {
         let expiry = self.session.poll_timeout().map(|at| at + COARSE);
         let waiting = self.session.unanswered() > self.session.started();
         let stall = if others && waiting { self.window.stall_at(self.session.unanswered() as u32) } else { None };
-        Time::earliest(expiry, stall)
+        let pulse = self.streams.pulse.poll_timeout().map(|at| at + COARSE);
+        Time::earliest(Time::earliest(expiry, stall), pulse)
     }
 
     /// Whether the task sleeps for longer than it should.
@@ -182,7 +183,7 @@ impl<Tx: LinkTx> Core<Tx> {
             self.session.answered(now, id, Answer::NotStarted);
             return true;
         }
-        self.tell_cancelled(id);
+        self.tell_cancelled(now, id);
         false
     }
 
@@ -197,7 +198,7 @@ impl<Tx: LinkTx> Core<Tx> {
         if self.session.cancel(now, id) == Cancel::Gone {
             return None;
         }
-        self.tell_cancelled(id);
+        self.tell_cancelled(now, id);
         self.take(id)
     }
 
@@ -220,7 +221,8 @@ impl<Tx: LinkTx> Core<Tx> {
     }
 
     /// Tells the worker that nobody waits for a call any more.
-    pub(super) fn tell_cancelled(&mut self, id: CallId) {
+    pub(super) fn tell_cancelled(&mut self, now: Time, id: CallId) {
+        self.streams.pulse.expect(now);
         self.say(Header::call(Kind::Cancel, id.to_wire()));
     }
 

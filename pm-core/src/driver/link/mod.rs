@@ -165,7 +165,8 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             None => Window::new(ready.concurrency, ready.ahead),
         };
         let capacity = settings.capacity.max(window.size() as usize);
-        let session = Session::new(capacity, ready.ahead as usize, settings.cancel_grace);
+        let of_queries = settings.cancel_grace.filter(|_| windows.is_none());
+        let session = Session::new(capacity, ready.ahead as usize, of_queries);
         LinkShared {
             worker,
             incarnation,
@@ -198,7 +199,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 last_notice: None,
                 received: 0,
                 solo: Solo::new(worker, incarnation),
-                streams: Streams::new(windows),
+                streams: Streams::new(windows, settings.cancel_grace),
                 unsaid: VecDeque::new(),
             }),
             is_hot: rx.is_hot(),

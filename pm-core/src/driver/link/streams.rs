@@ -14,6 +14,7 @@ use crate::driver::flow::{Came, Carrier, Flow, Outlet, Pushed};
 use crate::face::error::StreamError;
 use crate::machine::frame::{Header, Kind};
 use crate::machine::id::CallId;
+use crate::machine::pulse::Pulse;
 use crate::machine::session::Standing;
 use crate::machine::stream::Grant;
 use crate::machine::time::Time;
@@ -38,11 +39,14 @@ pub(super) struct Streams {
     has_heard: bool,
     /// When a message last went, and none before it waited.
     last_alone: Time,
+    pub(super) pulse: Pulse,
 }
 
 impl Streams {
-    pub(super) fn new(windows: Option<(Grant, Grant)>) -> Self {
-        Streams { windows, owing: Vec::new(), has_heard: true, last_alone: Time::ZERO }
+    /// `grace` is for [`Pulse`].
+    pub(super) fn new(windows: Option<(Grant, Grant)>, grace: Option<Duration>) -> Self {
+        let pulse = Pulse::new(grace.filter(|_| windows.is_some()));
+        Streams { windows, owing: Vec::new(), has_heard: true, last_alone: Time::ZERO, pulse }
     }
 
     /// Whether the calls are streams.

@@ -11,8 +11,9 @@ use super::locked::{Aboard, After};
 use super::{LinkEnd, LinkShared, Yard};
 use crate::driver::clock;
 use crate::face::error::QueryError;
-use crate::machine::frame::{Decoder, Frame};
+use crate::machine::frame::{Decoder, Frame, Header, Kind};
 use crate::machine::id::CallId;
+use crate::machine::pulse::Look;
 use crate::machine::retry::Failure;
 use crate::machine::session::Word;
 use crate::transport::{LinkError, LinkRx, LinkTx};
@@ -257,6 +258,12 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
             let stalled = others
                 && core.session.unanswered() > core.session.started()
                 && core.window.stall_at(core.session.unanswered() as u32).is_some_and(|at| at <= now);
+            let mut stuck = stuck.then(|| core.session.grace().unwrap_or_default());
+            match core.streams.pulse.look(now, core.session.has_cancelled()) {
+                Look::Fine => {}
+                Look::Ask => core.say(Header::new(Kind::Ping)),
+                Look::Stuck(grace) => stuck = Some(grace),
+            }
             let waiting = core.session.unanswered() - core.session.started();
             if stalled && let Some(keep) = core.window.look(now, waiting, self.yard.has_idle(self.shared.worker)) {
                 core.recall_but(now, keep, &mut self.expired, &mut self.after);
@@ -273,13 +280,9 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
                 cx.waker().wake_by_ref();
             }
             self.shared.carry_out(&mut self.after, &*self.yard, now, is_idle);
-            if stuck {
-                return Some(LinkEnd::Stuck(core_grace(&self.shared)));
+            if let Some(grace) = stuck {
+                return Some(LinkEnd::Stuck(grace));
             }
         }
     }
-}
-
-fn core_grace<Tx: LinkTx>(shared: &LinkShared<Tx>) -> Duration {
-    shared.core().session.grace().unwrap_or_default()
 }

@@ -13,7 +13,7 @@ use super::super::pool::Pool;
 use super::super::query::{QueryManager, Recipe, TimeoutFrom};
 use super::super::raw::{RawManager, Roster};
 use super::super::stream::StreamManager;
-use super::{DEFAULT_CANCEL_GRACE, DEFAULT_QUEUE, DEFAULT_TIMEOUT, LINK_CAPACITY};
+use super::{DEFAULT_CANCEL_GRACE, DEFAULT_QUEUE, DEFAULT_STREAM_GRACE, DEFAULT_TIMEOUT, LINK_CAPACITY};
 use crate::codec::Codec;
 use crate::driver::call::Terms;
 use crate::driver::link::LinkSettings;
@@ -34,6 +34,7 @@ pub struct Queries {
 #[derive(Clone, Debug)]
 pub struct Streams {
     pub(super) window: Grant,
+    pub(super) cancel_grace: Option<Duration>,
 }
 
 /// The settings of a pool of raw workers.
@@ -106,15 +107,19 @@ impl<I: 'static, O: 'static, C: Codec<I> + Codec<O>> Calls<I, O, C> for Queries 
 impl<I: 'static, O: 'static, C: Codec<I> + Codec<O>> Calls<I, O, C> for Streams {
     type Manager = StreamManager<I, O, C>;
 
-    /// A worker that does not end one stream is not killed for it: it has others.
     fn link(&self) -> LinkSettings {
         LinkSettings {
-            cancel_grace: None,
+            cancel_grace: self.cancel_grace,
             capacity: 0,
             streams: Some(self.window),
             is_raw: false,
             worn_after: u64::MAX,
         }
+    }
+
+    fn configure(&mut self, config: &PoolConfig) -> Result<(), StartError> {
+        self.cancel_grace = config.cancel_grace.unwrap_or(self.cancel_grace);
+        PoolConfig { cancel_grace: None, ..config.clone() }.without_queries()
     }
 
     /// Whoever opens a stream waits for it.
@@ -170,7 +175,7 @@ impl Default for Queries {
 
 impl Default for Streams {
     fn default() -> Self {
-        Streams { window: STREAM_WINDOW }
+        Streams { window: STREAM_WINDOW, cancel_grace: Some(DEFAULT_STREAM_GRACE) }
     }
 }
 
