@@ -333,14 +333,15 @@ async fn a_worker_that_returns_is_replaced(transport: AnyTransport) {
     let worker = spawned(&mut events).await;
     within(worker.send(&Order::Return)).await.unwrap();
     assert!(within(worker.take_receiver().unwrap().next()).await.is_none());
-    assert_eq!(within(worker.ended()).await, ExitCause::Returned);
+    assert_eq!(within(worker.ended()).await, ExitCause::Returned { error: None });
     assert_eq!(unspawned(&mut events).await.pid(), worker.pid());
-    // With an error its reader has that.
+    // With an error its reader has that, and whoever looks at its end.
     let worker = spawned(&mut events).await;
     within(worker.send(&Order::Fail("no more paper".to_string()))).await.unwrap();
     let error = within(worker.take_receiver().unwrap().next()).await.unwrap().unwrap_err();
     contains(error.to_string(), "no more paper");
-    assert_eq!(within(worker.ended()).await, ExitCause::Returned);
+    let ExitCause::Returned { error: Some(error) } = within(worker.ended()).await else { panic!("an error") };
+    contains(error, "no more paper");
     assert_eq!(unspawned(&mut events).await.pid(), worker.pid());
     assert_eq!(spawned(&mut events).await.incarnation(), Incarnation(3));
     within(pool.shutdown()).await;
@@ -356,8 +357,8 @@ async fn those_that_always_return_are_given_up(transport: AnyTransport) {
         Event::GaveUp { cause, .. } => Some(cause.clone()),
         _ => None,
     });
-    assert_eq!(cause.await, ExitCause::Returned);
-    assert!(matches!(within(pool.scale(2)).await, Err(StartError::Died { cause: ExitCause::Returned, .. })));
+    assert_eq!(cause.await, ExitCause::Returned { error: None });
+    assert!(matches!(within(pool.scale(2)).await, Err(StartError::Died { cause: ExitCause::Returned { .. }, .. })));
     within(pool.shutdown()).await;
 }
 

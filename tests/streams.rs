@@ -375,7 +375,7 @@ async fn a_killed_worker_ends_its_streams_and_no_others(transport: AnyTransport)
         let (end, at, mut stream) = reader.await.unwrap();
         let error = end.expect("an error, and not a quiet end").unwrap_err();
         let Some(QueryError::WorkerLost(lost)) = error.failed() else { panic!("{error:?}") };
-        assert_eq!(lost.pid, victim);
+        assert_eq!((lost.pid, Some(lost.worker)), (victim, stream.worker()));
         contains(&lost.input, "talk ");
         assert!(at - begun < LONG);
         assert!(stream.next().await.is_none());
@@ -552,6 +552,17 @@ async fn a_respawn_leaves_them_where_they_are(transport: AnyTransport) {
     within(old.close()).await.unwrap();
     within(respawn).await.unwrap().unwrap();
     gone_within(before, Duration::ZERO);
+    // One that was given up waiting for, for a stream goes on, is no reason for the next one to wait.
+    let mut endless = within(pool.create_stream()).await.unwrap();
+    let first = pid(&mut endless).await;
+    let respawn = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.respawn().await }
+    });
+    eventually("another worker serves", || pids(&pool).iter().any(|pid| *pid != first)).await;
+    respawn.abort();
+    within(pool.respawn_with(1, Some(Duration::from_millis(50)))).await.unwrap();
+    gone_within(first, Duration::ZERO);
     // Or until the deadline of the drain.
     within(pool.respawn_with(1, Some(Duration::from_millis(50)))).await.unwrap();
     let ended = within(new.next()).await.unwrap().unwrap_err();

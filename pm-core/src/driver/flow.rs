@@ -16,6 +16,7 @@ use std::task::{Context, Poll, Waker};
 
 use crate::face::error::{HandlerError, StreamError};
 use crate::machine::frame::{Frame, Header, Kind, flag};
+use crate::machine::id::WorkerId;
 use crate::machine::payload::{Lent, Payload};
 use crate::machine::stream::{Fault, Grant, Stream, Write};
 use batch::{Batch, number};
@@ -33,6 +34,11 @@ pub(crate) trait Carrier: Send + Sync {
 
     /// Nobody here wants the stream with this id any more.
     fn cancel(&self, id: u64);
+
+    /// The worker at the other end, where there is one.
+    fn worker(&self) -> Option<WorkerId> {
+        None
+    }
 
     /// Whether a stream ends when its handler on this side returns.
     fn has_handlers(&self) -> bool {
@@ -206,6 +212,11 @@ impl Flow {
     }
 
     // --- for the halves
+
+    /// The worker that it is on. None before it is on one, and in the worker itself.
+    pub(crate) fn worker(&self) -> Option<WorkerId> {
+        self.carrier.get().and_then(|(carrier, _)| carrier.worker())
+    }
 
     /// Whether it is on a link, or why it never will be.
     pub(crate) fn poll_open(&self) -> Poll<Result<(), StreamError>> {

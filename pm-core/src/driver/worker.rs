@@ -241,7 +241,7 @@ impl<S: Starter> Task<S> {
             }
             if !has_returned && shared.has_returned() {
                 has_returned = true;
-                self.fail(ExitCause::Returned).await;
+                self.fail(ExitCause::Returned { error: shared.last_error() }).await;
             }
             let link = poll_fn(|cx| match open {
                 true => match driver.poll(cx) {

@@ -13,6 +13,7 @@ use super::error::{QueryError, StreamError, encoded};
 use crate::codec::{Codec, CodecError};
 use crate::driver::flow::{Content, Flow, NUMBER, Taken, Writer};
 use crate::machine::frame::flag;
+use crate::machine::id::WorkerId;
 use crate::worker::role::Answer;
 
 /// One end of a stream that sends messages of type `S` and receives those of type `R`.
@@ -112,6 +113,11 @@ impl<S, R> Duplex<S, R> {
     /// What the stream is about, as whoever opened it says. Empty where nothing was said.
     pub fn name(&self) -> &str {
         self.receiver.end.flow.name()
+    }
+
+    /// The worker that serves the stream: what [`Pool::workers`](super::pool::Pool::workers) lists, and `unspawn_one` takes. None in the worker itself.
+    pub fn worker(&self) -> Option<WorkerId> {
+        self.receiver.end.flow.worker()
     }
 
     /// The halves.

@@ -269,7 +269,7 @@ pub struct WorkerLost {
     pub pid: u32,
     /// Why it ended.
     pub cause: ExitCause,
-    /// The tail of its standard error.
+    /// The tail of its standard error, which other calls may have written to as well. `Display` gives the last three lines of it.
     pub stderr: String,
     /// The last notice that it sent.
     pub last_notice: Option<String>,
@@ -285,7 +285,7 @@ impl fmt::Display for WorkerLost {
         if let Some(notice) = &self.last_notice {
             write!(f, "; its last notice: {notice}")?;
         }
-        f.write_str(&tail(&self.stderr))?;
+        f.write_str(&last_words(&self.stderr))?;
         f.write_str(&attempts(self.tries))
     }
 }
@@ -435,6 +435,21 @@ fn another(error: &io::Error) -> &'static str {
         _ => "",
     }
 }
+
+/// The last lines alone: what is above them may be about other calls.
+fn last_words(stderr: &str) -> String {
+    let lines: Vec<&str> = stderr.lines().filter(|line| !line.trim().is_empty()).collect();
+    let mut words = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
+    if words.len() > LAST_BYTES {
+        let from = words.ceil_char_boundary(words.len() - LAST_BYTES);
+        words.replace_range(..from, "…");
+    }
+    tail(&words)
+}
+
+/// How much of what a lost worker said stands in the text of an error. All of it is in [`WorkerLost::stderr`].
+const LAST_LINES: usize = 3;
+const LAST_BYTES: usize = 400;
 
 pub(super) fn tail(stderr: &str) -> String {
     if stderr.is_empty() { String::new() } else { format!("; its last output: {}", stderr.trim_end()) }

@@ -158,7 +158,8 @@ impl Pool {
         settle(&self.handle.pool, Input::Respawn { workers: None, drain: None }).await
     }
 
-    /// The same with another number of workers, and a limit for the drain of the old ones: what is then left of them is killed.
+    /// The same with another number of workers, and a limit for the drain of the old ones: what is then left of them is killed. Workers that leave already get that limit as
+    /// well, unless theirs ends sooner.
     ///
     /// # Errors
     /// As [`respawn`](Self::respawn).

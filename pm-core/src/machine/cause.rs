@@ -35,7 +35,10 @@ pub enum ExitCause {
         violation: String,
     },
     /// It was a raw worker, and its handler returned while it was still wanted.
-    Returned,
+    Returned {
+        /// What the handler failed with, or said when it panicked. None where it returned without an error.
+        error: Option<String>,
+    },
     /// It never became a process.
     NotStarted {
         /// Why not.
@@ -70,7 +73,12 @@ impl fmt::Display for ExitCause {
             ExitCause::StartTimeout { limit } => write!(f, "killed: it did not say READY within {limit:?}"),
             ExitCause::LinkLost { reason } => write!(f, "killed: its link was lost ({reason})"),
             ExitCause::Protocol { violation } => write!(f, "killed: it broke the protocol ({violation})"),
-            ExitCause::Returned => f.write_str("killed: its handler returned, though nobody had released it"),
+            ExitCause::Returned { error: None } => {
+                f.write_str("killed: its handler returned, though nobody had released it")
+            }
+            ExitCause::Returned { error: Some(error) } => {
+                write!(f, "killed: its handler returned, though nobody had released it: {error}")
+            }
             ExitCause::NotStarted { reason } => write!(f, "not started: {reason}"),
             ExitCause::Chaos => f.write_str("killed by chaos"),
         }

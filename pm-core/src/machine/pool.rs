@@ -419,6 +419,14 @@ impl Pool {
         }
         self.generation += 1;
         self.respawn_drain = drain;
+        // Whoever waits for the end of this waits for those as well.
+        if let Some(drain) = drain {
+            for worker in self.ids() {
+                if self.members.get(&worker).is_some_and(|member| member.duty == Duty::Leaving) {
+                    self.feed(now, worker, unit::Input::Drain { deadline: Some(now + drain) });
+                }
+            }
+        }
         for _ in 0..count {
             self.spawn(now);
         }

@@ -19,6 +19,9 @@ use crate::machine::time::Time;
 use crate::machine::window::Window;
 use crate::transport::{LinkError, LinkTx};
 
+/// Bytes that are kept of what a handler failed with.
+const MAX_ERROR_KEPT: usize = 4 << 10;
+
 #[derive(Debug)]
 pub(super) struct Core<Tx> {
     pub(super) session: Session,
@@ -277,6 +280,11 @@ impl<Tx: LinkTx> Core<Tx> {
                 if let Some(aboard) = self.end(now, id, Answer::Outcome, batch)? {
                     yard.answered(aboard.call.made(), now);
                     batch.answered(aboard.sent);
+                    if aboard.call.flow.is_some() {
+                        let mut text = error.to_string();
+                        text.truncate(text.floor_char_boundary(MAX_ERROR_KEPT));
+                        self.streams.last_error = Some(text);
+                    }
                     after.failed(now, aboard.call.clone(), Failure::Handler, yard, |tries, _| {
                         QueryError::Handler(Box::new(HandlerError { tries, ..error }))
                     });

@@ -13,7 +13,7 @@ use crate::driver::clock;
 use crate::driver::flow::{Came, Carrier, Flow, Outlet, Pushed};
 use crate::face::error::StreamError;
 use crate::machine::frame::{Header, Kind};
-use crate::machine::id::CallId;
+use crate::machine::id::{CallId, WorkerId};
 use crate::machine::pulse::Pulse;
 use crate::machine::session::Standing;
 use crate::machine::stream::Grant;
@@ -35,6 +35,8 @@ pub(super) struct Streams {
     windows: Option<(Grant, Grant)>,
     /// Those that owe something, or have found no room.
     owing: Vec<CallId>,
+    /// What the last handler that failed said.
+    pub(super) last_error: Option<String>,
     /// A message came since the last write.
     has_heard: bool,
     /// When a message last went, and none before it waited.
@@ -46,7 +48,7 @@ impl Streams {
     /// `grace` is for [`Pulse`].
     pub(super) fn new(windows: Option<(Grant, Grant)>, grace: Option<Duration>) -> Self {
         let pulse = Pulse::new(grace.filter(|_| windows.is_some()));
-        Streams { windows, owing: Vec::new(), has_heard: true, last_alone: Time::ZERO, pulse }
+        Streams { windows, owing: Vec::new(), last_error: None, has_heard: true, last_alone: Time::ZERO, pulse }
     }
 
     /// Whether the calls are streams.
@@ -146,6 +148,11 @@ impl<Tx: LinkTx> LinkShared<Tx> {
         core.calls.iter().flatten().filter_map(|aboard| aboard.call.flow.clone()).collect()
     }
 
+    /// What the last handler that failed said.
+    pub(crate) fn last_error(&self) -> Option<String> {
+        self.core().streams.last_error.clone()
+    }
+
     /// Whether its worker may send nothing on one of them before somebody reads.
     pub(crate) fn is_held_up(&self) -> bool {
         self.streams().iter().any(|flow| flow.holds_up_peer())
@@ -195,6 +202,10 @@ impl<Tx: LinkTx> Carrier for LinkShared<Tx> {
             self.core().streams.owing.push(CallId::from_wire(id));
         }
         self.kick();
+    }
+
+    fn worker(&self) -> Option<WorkerId> {
+        Some(self.worker)
     }
 
     fn cancel(&self, id: u64) {
