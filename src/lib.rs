@@ -216,7 +216,8 @@
 //! | `PM_SOCKET` | you, for a worker that pm does not start | the socket of a pool that takes [visitors](PoolBuilder::visitors) |
 //! | `PM_WORKER` | pm, for workers | the number of the worker in its pool, the same for all its incarnations |
 //! | `LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES` | pm, for workers | the listeners of the Spec, as systemd gives them |
-//! | `PM_LINK`, `PM_LINK_FD`, `PM_ROLE`, `PM_OUTBOX_FD` | pm, for workers | where the link is and what to serve; a worker takes them out of its environment |
+//! | `PM_ROLE` | pm, for workers; you, for a visitor with several roles | what to serve |
+//! | `PM_LINK`, `PM_LINK_FD`, `PM_OUTBOX_FD` | pm, for workers | where the link is; a worker takes all of these out of its environment |
 //!
 //! # Features
 //!

@@ -350,6 +350,9 @@ async fn the_environment_is_merged_replaced_or_listed() {
         assert!(merged.iter().any(|line| line == variable), "{variable} is not in {merged:?}");
     }
     assert_eq!(merged.iter().filter(|line| line.starts_with("HOME=")).count(), 1);
+    // What this process was told as a worker is meant for no other one; what is set for that one is.
+    let socket = environment(|spec| spec.env("PM_SOCKET", "/run/pool").allow_env("PM_LINK")).await;
+    assert_eq!(socket, ["PM_SOCKET=/run/pool"]);
     // Without PATH it is looked for where the system has its programs.
     assert_eq!(environment(|spec| spec.env("OWN", "1").replace_env()).await, ["OWN=1"]);
     assert_eq!(environment(|spec| spec.allow_env("PATH")).await, [path]);

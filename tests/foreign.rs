@@ -5,8 +5,9 @@ use std::time::Duration;
 use libtest_mimic::Trial;
 use pm::foreign::{Calls, Dialect, Out, Said};
 use pm::{
-    Bytes, ExitCause, ExitStatus, HandlerError, Json, Lines, NodeChannel, PoolBuilder, QueryError, QueryErrorKind,
-    RawEvent, RawManager, RawWorker, Silent, Spec, SpecBuilder, StartError, Stderr, StreamReceiver, Verbatim,
+    Bytes, ExitCause, ExitStatus, HandlerError, Json, Lines, NodeChannel, PoolBuilder, Postcard, QueryError,
+    QueryErrorKind, RawEvent, RawManager, RawWorker, Silent, Spec, SpecBuilder, StartError, Stderr, StreamReceiver,
+    Verbatim,
 };
 use serde_json::{Value, json};
 
@@ -49,6 +50,7 @@ pub fn tests() -> Vec<Trial> {
         one("foreign::a_silent_program_has_until_the_deadline", a_silent_program_has_until_the_deadline),
         one("foreign::it_is_not_told_of_pm", it_is_not_told_of_pm),
         one("foreign::roles_have_their_own_transports", roles_have_their_own_transports),
+        node("foreign::node::a_channel_of_json_takes_no_other_codec", a_channel_of_json_takes_no_other_codec),
         node("foreign::node::a_forked_worker_works_unchanged", a_forked_worker_works_unchanged),
         node("foreign::node::what_nobody_reads_waits", what_nobody_reads_waits),
         node("foreign::node::a_death_is_told_with_its_cause", a_forked_worker_dies),
@@ -347,6 +349,15 @@ async fn roles_have_their_own_transports() {
     let refused = crate::raw::DESK.pool().raw().transport(Lines::default()).start().await;
     let Err(StartError::Setting { value, .. }) = refused else { panic!("{refused:?}") };
     assert_eq!(value, "lines");
+}
+
+async fn a_channel_of_json_takes_no_other_codec() {
+    let node = Kit::Node.interpreter().expect("the interpreter was found before");
+    let spec = Spec::program(node).arg("-e").arg(FORKED).stderr(Stderr::Quiet);
+    let builder: PoolBuilder<String, String, _, _> =
+        PoolBuilder::program("forked", spec, NodeChannel::default(), Postcard);
+    let error = builder.raw().start().await.unwrap_err();
+    contains(error.to_string(), "the manager uses the codec \"postcard\", the worker \"json\"");
 }
 
 type Forked = RawManager<Value, Value>;

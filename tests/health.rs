@@ -200,8 +200,8 @@ async fn the_text_for_prometheus(transport: AnyTransport) {
     assert_eq!(of(two, "pm_worker_crashes_total", &[]), 1.0);
     assert_eq!((of(one, "pm_pool_up", &[]), of(one, "pm_pool_degraded", &[])), (1.0, 0.0));
     for worker in &one.workers {
-        let (id, pid) = (worker.id.0.to_string(), worker.pid.to_string());
-        let labels = [("worker", id.as_str()), ("pid", pid.as_str())];
+        let id = worker.id.0.to_string();
+        let labels = [("worker", id.as_str())];
         assert!(of(one, "pm_worker_resident_bytes", &labels) > 1e5);
         assert!(of(one, "pm_worker_cpu_seconds_total", &labels) < 100.0);
         assert!(of(one, "pm_worker_uptime_seconds", &labels) > 0.0);

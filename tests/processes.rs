@@ -33,6 +33,8 @@ pub const TRANSPORT: &str = "PM_TEST_TRANSPORT";
 pub fn tests() -> Vec<Trial> {
     let mut trials: Vec<Trial> = [
         over_all("processes::a_program_without_roles", a_program_without_roles),
+        over_all("processes::roles_in_a_runtime_are_too_late", roles_in_a_runtime_are_too_late),
+        over_all("processes::process_lists_name_the_role", process_lists_name_the_role),
         over_all_alone("processes::descriptors_are_exact", descriptors_are_exact),
         one("processes::the_environment_is_merged_replaced_or_listed", the_environment_is_merged_replaced_or_listed),
         one("processes::the_working_directory", the_working_directory),
@@ -63,6 +65,10 @@ pub fn without_roles() {
             let Err(why) = pm::serve(&JOB);
             eprintln!("{why}");
             std::process::exit(70)
+        }
+        Ok("late") => {
+            run(async { pm::roles([&JOB]) });
+            std::process::exit(0)
         }
         Ok("without-roles") => {
             run(no_roles(helper_transport()));
@@ -128,7 +134,23 @@ fn program(transport: AnyTransport) -> Builder {
     PoolBuilder::program("program", this_program().env(PROCESS, "worker"), transport, Postcard)
 }
 
+async fn roles_in_a_runtime_are_too_late(transport: AnyTransport) {
+    let late = this_program().env(PROCESS, "late").serving(JOB.name());
+    let builder: Builder = PoolBuilder::program("late", late, transport, Postcard);
+    let Err(StartError::Died { cause, stderr }) = builder.start().await else { panic!("it cannot serve") };
+    assert_eq!(cause, ExitCause::Exited(ExitStatus::Code(64)));
+    contains(stderr, "call it first in `main`, and make the runtime after it");
+}
+
 // --- what a process gets
+
+async fn process_lists_name_the_role(transport: AnyTransport) {
+    let pool = jobs(transport).start().await.unwrap();
+    let pid = pool.workers()[0].pid;
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+    assert_eq!(name.trim_end(), &JOB.name()[..JOB.name().len().min(15)]);
+    pool.shutdown().await;
+}
 
 async fn descriptors_are_exact(transport: AnyTransport) {
     let over = AtomicBool::new(false);

@@ -37,7 +37,7 @@ pub use link::{ForeignLink, ForeignRx, ForeignTx};
 const NODE_FD: &str = "NODE_CHANNEL_FD";
 const NODE_MODE: &str = "NODE_CHANNEL_SERIALIZATION_MODE";
 
-/// Nothing passes between manager and program. It is told to leave by SIGTERM, as soon as its load is 0, and has left once it has ended.
+/// Nothing passes between manager and program: what is sent to it is gone. It is told to leave by SIGTERM, as soon as its load is 0, and has left once it has ended.
 ///
 /// ```
 /// use pm_core::face::builder::PoolBuilder;
@@ -62,7 +62,7 @@ pub struct Lines<D = Conversation>(D);
 /// The channel between Node.js and a process that its `child_process.fork` starts: one JSON value a line, over a socket. An unmodified worker of that kind
 /// works. To end the conversation is to close the channel, which it hears as `disconnect`.
 ///
-/// Payloads are JSON: the codec of its pool is `Json`, or `Verbatim("json")` for text that is JSON already.
+/// Payloads are JSON: the codec of its pool is `Json`, or `Verbatim("json")` for text that is JSON already. With another one its pool does not start.
 #[derive(Clone, Debug)]
 pub struct NodeChannel<D = Conversation>(D);
 
@@ -176,16 +176,16 @@ impl<D: Dialect> Accept<ForeignLink<D>> for Ready<D> {
     async fn accept(self, _: &Identity) -> Result<ForeignLink<D>, TransportError> {
         let watch = |scheme| move |source| TransportError::Io { scheme, action: "watch a descriptor", source };
         Ok(match self.ends {
-            Ends::None => ForeignLink::new(self.dialect, None, None),
+            Ends::None => ForeignLink::new(self.dialect, None, None, None),
             Ends::Pipes { read, write } => {
                 let read = Receiver::from_owned_fd(read).map_err(watch("lines"))?;
                 let write = Sender::from_owned_fd(write).map_err(watch("lines"))?;
-                ForeignLink::new(self.dialect, Some(Box::new(read)), Some(Box::new(write)))
+                ForeignLink::new(self.dialect, None, Some(Box::new(read)), Some(Box::new(write)))
             }
             Ends::Socket(socket) => {
                 let socket = UnixStream::from_std(socket.into()).map_err(watch("node-channel"))?;
                 let (read, write) = socket.into_split();
-                ForeignLink::new(self.dialect, Some(Box::new(read)), Some(Box::new(write)))
+                ForeignLink::new(self.dialect, Some("json"), Some(Box::new(read)), Some(Box::new(write)))
             }
         })
     }

@@ -67,9 +67,10 @@ impl<D: Dialect> Shared<D> {
 }
 
 impl<D: Dialect> ForeignLink<D> {
-    pub(crate) fn new(dialect: D, read: Option<Reader>, write: Option<Writer>) -> Self {
-        let shared =
-            Arc::new(Shared { translator: Mutex::new(Translator::new(dialect)), receiver: AtomicWaker::new() });
+    /// `codec` is what all payloads have to be in, where that is so.
+    pub(crate) fn new(dialect: D, codec: Option<&'static str>, read: Option<Reader>, write: Option<Writer>) -> Self {
+        let translator = Mutex::new(Translator::new(dialect, codec));
+        let shared = Arc::new(Shared { translator, receiver: AtomicWaker::new() });
         let rx = ForeignRx {
             shared: shared.clone(),
             read,

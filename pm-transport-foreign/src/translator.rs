@@ -20,6 +20,7 @@ const SEND_LIMIT: usize = 128 << 10;
 #[derive(Debug)]
 pub(crate) struct Translator<D> {
     dialect: D,
+    codec: Option<&'static str>,
     out: Out,
     /// READY, until the program is.
     ready: Option<Ready>,
@@ -44,9 +45,10 @@ struct Flow {
 }
 
 impl<D: Dialect> Translator<D> {
-    pub(crate) fn new(dialect: D) -> Self {
+    /// `codec` is what all payloads have to be in, where that is so.
+    pub(crate) fn new(dialect: D, codec: Option<&'static str>) -> Self {
         let (out, window) = (Out::default(), Grant::NONE);
-        Translator { dialect, out, ready: None, window, streams: BTreeMap::new(), granted: VecDeque::new() }
+        Translator { dialect, codec, out, ready: None, window, streams: BTreeMap::new(), granted: VecDeque::new() }
     }
 
     /// What is to be written to the program.
@@ -179,7 +181,8 @@ impl<D: Dialect> Translator<D> {
         self.window = hello.streams.unwrap_or(Grant::NONE);
         let ready = Ready {
             version: hello.version,
-            codec: hello.codec,
+            // A manager with another one finds that it does not fit.
+            codec: self.codec.map_or(hello.codec, str::to_string),
             role: hello.role,
             concurrency,
             ahead: concurrency,
@@ -253,7 +256,7 @@ mod tests {
 
     /// A conversation that is open, whose manager has room for so many messages.
     fn open(messages: u32) -> Translator<Conversation> {
-        let mut translator = Translator::new(Conversation::default());
+        let mut translator = Translator::new(Conversation::default(), None);
         let streams = Some(Grant { messages, bytes: 100 });
         let hello = Hello { version: 1, codec: "text".into(), role: None, max_frame: 1 << 20, streams };
         assert!(translator.say(Header::new(Kind::Hello), &hello.encode(), 0));
@@ -347,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_dialect_that_panics_costs_its_own_call_or_program() {
-        let mut translator = Translator::new(Nervous);
+        let mut translator = Translator::new(Nervous, None);
         assert!(translator.say(Header::call(Kind::Req, ID), b"x", 0));
         assert_eq!(kinds(&mut translator), [Kind::Err]);
         assert!(translator.hear(b"x").unwrap_err().contains("panicked"));

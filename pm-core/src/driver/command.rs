@@ -1,7 +1,5 @@
 //! What a Spec means for the process that is made of it, whatever that is for: a worker, or a program that runs once.
 
-use std::ffi::OsString;
-
 use super::launch::{self, Command, LaunchError};
 use super::listeners::LISTEN_VARIABLES;
 use crate::machine::spec::{Program, Resource, Spec};
@@ -18,11 +16,10 @@ const NODE_VARIABLES: [&str; 2] = ["NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATIO
 
 /// The command for `spec`, without descriptors. `owner` is what the process belongs to, and `unit` what it is called in the environment.
 pub(crate) fn of_spec(spec: &Spec, owner: &str, unit: String) -> Result<Command, LaunchError> {
-    // Listeners of this process, and its own channel to Node.js, are not meant for that one.
-    let is_own = |name: &OsString| LISTEN_VARIABLES.iter().chain(&NODE_VARIABLES).any(|known| name == known);
-    let own = std::env::vars_os().filter(|(name, _)| !is_own(name));
-    let mut env = spec.environment(own);
-    env.retain(|(name, _)| !WORKER_VARIABLES.iter().any(|known| name == known));
+    // Listeners of this process, its link and its own channel to Node.js are not meant for that one. What the Spec sets is.
+    let of_this_process = [&LISTEN_VARIABLES[..], &NODE_VARIABLES, &WORKER_VARIABLES].concat();
+    let own = std::env::vars_os().filter(|(name, _)| !of_this_process.iter().any(|known| name == known));
+    let env = spec.environment(own);
     let (program, name) = match spec.what() {
         Program::Role(role) => {
             if !launch::roles_called() {

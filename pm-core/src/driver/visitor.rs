@@ -37,6 +37,28 @@ pub(crate) struct Door {
     _held: SocketPath,
 }
 
+/// Whether visitors can come over this transport. Called in a runtime.
+///
+/// # Errors
+/// [`TransportError::Unsupported`] where not.
+pub(crate) fn fits(transport: &impl Transport) -> Result<(), StartError> {
+    let refused = |error: TransportError| StartError::Transport(Arc::new(error));
+    let pair = rustix::net::socketpair(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::STREAM,
+        rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK,
+        None,
+    );
+    let (one, _other) = pair.map_err(|error| {
+        refused(TransportError::Io {
+            scheme: transport.scheme(),
+            action: "make a pair of sockets",
+            source: error.into(),
+        })
+    })?;
+    transport.adopt(one).map(drop).map_err(refused)
+}
+
 impl Door {
     /// Opens it. Its directory is made where it is missing, for its owner alone.
     pub(crate) fn open(path: &Path) -> Result<Self, StartError> {

@@ -21,7 +21,7 @@ use crate::driver::inprocess::ThreadStarter;
 use crate::driver::listeners::Listeners;
 use crate::driver::pool::{self, AnyPool, Command, Hooks, Policies, Settings};
 use crate::driver::start::ProcessStarter;
-use crate::driver::visitor::{Door, VisitorStarter};
+use crate::driver::visitor::{self, Door, VisitorStarter};
 use crate::machine::budget::Budget;
 use crate::machine::id::WorkerId;
 use crate::machine::pool::Input;
@@ -113,7 +113,8 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
 
     /// A pool of workers that pm does not start: whoever connects to the Unix socket at `path`, and is of this user, is a worker, as many at the same time as the pool
     /// has workers; others wait. A program that calls `pm::roles` or `pm::serve`, or uses one of the kits, connects where `PM_SOCKET` names the socket; how others do it is
-    /// in docs/PROTOCOL.md. `transport` has to be one over sockets: `pm::Uds`.
+    /// in docs/PROTOCOL.md. One with several roles serves what `.spec(|spec| spec.serving("NAME"))` here or `PM_ROLE` there names. `transport` has to be one over
+    /// sockets: `pm::Uds`.
     ///
     /// The start of such a pool waits for nobody, and it never gives up. The socket is made for this user alone (0600, in a directory of 0700 where there was none), and
     /// removed with the pool. A visitor that pm would have to kill loses its link; its process is left alone, and what is known of its end is only that it came.
@@ -426,7 +427,10 @@ async fn start_pool<I: 'static, O: 'static, C: Format, T: Transport + Clone, M: 
     let listeners = Arc::new(Listeners::bind(spec.listeners())?);
     let addresses = listeners.addresses();
     let door = match spec.what() {
-        Program::Visitor(path) => Some(Door::open(path)?),
+        Program::Visitor(path) => {
+            visitor::fits(&builder.transport)?;
+            Some(Door::open(path)?)
+        }
         Program::Role(_) | Program::Path(_) => None,
     };
     let takes_visitors = door.is_some();

@@ -220,7 +220,8 @@ fn other_ways(cause: &ExitCause) -> &'static str {
     match cause {
         ExitCause::Exited(ExitStatus::Code(64)) => "",
         _ => {
-            ". A program that does not speak the protocol is run by `pm pool -- PROGRAM {}` or `pm pool --as filter -- PROGRAM`"
+            ". A program that does not speak the protocol is run over a transport of `pm::foreign`, which may wait for what `ready_on` says; in a shell by `pm pool -- PROGRAM {}` or \
+             `pm pool --as filter -- PROGRAM`"
         }
     }
 }

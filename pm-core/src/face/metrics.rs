@@ -12,8 +12,8 @@ use crate::machine::health::Status;
 /// What an HTTP server says of [`metrics_text`]: its `Content-Type`.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The bounds of the buckets of latencies: powers of four of nanoseconds, from 1 µs to 18 minutes. There the counts are exact.
-const BOUNDS: std::ops::RangeInclusive<u32> = 5..=20;
+/// The bounds of the buckets of latencies: powers of two of nanoseconds, from 1 µs to 18 minutes. There the counts are exact.
+const BOUNDS: std::ops::RangeInclusive<u32> = 10..=40;
 
 /// How these pools are doing, as text for Prometheus. [`registry::metrics`](super::registry::metrics) gives that of all pools of the program.
 pub fn metrics_text(pools: &[Health]) -> String {
@@ -100,7 +100,7 @@ impl Text {
 
     fn latencies(&mut self, pool: &Health) {
         for power in BOUNDS {
-            let bound = Duration::from_nanos(1 << (2 * power));
+            let bound = Duration::from_nanos(1 << power);
             self.sample("_bucket", pool, &[("le", &seconds(bound))], pool.latency.below(bound));
         }
         self.sample("_bucket", pool, &[("le", &"+Inf")], pool.latency.count());
@@ -129,8 +129,7 @@ impl Text {
         for pool in pools {
             for worker in &pool.workers {
                 if let Some(value) = value(worker) {
-                    let labels: [(&str, &dyn Display); 2] = [("worker", &worker.id.0), ("pid", &worker.pid)];
-                    self.sample("", pool, &labels, value);
+                    self.sample("", pool, &[("worker", &worker.id.0)], value);
                 }
             }
         }

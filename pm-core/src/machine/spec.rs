@@ -124,13 +124,14 @@ impl From<&Path> for ListenAddress {
     }
 }
 
-/// A TCP address with its port, or the path of a socket, which holds a slash.
+/// A TCP address with its port, or the path of a socket, which holds a slash, with or without `unix:` before it.
 ///
 /// ```
 /// use pm_core::machine::spec::ListenAddress;
 ///
 /// assert_eq!("127.0.0.1:0".parse(), Ok(ListenAddress::Tcp(([127, 0, 0, 1], 0).into())));
 /// assert_eq!("./run/api.sock".parse(), Ok(ListenAddress::Unix("./run/api.sock".into())));
+/// assert_eq!("unix:/run/api.sock".parse(), Ok(ListenAddress::Unix("/run/api.sock".into())));
 /// assert!("8080".parse::<ListenAddress>().is_err());
 /// ```
 impl FromStr for ListenAddress {
@@ -139,7 +140,7 @@ impl FromStr for ListenAddress {
     fn from_str(text: &str) -> Result<Self, BadSpec> {
         match text.parse() {
             Ok(address) => Ok(ListenAddress::Tcp(address)),
-            Err(_) if text.contains('/') => Ok(ListenAddress::Unix(text.into())),
+            Err(_) if text.contains('/') => Ok(ListenAddress::Unix(text.strip_prefix("unix:").unwrap_or(text).into())),
             Err(_) => Err(BadSpec::Address(text.to_string())),
         }
     }

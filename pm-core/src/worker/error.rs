@@ -47,9 +47,14 @@ pub enum ServeError {
     /// HELLO cannot be read.
     #[error(transparent)]
     BadHello(#[from] BadHello),
+    /// It is called in a runtime, as by `#[tokio::main]`: a worker has its own.
+    #[error(
+        "it is called in a tokio runtime, which is too late: call it first in `main`, and make the runtime after it"
+    )]
+    InRuntime,
     /// The manager names no role.
     #[error(
-        "the manager names no role, and this program has {known:?}: it would serve the only one, or what `pm::serve` is given"
+        "the manager names no role, and this program has {known:?}: name one by `.serving(…)` of the Spec, or by PM_ROLE for a worker that pm does not start"
     )]
     NoRoleNamed {
         /// The roles that it could have named.

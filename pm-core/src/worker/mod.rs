@@ -27,7 +27,7 @@ mod serve_async;
 mod streams;
 
 use std::convert::Infallible;
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -127,6 +127,9 @@ fn become_worker(
 }
 
 fn connect(transports: &[&dyn Connect], asked: OsString) -> Result<(Box<dyn WorkerLink>, Option<Outbox>), ServeError> {
+    if tokio::runtime::Handle::try_current().is_ok() {
+        return Err(ServeError::InRuntime);
+    }
     let Some(transport) = transports.iter().find(|transport| *asked == *transport.scheme()) else {
         let known = transports.iter().map(|transport| transport.scheme()).collect();
         return Err(ServeError::NoTransport { asked, known });
@@ -149,9 +152,19 @@ fn serve(
     let desk = desk::Desk::open(link, outbox, desk::AtEnd::Exit);
     let hello = desk.hello()?;
     let role = find(hello.role.as_deref())?;
+    name_process(role.name());
     context::set_process(&desk);
     serve_until_the_end(&desk, role, hello)?;
     std::process::exit(0)
+}
+
+/// Where process lists would have `exe`, for it was started as `/proc/self/exe`, they have the role.
+fn name_process(role: &str) {
+    let is_nameless = rustix::thread::name().is_ok_and(|name| name.as_bytes() == b"exe");
+    if is_nameless && let Ok(name) = CString::new(role) {
+        // The kernel cuts it to 15 bytes. Without it nothing is worse than before.
+        let _ = rustix::thread::set_name(&name);
+    }
 }
 
 /// Serves a role in this thread of the manager itself, until its link ends.

@@ -151,6 +151,8 @@ fn as_workers(value: &Value) -> Result<Workers, String> {
 fn as_count<T: TryFrom<u64>>(value: &Value) -> Result<T, String> {
     let count = match value {
         Value::Whole(count) => T::try_from(*count).ok(),
+        // The environment has nothing but texts.
+        Value::Text(text) => text.parse().ok().and_then(|count: u64| T::try_from(count).ok()),
         _ => None,
     };
     let largest = u64::MAX >> (64 - 8 * size_of::<T>());
@@ -161,6 +163,7 @@ fn as_number(value: &Value) -> Result<f64, String> {
     match value {
         Value::Whole(number) => Ok(*number as f64),
         Value::Number(number) => Ok(*number),
+        Value::Text(text) => text.parse().map_err(|_| "write a number".to_string()),
         _ => Err("write a number".to_string()),
     }
 }

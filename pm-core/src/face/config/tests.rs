@@ -29,6 +29,17 @@ fn everything_can_be_said() {
     assert_eq!(config.budget.unwrap().change(Budget::default()), budget);
 }
 
+/// As environments have it.
+#[test]
+fn numbers_may_be_texts() {
+    let config =
+        read(r#"{ "workers": "4", "retries": "2", "queue": "100", "autoscale": { "up_above": "2.5", "max": "8" } }"#);
+    let config = config.unwrap();
+    assert_eq!((config.workers, config.retries, config.queue), (Some(Workers::Count(4)), Some(2), Some(100)));
+    let autoscale = config.autoscale.unwrap();
+    assert_eq!((autoscale.up_above, autoscale.max), (Some(2.5), Some(8)));
+}
+
 #[test]
 fn what_is_not_said_stays_as_it_is() {
     assert_eq!(read("{}").unwrap(), PoolConfig::default());
@@ -67,9 +78,10 @@ fn bad_values_are_named_with_their_field() {
         (r#"{ "timeout": { "seconds": 3 } }"#, "timeout is a table: write a time"),
         (r#"{ "queue": -1 }"#, "queue is -1: write a whole number"),
         (r#"{ "queue": "many" }"#, r#"queue is "many": write a whole number"#),
+        (r#"{ "retries": "two" }"#, "retries is \"two\": write a whole number from 0 to 4294967295"),
+        (r#"{ "autoscale": { "up_above": "high" } }"#, "autoscale.up_above is \"high\": write a number"),
         (r#"{ "retries": 4294967296 }"#, "retries is 4294967296: write a whole number from 0 to 4294967295"),
         (r#"{ "autoscale": { "min": 0.5 } }"#, "autoscale.min is 0.5: write a whole number"),
-        (r#"{ "autoscale": { "up_above": "5" } }"#, r#"autoscale.up_above is "5": write a number"#),
         (
             r#"{ "recycle": { "above_rss": "12 parsecs" } }"#,
             r#"recycle.above_rss is "12 parsecs": write a number with K"#,
