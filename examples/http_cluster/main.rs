@@ -9,6 +9,7 @@
 mod web;
 
 use std::error::Error;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,9 +17,16 @@ use tokio::signal::unix::{SignalKind, signal};
 /// How long the old workers have for the connections that they still serve.
 const DRAIN: Duration = Duration::from_secs(30);
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
     pm::roles([&web::WEB]);
-    tokio::runtime::Runtime::new()?.block_on(app())
+    let done = tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| runtime.block_on(app()));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("http_cluster: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 async fn app() -> Result<(), Box<dyn Error>> {
