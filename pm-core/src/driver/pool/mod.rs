@@ -5,7 +5,9 @@
 
 mod backlog;
 mod health;
+mod info;
 mod replace;
+mod settings;
 mod size;
 mod task;
 mod yard;
@@ -23,24 +25,24 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use super::call::Call;
 use super::clock;
 use super::flow::Flow;
-use super::link::{Admission, Exchange, LinkSettings, LinkShared, Submit, Yard};
+use super::link::{Admission, Exchange, LinkShared, Submit, Yard};
 use super::meter::Meter;
 use super::start::Starter;
 use super::worker::{Plan, TxOf};
 use crate::face::error::{QueryError, QueryErrorKind, StartError};
-use crate::machine::budget::Budget;
-use crate::machine::cause::ExitCause;
 use crate::machine::dispatch;
 use crate::machine::event::Event;
 use crate::machine::id::{Incarnation, WorkerId};
 use crate::machine::payload::Payload;
 use crate::machine::pool::{self as machine, Counts, Input, Phase};
-use crate::machine::recycle::Recycling;
 use crate::machine::scaling::Scaling;
 use crate::machine::time::Time;
 use crate::transport::LinkTx;
 use backlog::Backlog;
 pub use health::{Health, WorkerHealth};
+pub use info::{PoolInfo, WorkerInfo};
+pub use settings::SlowQuery;
+pub(crate) use settings::{Follower, Hooks, Policies, Settings};
 use task::PoolTask;
 
 /// News and commands that wait for the task of a pool.
@@ -51,110 +53,6 @@ const LAST_WRITE: Duration = Duration::from_secs(1);
 
 /// Events that a slow subscriber may be behind before it loses some.
 const EVENTS: usize = 1024;
-
-pub(crate) type NoticeHook = Box<dyn Fn(WorkerId, &str) + Send + Sync>;
-
-pub(crate) type SlowHook = Box<dyn Fn(SlowQuery) + Send + Sync>;
-
-pub(crate) type DescribeHook = Box<dyn Fn(&[u8]) -> String + Send + Sync>;
-
-/// Is told by the task of a pool how its workers come and go, each time before the task goes on.
-pub(crate) trait Follower: Send + Sync {
-    /// A worker serves.
-    fn serves(&self, pool: &Arc<dyn AnyPool>, worker: &WorkerInfo);
-    /// It was told to leave once it has nothing left.
-    fn leaves(&self, worker: WorkerId, incarnation: Incarnation);
-    /// Its process has ended.
-    fn ended(&self, worker: WorkerId, incarnation: Incarnation, cause: &ExitCause);
-    /// No other worker will ever come.
-    fn closed(&self);
-}
-
-/// What people want to be told of.
-#[derive(Default)]
-pub(crate) struct Hooks {
-    pub(crate) follower: Option<Arc<dyn Follower>>,
-    pub(crate) notice: Option<NoticeHook>,
-    pub(crate) slow: Option<(Duration, SlowHook)>,
-    /// What the input of a call says, in short.
-    pub(crate) describe: Option<DescribeHook>,
-}
-
-/// A query that took longer than it should.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SlowQuery {
-    /// The worker that answered.
-    pub worker: WorkerId,
-    /// From the query to its answer.
-    pub took: Duration,
-    /// What the query was about.
-    pub input: String,
-}
-
-/// A worker as it is now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WorkerInfo {
-    /// Its number in the pool.
-    pub id: WorkerId,
-    /// Which life of it this is.
-    pub incarnation: Incarnation,
-    /// Its process.
-    pub pid: u32,
-    /// Calls that it has not answered; of a raw worker what the program says.
-    pub load: u32,
-}
-
-impl WorkerInfo {
-    fn of<Tx: LinkTx>(link: &LinkShared<Tx>) -> Self {
-        WorkerInfo { id: link.worker, incarnation: link.incarnation, pid: link.pid, load: link.load() }
-    }
-}
-
-/// What the registry shows of a pool.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PoolInfo {
-    /// Its name.
-    pub name: Arc<str>,
-    /// How many workers there are of each sort.
-    pub workers: Counts,
-    /// How many ended so far without having been told to: they died, or pm had to kill them.
-    pub crashes: u64,
-    /// How long ago the last one did.
-    pub last_crash: Option<Duration>,
-    /// Queries that wait for a worker.
-    pub queued: usize,
-    /// Queries that workers have.
-    pub load: usize,
-    /// Queries that workers have answered so far, with a result or an error of their own.
-    pub answered: u64,
-    /// Frames of workers that were dropped so far: of kinds that pm does not know, and of queries that had ended.
-    pub dropped_frames: u64,
-}
-
-pub(crate) struct Settings {
-    pub(crate) name: Arc<str>,
-    pub(crate) codec: String,
-    pub(crate) queue: usize,
-    pub(crate) policies: Policies,
-    pub(crate) link: LinkSettings,
-    pub(crate) hooks: Hooks,
-}
-
-/// What the task of a pool does of its own accord.
-pub(crate) struct Policies {
-    pub(crate) budget: Budget,
-    /// None where the program alone says how many workers there are.
-    pub(crate) scaling: Option<Scaling>,
-    /// When workers are replaced that are well.
-    pub(crate) recycling: Recycling,
-}
-
-impl Policies {
-    /// Nothing but to replace what dies, within a budget.
-    pub(crate) fn only(budget: Budget) -> Self {
-        Policies { budget, scaling: None, recycling: Recycling::default() }
-    }
-}
 
 /// A pool without its workers' types: what faces hold.
 pub(crate) trait AnyPool: Send + Sync {
