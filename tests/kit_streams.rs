@@ -251,9 +251,9 @@ async fn a_cancel_is_heard(kit: Kit, transport: AnyTransport) {
 
 /// It answers when it is asked whether it lives, so its other streams go on.
 async fn whoever_is_slow_to_end_one_is_left_alone(kit: Kit, transport: AnyTransport) {
-    let pool = builder(kit, transport).cancel_grace(Duration::from_millis(500)).start().await.unwrap();
+    let pool = builder(kit, transport).cancel_grace(Duration::from_millis(1500)).start().await.unwrap();
     let (mut slow, mut other) = (pool.create_stream().await.unwrap(), pool.create_stream().await.unwrap());
-    within(slow.write(&json!(["ignore", 2.5]))).await.unwrap();
+    within(slow.write(&json!(["ignore", 6]))).await.unwrap();
     assert_eq!(ask(&mut other, json!(["echo", 1])).await, json!(1));
     slow.cancel();
     // Nothing but the answer to that question comes meanwhile.

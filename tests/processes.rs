@@ -238,6 +238,10 @@ async fn the_environment_is_merged_replaced_or_listed() {
     let above = builder().spec(|spec| spec.env("PATH", "/mine").allow_env("PATH"));
     assert_eq!(environment(above).await, BTreeSet::from(["PATH=/mine".to_string()]));
 
+    // Where its link is no Spec can say, also one that copies the environment of a worker.
+    let copied = builder().spec(|spec| spec.env("PM_SOCKET", "/no/such/socket").env("PM_OUTBOX_FD", "0"));
+    assert_eq!(environment(copied).await, own);
+
     // The same where the worker is another program; it finds its link without the variables of its manager.
     let program =
         PoolBuilder::program("program", this_program().env(PROCESS, "worker").replace_env(), TRANSPORTS[0], Postcard);

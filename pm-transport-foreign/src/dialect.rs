@@ -66,6 +66,11 @@ pub trait Dialect: Clone + Debug + Send + Sync + 'static {
         true
     }
 
+    /// Whether payloads are messages as they are. Then those of a [`NodeChannel`](crate::NodeChannel) have to be JSON, and so has the codec of its pool.
+    fn is_verbatim(&self) -> bool {
+        false
+    }
+
     /// The program sends nothing more.
     fn over(&mut self, out: &mut Out) {
         let _ = out;
@@ -217,6 +222,10 @@ impl Conversation {
 }
 
 impl Dialect for Conversation {
+    fn is_verbatim(&self) -> bool {
+        true
+    }
+
     fn calls(&self) -> Calls {
         Calls::Streams { at_once: 1 }
     }

@@ -71,8 +71,8 @@ impl<D: Dialect> Translator<D> {
         let id = header.id;
         match kind {
             Some(Kind::Hello) => self.hello(payload),
-            // The program has no word for it.
-            Some(Kind::Ping) => self.out.frames.push_back((Header::new(Kind::Pong), payload.to_vec())),
+            // The program has no word for it. It must not wait behind messages that nobody reads.
+            Some(Kind::Ping) => self.out.frames.push_front((Header::new(Kind::Pong), payload.to_vec())),
             Some(Kind::Req) => self.tell(id, Said::Query { id, input: payload }),
             Some(Kind::Open) => {
                 let Grant { messages, bytes } = self.window;
@@ -182,7 +182,7 @@ impl<D: Dialect> Translator<D> {
         let ready = Ready {
             version: hello.version,
             // A manager with another one finds that it does not fit.
-            codec: self.codec.map_or(hello.codec, str::to_string),
+            codec: self.codec.filter(|_| self.dialect.is_verbatim()).map_or(hello.codec, str::to_string),
             role: hello.role,
             concurrency,
             ahead: concurrency,
@@ -283,6 +283,9 @@ mod tests {
         translator.over();
         assert_eq!(kinds(&mut translator), [Kind::Data, Kind::Data]);
         assert!(!translator.can_hear() && !translator.has_frame() && !translator.has_said_all());
+        // Whether it lives is no message.
+        assert!(translator.say(Header::new(Kind::Ping), b"", 0));
+        assert_eq!(kinds(&mut translator), [Kind::Pong]);
         let grant = Grant { messages: 1, bytes: 10 };
         assert!(translator.say(Header::call(Kind::Credit, ID), &grant.encode(), 0));
         assert_eq!(kinds(&mut translator), [Kind::Data, Kind::Resp]);

@@ -385,6 +385,10 @@ impl Receiving<'_> {
     /// Takes a frame.
     pub(crate) fn take(&mut self, frame: Frame<'_>, wakers: &mut Vec<Waker>) {
         let Frame { header, payload } = frame;
+        if self.came.fault.is_some() {
+            self.came.dropped += 1;
+            return;
+        }
         match self.state.receive(header, payload, &self.flow.lease, wakers) {
             Ok(true) => self.came.messages += u32::from(header.kind == Kind::Data as u8),
             Ok(false) => self.came.dropped += 1,

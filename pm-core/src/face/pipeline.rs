@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
@@ -42,6 +43,50 @@ type Failed = (usize, QueryError);
 pub struct Pipeline<I, O> {
     stages: Arc<[Stage]>,
     run: Arc<Run<I, O>>,
+    inside: Arc<Inside>,
+}
+
+/// The items that have begun and not ended. Those that begin after the shutdown has do not count: they get nowhere.
+struct Inside(watch::Sender<Count>);
+
+#[derive(Default)]
+struct Count {
+    items: usize,
+    is_closed: bool,
+}
+
+/// An item that counts, until this is dropped.
+struct Entered(Arc<Inside>);
+
+impl Inside {
+    fn enter(self: &Arc<Self>) -> Option<Entered> {
+        let mut has_entered = false;
+        self.0.send_if_modified(|count| {
+            has_entered = !count.is_closed;
+            count.items += usize::from(has_entered);
+            false
+        });
+        has_entered.then(|| Entered(self.clone()))
+    }
+
+    fn close(&self) {
+        self.0.send_modify(|count| count.is_closed = true);
+    }
+
+    /// Waits until none is left.
+    async fn left(&self) {
+        // The sender lives as long as this.
+        let _ = self.0.subscribe().wait_for(|count| count.items == 0).await;
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.0.send_if_modified(|count| {
+            count.items -= 1;
+            count.items == 0 && count.is_closed
+        });
+    }
 }
 
 #[derive(Clone)]
@@ -83,7 +128,8 @@ impl<I: Send + 'static, O: 'static> Pipeline<I, O> {
             let query = manager.query(&input);
             Box::pin(async move { query.await.map_err(|error| (0, error)) })
         };
-        Pipeline { stages: stages.into(), run: Arc::new(run) }
+        let inside = Arc::new(Inside(watch::Sender::default()));
+        Pipeline { stages: stages.into(), run: Arc::new(run), inside }
     }
 
     /// The same with one stage more.
@@ -92,7 +138,7 @@ impl<I: Send + 'static, O: 'static> Pipeline<I, O> {
         O: Send,
         C: Codec<O> + Codec<P>,
     {
-        let Pipeline { stages, run } = self;
+        let Pipeline { stages, run, inside } = self;
         let place = stages.len();
         let last = Stage { name: stage.into(), pool: (*manager).clone() };
         let run = move |input: I| -> Answer<P> {
@@ -103,19 +149,19 @@ impl<I: Send + 'static, O: 'static> Pipeline<I, O> {
                 query.await.map_err(|error| (place, error))
             })
         };
-        Pipeline { stages: stages.iter().cloned().chain([last]).collect(), run: Arc::new(run) }
+        Pipeline { stages: stages.iter().cloned().chain([last]).collect(), run: Arc::new(run), inside }
     }
 
     /// The same, with what comes out of the last stage changed by a function that runs in this process: for what the next stage, or the caller, wants in
     /// another form.
     pub fn map<P: 'static>(self, change: impl Fn(O) -> P + Send + Sync + 'static) -> Pipeline<I, P> {
-        let Pipeline { stages, run } = self;
+        let Pipeline { stages, run, inside } = self;
         let change = Arc::new(change);
         let run = move |input: I| -> Answer<P> {
             let (before, change) = (run(input), change.clone());
             Box::pin(async move { before.await.map(|output| change(output)) })
         };
-        Pipeline { stages, run: Arc::new(run) }
+        Pipeline { stages, run: Arc::new(run), inside }
     }
 
     /// Takes an item through all stages. Its time in each is that of the stage's pool; where a stage is busy it waits in the queue there.
@@ -125,13 +171,32 @@ impl<I: Send + 'static, O: 'static> Pipeline<I, O> {
     ///
     /// # Errors
     /// [`PipelineError`]: the first stage that failed; the later ones have not seen the item.
-    pub fn run(&self, input: I) -> impl Future<Output = Result<O, PipelineError>> + Send + use<I, O> {
-        let (answer, stages) = ((self.run)(input), self.stages.clone());
-        async move {
-            answer.await.map_err(|(place, error)| {
-                let stage = stages[place].name.clone();
-                PipelineError { stage, place: place + 1, stages: stages.len(), error }
-            })
+    ///
+    /// # Panics
+    /// Where it is polled outside a tokio runtime. What the item panicked with, in a function given to [`map`](Self::map), is passed on.
+    pub fn run(&self, input: I) -> impl Future<Output = Result<O, PipelineError>> + Send + use<I, O>
+    where
+        O: Send,
+    {
+        let begin = self.item(input);
+        async move { begin().await }
+    }
+
+    /// An item that begins when it is told to, in a task of its own: it goes on to the next stage also while nobody polls for it, so that a shutdown can wait for that.
+    fn item(&self, input: I) -> impl FnOnce() -> Item<O> + Send + use<I, O>
+    where
+        O: Send,
+    {
+        let (answer, stages, inside) = ((self.run)(input), self.stages.clone(), self.inside.clone());
+        move || {
+            let entered = inside.enter();
+            Item(tokio::spawn(async move {
+                let _entered = entered;
+                answer.await.map_err(|(place, error)| {
+                    let stage = stages[place].name.clone();
+                    PipelineError { stage, place: place + 1, stages: stages.len(), error }
+                })
+            }))
         }
     }
 
@@ -176,9 +241,17 @@ impl<I, O> Pipeline<I, O> {
     /// As [`shutdown`](Self::shutdown).
     pub async fn shutdown_within(&self, limit: Option<Duration>) {
         let deadline = limit.map(|limit| Instant::now() + limit);
-        for stage in &*self.stages {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            stage.pool.shutdown_within(left).await;
+        let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        self.inside.close();
+        let Some((first, later)) = self.stages.split_first() else { return };
+        first.pool.shutdown_within(left()).await;
+        // What the first stage has answered may be on its way to the next one.
+        match left() {
+            Some(left) => drop(tokio::time::timeout(left, self.inside.left()).await),
+            None => self.inside.left().await,
+        }
+        for stage in later {
+            stage.pool.shutdown_within(left()).await;
         }
     }
 }
@@ -194,6 +267,23 @@ pub struct Outputs<I, O, S> {
 
 /// One item on its way, which is ended with this.
 struct Item<O>(JoinHandle<Result<O, PipelineError>>);
+
+impl<O> Future for Item<O> {
+    type Output = Result<O, PipelineError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        outcome(ready!(Pin::new(&mut self.0).poll(cx)))
+    }
+}
+
+fn outcome<T>(joined: Result<T, JoinError>) -> Poll<T> {
+    match joined.map_err(JoinError::try_into_panic) {
+        Ok(output) => Poll::Ready(output),
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // Its runtime shuts down, and with it whoever asks.
+        Err(Err(_)) => Poll::Pending,
+    }
+}
 
 impl<O> Drop for Item<O> {
     fn drop(&mut self) {
@@ -220,28 +310,23 @@ impl<I: Send + 'static, O: Send + 'static, S: Stream<Item = I> + Unpin> Stream f
             && let Some(items) = &mut this.items
         {
             match Pin::new(items).poll_next(cx) {
-                Poll::Ready(Some(item)) => this.running.push_back(Item(tokio::spawn(this.pipeline.run(item)))),
+                Poll::Ready(Some(item)) => this.running.push_back(this.pipeline.item(item)()),
                 Poll::Ready(None) => this.items = None,
                 Poll::Pending => break,
             }
         }
-        let Some(Item(first)) = this.running.front_mut() else {
+        let Some(first) = this.running.front_mut() else {
             return if this.items.is_none() { Poll::Ready(None) } else { Poll::Pending };
         };
-        let joined = ready!(Pin::new(first).poll(cx));
+        let joined = ready!(Pin::new(&mut first.0).poll(cx));
         this.running.pop_front();
-        match joined.map_err(JoinError::try_into_panic) {
-            Ok(output) => Poll::Ready(Some(output)),
-            Err(Ok(panic)) => std::panic::resume_unwind(panic),
-            // Its runtime shuts down, and with it whoever asks.
-            Err(Err(_)) => Poll::Pending,
-        }
+        outcome(joined).map(Some)
     }
 }
 
 impl<I, O> Clone for Pipeline<I, O> {
     fn clone(&self) -> Self {
-        Pipeline { stages: self.stages.clone(), run: self.run.clone() }
+        Pipeline { stages: self.stages.clone(), run: self.run.clone(), inside: self.inside.clone() }
     }
 }
 

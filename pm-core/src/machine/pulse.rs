@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use super::time::Time;
 
+/// A look that comes so much after it was due says more about the manager than about the worker.
+const LATE: Duration = Duration::from_millis(50);
+
 /// See the [module](self).
 #[derive(Clone, Copy, Debug)]
 pub struct Pulse {
@@ -61,8 +64,10 @@ impl Pulse {
             (self.asked, self.due) = (None, None);
             return Look::Fine;
         }
+        // Whoever looks late was itself held up, or frozen with the worker: the answer may lie there unread.
+        let is_late = self.due.is_some_and(|due| now.since(due) > LATE.max(grace / 4));
         // What came at the very moment of the question may be no answer to it, but a worker that is stuck says nothing more after that.
-        if self.asked.is_some_and(|asked| self.heard < asked) {
+        if !is_late && self.asked.is_some_and(|asked| self.heard < asked) {
             return Look::Stuck(grace);
         }
         (self.asked, self.due) = (Some(now), Some(now + grace));
@@ -75,10 +80,10 @@ mod tests {
     use super::*;
     use crate::machine::budget::SplitMix;
 
-    const GRACE: Duration = Duration::from_nanos(50);
+    const GRACE: Duration = Duration::from_millis(500);
 
-    fn at(nanos: u64) -> Time {
-        Time::ZERO + Duration::from_nanos(nanos)
+    fn at(hundredths: u64) -> Time {
+        Time::ZERO + Duration::from_millis(10 * hundredths)
     }
 
     #[test]
@@ -106,10 +111,19 @@ mod tests {
     }
 
     #[test]
+    fn whoever_looks_late_asks_again() {
+        let mut pulse = Pulse::new(Some(GRACE));
+        pulse.expect(at(0));
+        assert_eq!(pulse.look(at(50), true), Look::Ask);
+        assert_eq!(pulse.look(at(500), true), Look::Ask, "the manager was held up, not the worker");
+        assert_eq!(pulse.look(at(555), true), Look::Stuck(GRACE));
+    }
+
+    #[test]
     fn without_a_grace_nobody_asks() {
         let mut pulse = Pulse::new(None);
         pulse.expect(at(0));
-        assert_eq!((pulse.poll_timeout(), pulse.look(at(u64::MAX / 2), true)), (None, Look::Fine));
+        assert_eq!((pulse.poll_timeout(), pulse.look(at(1 << 40), true)), (None, Look::Fine));
     }
 
     /// A worker that answers within the grace is never stuck, and one that falls silent is within two.

@@ -64,16 +64,16 @@ impl Batch {
     }
 
     pub(super) fn push(&mut self, content: Content, payload: Lent<'_>) {
-        if self.lengths.capacity() == 0 {
-            let (messages, bytes) = self.expected;
-            self.lengths.reserve(messages.max(1));
-            self.bytes.reserve(bytes.max(payload.len()));
-        }
         let length = payload.len();
         if length >= APART {
             let mut apart = Box::<Payload>::default();
             payload.take_into(&mut apart);
             return self.push_odd(content, Place::Apart(apart));
+        }
+        if self.lengths.capacity() == 0 {
+            let (messages, bytes) = self.expected;
+            self.lengths.reserve(messages.max(1));
+            self.bytes.reserve(bytes.max(length));
         }
         self.bytes.extend_from_slice(&payload);
         match content {
@@ -106,7 +106,8 @@ impl Batch {
 
     /// Gives memory back that is worth it.
     pub(super) fn trim(&mut self) {
-        if self.bytes.capacity() + 2 * self.lengths.capacity() > KEEP {
+        let odd = self.odd.capacity() * size_of::<(Content, Place)>();
+        if self.bytes.capacity() + 2 * self.lengths.capacity() + odd > KEEP {
             *self = Batch { expected: self.expected, ..Batch::default() };
         }
     }

@@ -281,9 +281,9 @@ impl<Tx: LinkTx> Core<Tx> {
                     yard.answered(aboard.call.made(), now);
                     batch.answered(aboard.sent);
                     if aboard.call.flow.is_some() {
-                        let mut text = error.to_string();
-                        text.truncate(text.floor_char_boundary(MAX_ERROR_KEPT));
-                        self.streams.last_error = Some(text);
+                        let text = error.to_string();
+                        let kept = &text[..text.floor_char_boundary(MAX_ERROR_KEPT)];
+                        self.streams.last_error = Some(kept.to_owned());
                     }
                     after.failed(now, aboard.call.clone(), Failure::Handler, yard, |tries, _| {
                         QueryError::Handler(Box::new(HandlerError { tries, ..error }))
