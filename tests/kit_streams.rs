@@ -249,15 +249,16 @@ async fn a_cancel_is_heard(kit: Kit, transport: AnyTransport) {
     assert_eq!(pool.info().crashes, 0);
 }
 
-/// It answers when it is asked whether it lives, so its other streams go on.
+/// It answers when it is asked whether it lives, so its other streams go on. A processor that is busy with others may keep it from that for one or two seconds.
 async fn whoever_is_slow_to_end_one_is_left_alone(kit: Kit, transport: AnyTransport) {
-    let pool = builder(kit, transport).cancel_grace(Duration::from_millis(1500)).start().await.unwrap();
+    let pool = builder(kit, transport).cancel_grace(Duration::from_secs(3)).start().await.unwrap();
     let (mut slow, mut other) = (pool.create_stream().await.unwrap(), pool.create_stream().await.unwrap());
-    within(slow.write(&json!(["ignore", 6]))).await.unwrap();
+    within(slow.write(&json!(["ignore", 7]))).await.unwrap();
     assert_eq!(ask(&mut other, json!(["echo", 1])).await, json!(1));
     slow.cancel();
     // Nothing but the answer to that question comes meanwhile.
-    eventually("it has ended", || pool.info().load == 1).await;
+    eventually("it has ended", || pool.info().load != 2).await;
+    assert_eq!(pool.info().load, 1, "{:?} {:?}", pool.info(), within(other.next()).await);
     assert_eq!(ask(&mut other, json!(["echo", 2])).await, json!(2));
     assert_eq!(pool.info().crashes, 0);
 }
