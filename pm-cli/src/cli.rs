@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench::place::Place;
@@ -23,7 +24,7 @@ pub struct Cli {
 pub enum Command {
     /// Run each line of standard input as a job, in a pool of workers
     #[command(
-        override_usage = "pm pool [OPTIONS] -- COMMAND [ARGS…]",
+        override_usage = POOL_USAGE,
         long_about = LONG_ABOUT,
         after_help = "The whole manual, with examples: pm pool --help",
         after_long_help = AFTER_LONG_HELP
@@ -205,6 +206,22 @@ pub enum Progress {
     /// Not at all.
     Never,
 }
+
+/// Says where the command stands, if a word of it stands among the options.
+pub(crate) fn hinted(mut error: clap::Error) -> clap::Error {
+    let takes_command = error.get(ContextKind::Usage).is_some_and(|usage| usage.to_string().contains(POOL_USAGE));
+    if let (ErrorKind::UnknownArgument, Some(ContextValue::String(word))) =
+        (error.kind(), error.get(ContextKind::InvalidArg))
+        && takes_command
+        && !word.starts_with('-')
+    {
+        let tip = format!("COMMAND stands behind `--`, as in `pm pool -- {word}`");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
+const POOL_USAGE: &str = "pm pool [OPTIONS] -- COMMAND [ARGS…]";
 
 const BENCH_ABOUT: &str = "\
 Measure the transports side by side, and say which one to pick on this machine.

@@ -27,7 +27,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match cli::Cli::try_parse_from(args) {
         Ok(cli) => cli,
         // Help goes to standard output with code 0, what is wrong to standard error with code 2.
-        Err(error) => error.exit(),
+        Err(error) => cli::hinted(error).exit(),
     };
     let done = match cli.command {
         cli::Command::Pool(args) => plan::Plan::new(*args).and_then(pool::run),

@@ -38,6 +38,8 @@ fn options_that_make_no_sense_name_what_would() {
     check(&["-o", "/tmp/never", "--out", "plain"], &["-o", "JSON"]);
     check(&["--as", "filter"], &["--as", "built-in"]);
     pool(["-j", "2"]).run("").refused(2, &["COMMAND"]);
+    pool(["-j", "2", "@echo"]).run("").refused(2, &["'@echo'", "behind `--`", "pm pool -- @echo"]);
+    pool(["sort", "-u", "{}"]).run("").refused(2, &["'sort'", "pm pool -- sort"]);
     pool(["--as", "filter", "--", "cat", "{}"]).run("").refused(2, &["--as", "{}"]);
 }
 
