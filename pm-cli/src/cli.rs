@@ -50,7 +50,7 @@ pub struct PoolArgs {
     /// How COMMAND takes its jobs: it speaks pm's protocol, or it answers each line with a line
     #[arg(long = "as", value_name = "HOW", value_enum, help_heading = "Pool")]
     pub speaks: Option<Speaks>,
-    /// How long one try of a job may take, from its start; 0 for as long as it likes
+    /// How long one try of a job may take, from its start, as in 200ms, 90s or 1h30m; a bare number is seconds, 0 for as long as it likes
     #[arg(long, value_name = "TIME", value_parser = units::duration, default_value = "15m", help_heading = "Pool")]
     pub timeout: Duration,
     /// How long a worker may take until it is ready
@@ -83,7 +83,7 @@ pub struct PoolArgs {
     /// What a job is: the text of its line, or a JSON value
     #[arg(long = "in", value_name = "FORM", value_enum, default_value = "lines", help_heading = "Input")]
     pub input: Input,
-    /// The longest line; a longer one gives an error for that job
+    /// The longest line, at most 60M; a longer one gives an error for that job
     #[arg(long, value_name = "SIZE", value_parser = units::size, default_value = "16M", help_heading = "Input")]
     pub max_line: usize,
 
@@ -147,7 +147,7 @@ pub struct BenchArgs {
     /// Where manager and worker run [default: two,one]
     #[arg(short, long, value_name = "PLACES", value_delimiter = ',', value_enum)]
     pub placement: Vec<Place>,
-    /// How long each row is measured, after a warm-up [default: what makes some 25 s together]
+    /// How long each row is measured, after a warm-up; a bare number is seconds [default: what makes some 25 s together]
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     pub time: Option<Duration>,
     /// One JSON object a row, as soon as it is there
@@ -267,6 +267,10 @@ Jobs
   A job is one line, counted from 0; an empty line is a job, too. The last one may lack its line break. Programs with {}, filters and \
 built-in workers get the bytes of the line unchanged; the others get JSON, so a line that is no UTF-8 is an error for that job. With \
 --in json, programs with {}, filters, @sha256 and @wc get the text of a string, and the JSON of any other value.
+
+Times and sizes
+  A TIME is 200ms, 1.5s, 2m, 3h, 1d, or several of those as in 1h30m; a bare number is seconds. A SIZE is a number of bytes, or 64K, 16M, \
+1G in powers of 1,024.
 
 Results
   --out plain: the bare text; a JSON string is written without quotes. A program with {} that prints nothing adds no line. Errors go to \

@@ -9,6 +9,11 @@ fn help_is_help() {
     for args in [&["--help"][..], &["-h"]] {
         let done = pool(args).run("").expect(0);
         assert!(done.text().contains("pm pool [OPTIONS] -- COMMAND") && done.err.is_empty(), "{done:?}");
+        let words: Vec<_> = done.text().split_whitespace().map(str::to_string).collect();
+        let text = words.join(" ");
+        for part in ["a bare number is seconds", "The longest line, at most 60M"] {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
     }
     let manual = pool(["--help"]).run("").text();
     for word in ["--resume", "--retry-failed", "{}", "@py FILE:FUNC", "worker_lost", "Examples", "130, 143", "sha256"] {
