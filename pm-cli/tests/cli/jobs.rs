@@ -269,4 +269,6 @@ fn progress_is_for_those_who_ask_where_there_is_no_terminal() {
         assert!(summary.contains(part), "{part} is not in {summary}");
     }
     assert!(!done.err.contains('\x1b'));
+    let nothing = pool(["--progress", "always", "--", "@echo"]).run("").expect(0).err;
+    assert!(nothing.contains("0 jobs") && !nothing.contains("p50"), "{nothing}");
 }
