@@ -105,7 +105,7 @@ pub struct PoolArgs {
     /// What a result is: the bare text, or one JSON object a job [default: plain; json with -o]
     #[arg(long = "out", value_name = "FORM", value_enum, help_heading = "Output")]
     pub output: Option<Output>,
-    /// Put the input and a tab before each plain result
+    /// Put the input and a tab before each line of a plain result
     #[arg(long, help_heading = "Output")]
     pub tag: bool,
     /// Results as they come, not in the order of the input
@@ -261,7 +261,7 @@ is the result.
         A program that speaks pm's protocol (docs/PROTOCOL.md, with kits in workers/). Lines come to it as JSON strings.
 
 Streams
-  With --stream --key FIELD each line is a message on one of many streams: that of its key. A stream begins with the first line of its key and ends with the input; the worker that serves it gets its lines in order and keeps what it likes between them, and answers when and as often as it likes. @count says how many lines of the key there were; func of @py and @node is a function of one stream, which is read in a loop (see workers/); a program that speaks the protocol serves streams. Results are written as they come: with --tag behind their key and a tab (a tab, line break or backslash of the key as \\t, \\n, \\r or \\\\), with --out json as {\"key\":\"…\",\"result\":…}, and errors as {\"key\":\"…\",\"error\":{…}}. A stream that a worker cannot take along, for it crashes or the handler fails, is an error of its key, and what was on its way there is lost; the next line of the key begins a new one. Beyond --max-streams, and where the workers have no room, the stream ends that had nothing to do for longest; what comes for its key waits for that end and begins anew. A key that is slow holds up no other until 16 MiB of lines wait. Numbers and other values are keys by their JSON: 7 and \"7\" are the same key.
+  With --stream --key FIELD each line is a message on one of many streams: that of its key. A stream begins with the first line of its key and ends with the input; the worker that serves it gets its lines in order and keeps what it likes between them, and answers when and as often as it likes. @count says how many lines of the key there were; func of @py and @node is a function of one stream, which is read in a loop (see workers/); a program that speaks the protocol serves streams. Results are written as they come: with --tag each line behind their key and a tab (a tab, line break or backslash of the key as \\t, \\n, \\r or \\\\), with --out json as {\"key\":\"…\",\"result\":…}, and errors as {\"key\":\"…\",\"error\":{…}}. A stream that a worker cannot take along, for it crashes or the handler fails, is an error of its key, and what was on its way there is lost; the next line of the key begins a new one. Beyond --max-streams, and where the workers have no room, the stream ends that had nothing to do for longest; what comes for its key waits for that end and begins anew. A key that is slow holds up no other until 16 MiB of lines wait. Numbers and other values are keys by their JSON: 7 and \"7\" are the same key.
 
 Jobs
   A job is one line, counted from 0; an empty line is a job, too. The last one may lack its line break. Programs with {}, filters and \

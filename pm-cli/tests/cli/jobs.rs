@@ -140,6 +140,14 @@ fn what_a_program_prints_is_the_result() {
 }
 
 #[test]
+fn a_tag_stands_on_each_line() {
+    let done = pool(["--tag", "--", "sh", "-c", "echo a{}; echo b{}"]).run("1\n2\n").expect(0);
+    assert_eq!(done.text(), "1\ta1\n1\tb1\n2\ta2\n2\tb2\n");
+    let done = pool(["-0", "--tag", "--stream", "--key", "1", "--", "@echo"]).run(b"k a\nb\0").expect(0);
+    assert_eq!(done.text(), "k\tk a\nk\tb\n");
+}
+
+#[test]
 fn programs_that_fail_say_how() {
     let script = "echo out; echo why >&2; case $1 in 1) exit 3;; 2) kill -9 $$;; esac";
     let done = pool(["-j1", "--out", "json", "--", "sh", "-c", script, "sh", "{}"]).run(numbers(3)).expect(1);
