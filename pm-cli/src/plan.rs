@@ -79,6 +79,8 @@ pub struct Worker {
     pub cancel_grace: Duration,
     /// Whether a worker is known to run one job at a time.
     pub one_at_a_time: bool,
+    /// Whether COMMAND itself is to speak pm's protocol.
+    pub speaks_protocol: bool,
 }
 
 /// What is started.
@@ -300,6 +302,7 @@ impl Worker {
             wire,
             cancel_grace: Duration::ZERO,
             one_at_a_time: true,
+            speaks_protocol: false,
         };
         if args.stream && (has_hole || args.speaks == Some(Speaks::Filter)) {
             let problem = "a program with {} or --as filter takes lines one by one; --stream is for workers that serve streams: @count, @echo, @py, @node, or a program that speaks the protocol";
@@ -319,6 +322,7 @@ impl Worker {
             wire: Wire::Json,
             cancel_grace: pm::core::face::builder::DEFAULT_CANCEL_GRACE,
             one_at_a_time: false,
+            speaks_protocol: true,
         })
     }
 
@@ -356,6 +360,7 @@ impl Worker {
             wire: if is_json { Wire::Json } else { Wire::Text },
             cancel_grace: pm::core::face::builder::DEFAULT_CANCEL_GRACE,
             one_at_a_time: true,
+            speaks_protocol: false,
         })
     }
 
@@ -396,6 +401,7 @@ impl Worker {
             wire: Wire::Json,
             cancel_grace: pm::core::face::builder::DEFAULT_CANCEL_GRACE,
             one_at_a_time: true,
+            speaks_protocol: false,
         })
     }
 }
