@@ -268,6 +268,30 @@ fn node_functions_are_served() {
 }
 
 #[test]
+fn a_kit_shows_neither_in_a_command_line_nor_to_children() {
+    let dir = Dir::new();
+    let python = "import os, subprocess\n\ndef f(line):\n    child = subprocess.run('env', capture_output=True, text=True).stdout\n    \
+        return [open('/proc/self/cmdline').read(), child, list(os.environ)]\n";
+    let node = "exports.f = line => [require('fs').readFileSync('/proc/self/cmdline', 'utf8'), \
+        require('child_process').execSync('env').toString(), Object.keys(process.env)];\n";
+    for (program, worker, file, code) in [("python3", "@py", "rules.py", python), ("node", "@node", "rules.js", node)] {
+        if !has(program, "--version") {
+            continue;
+        }
+        std::fs::write(dir.join(file), code).unwrap();
+        let target = format!("{file}:f");
+        let done = pool(["-j1", "--out", "json", "--", worker, &target]).dir(dir.path()).run("a\n").expect(0);
+        let result = &done.objects()[0]["result"];
+        let words: Vec<_> = result[0].as_str().unwrap().trim_end_matches('\0').split('\0').collect();
+        assert_eq!(words.last(), Some(&target.as_str()));
+        assert!(words.iter().all(|word| word.len() < 100), "{words:?}");
+        for names in &result.as_array().unwrap()[1..] {
+            assert!(names.to_string().contains("PATH") && !names.to_string().contains("PM_KIT"), "{names}");
+        }
+    }
+}
+
+#[test]
 fn progress_is_for_those_who_ask_where_there_is_no_terminal() {
     assert_eq!(pool(["--", "@echo"]).run(numbers(10)).expect(0).err, "");
     assert_eq!(pool(["--progress", "never", "--", "@echo"]).run(numbers(10)).expect(0).err, "");
