@@ -11,6 +11,8 @@ mod dice;
 mod digest;
 #[path = "../examples/showdown/host.rs"]
 mod host;
+#[path = "../examples/showdown/options.rs"]
+mod options;
 #[path = "../examples/showdown/player.rs"]
 mod player;
 #[path = "../examples/showdown/season.rs"]
@@ -64,7 +66,21 @@ pub fn tests() -> Vec<Trial> {
             }),
         ]
     });
-    everywhere.chain(hosts).collect()
+    everywhere.chain(hosts).chain([Trial::test("showdown::help_is_no_mistake", help_is_no_mistake)]).collect()
+}
+
+fn help_is_no_mistake() -> Result<(), libtest_mimic::Failed> {
+    let parse = |words: &[&str]| options::parse(words.iter().map(|word| (*word).to_string()));
+    for words in [&["--help"][..], &["--seed", "3", "-h"]] {
+        assert!(parse(words)?.is_none(), "{words:?}");
+    }
+    for option in ["--battles", "--seed", "--workers", "--transport", "--foreign", "--unread", "--chaos"] {
+        assert!(options::HELP.contains(option), "{option} is not in the help");
+        let refusal = parse(&[option]).err();
+        assert!(refusal.is_none_or(|text| text.contains("lacks its value")), "{option} is in the help alone");
+    }
+    assert!(parse(&["--seed"]).is_err() && parse(&["--sead", "3"]).is_err());
+    Ok(())
 }
 
 /// A test that needs the package, which it installs where there is npm.

@@ -35,7 +35,10 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
-    let season = options::parse(std::env::args().skip(1))?;
+    let Some(season) = options::parse(std::env::args().skip(1))? else {
+        println!("{}", options::HELP);
+        return Ok(());
+    };
     host::check()?;
     let report = tokio::runtime::Runtime::new()?.block_on(season.play())?;
     print!("{report}");

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench::place::Place;
@@ -23,7 +24,7 @@ pub struct Cli {
 pub enum Command {
     /// Run each line of standard input as a job, in a pool of workers
     #[command(
-        override_usage = "pm pool [OPTIONS] -- COMMAND [ARGS…]",
+        override_usage = POOL_USAGE,
         long_about = LONG_ABOUT,
         after_help = "The whole manual, with examples: pm pool --help",
         after_long_help = AFTER_LONG_HELP
@@ -49,7 +50,7 @@ pub struct PoolArgs {
     /// How COMMAND takes its jobs: it speaks pm's protocol, or it answers each line with a line
     #[arg(long = "as", value_name = "HOW", value_enum, help_heading = "Pool")]
     pub speaks: Option<Speaks>,
-    /// How long one try of a job may take, from its start; 0 for as long as it likes
+    /// How long one try of a job may take, from its start, as in 200ms, 90s or 1h30m; a bare number is seconds, 0 for as long as it likes. With --stream: how long a stream may be silent that is to take a line, or to end
     #[arg(long, value_name = "TIME", value_parser = units::duration, default_value = "15m", help_heading = "Pool")]
     pub timeout: Duration,
     /// How long a worker may take until it is ready
@@ -82,7 +83,7 @@ pub struct PoolArgs {
     /// What a job is: the text of its line, or a JSON value
     #[arg(long = "in", value_name = "FORM", value_enum, default_value = "lines", help_heading = "Input")]
     pub input: Input,
-    /// The longest line; a longer one gives an error for that job
+    /// The longest line, at most 60M; a longer one gives an error for that job
     #[arg(long, value_name = "SIZE", value_parser = units::size, default_value = "16M", help_heading = "Input")]
     pub max_line: usize,
 
@@ -90,7 +91,7 @@ pub struct PoolArgs {
     #[arg(
         long,
         requires = "key",
-        conflicts_with_all = ["retry", "halt", "timeout", "unordered", "output_file"],
+        conflicts_with_all = ["retry", "retry_on", "halt", "unordered", "output_file"],
         help_heading = "Streams"
     )]
     pub stream: bool,
@@ -104,7 +105,7 @@ pub struct PoolArgs {
     /// What a result is: the bare text, or one JSON object a job [default: plain; json with -o]
     #[arg(long = "out", value_name = "FORM", value_enum, help_heading = "Output")]
     pub output: Option<Output>,
-    /// Put the input and a tab before each plain result
+    /// Put the input and a tab before each line of a plain result
     #[arg(long, help_heading = "Output")]
     pub tag: bool,
     /// Results as they come, not in the order of the input
@@ -146,7 +147,7 @@ pub struct BenchArgs {
     /// Where manager and worker run [default: two,one]
     #[arg(short, long, value_name = "PLACES", value_delimiter = ',', value_enum)]
     pub placement: Vec<Place>,
-    /// How long each row is measured, after a warm-up [default: what makes some 25 s together]
+    /// How long each row is measured, after a warm-up; a bare number is seconds [default: what makes some 25 s together]
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     pub time: Option<Duration>,
     /// One JSON object a row, as soon as it is there
@@ -206,6 +207,22 @@ pub enum Progress {
     Never,
 }
 
+/// Says where the command stands, if a word of it stands among the options.
+pub(crate) fn hinted(mut error: clap::Error) -> clap::Error {
+    let takes_command = error.get(ContextKind::Usage).is_some_and(|usage| usage.to_string().contains(POOL_USAGE));
+    if let (ErrorKind::UnknownArgument, Some(ContextValue::String(word))) =
+        (error.kind(), error.get(ContextKind::InvalidArg))
+        && takes_command
+        && !word.starts_with('-')
+    {
+        let tip = format!("COMMAND stands behind `--`, as in `pm pool -- {word}`");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
+const POOL_USAGE: &str = "pm pool [OPTIONS] -- COMMAND [ARGS…]";
+
 const BENCH_ABOUT: &str = "\
 Measure the transports side by side, and say which one to pick on this machine.
 
@@ -244,12 +261,21 @@ is the result.
         A program that speaks pm's protocol (docs/PROTOCOL.md, with kits in workers/). Lines come to it as JSON strings.
 
 Streams
-  With --stream --key FIELD each line is a message on one of many streams: that of its key. A stream begins with the first line of its key and ends with the input; the worker that serves it gets its lines in order and keeps what it likes between them, and answers when and as often as it likes. @count says how many lines of the key there were; func of @py and @node is a function of one stream, which is read in a loop (see workers/); a program that speaks the protocol serves streams. Results are written as they come: with --tag behind their key and a tab (a tab, line break or backslash of the key as \\t, \\n, \\r or \\\\), with --out json as {\"key\":\"…\",\"result\":…}, and errors as {\"key\":\"…\",\"error\":{…}}. A stream that a worker cannot take along, for it crashes or the handler fails, is an error of its key, and what was on its way there is lost; the next line of the key begins a new one. Beyond --max-streams, and where the workers have no room, the stream ends that had nothing to do for longest; what comes for its key waits for that end and begins anew. A key that is slow holds up no other until 16 MiB of lines wait. Numbers and other values are keys by their JSON: 7 and \"7\" are the same key.
+  With --stream --key FIELD each line is a message on one of many streams: that of its key. A stream begins with the first line of its key and ends with the input; the worker that serves it gets its lines in order and keeps what it likes between them, and answers when and as often as it likes. @count says how many lines of the key there were; func of @py and @node is a function of one stream, which is read in a loop (see workers/); a program that speaks the protocol serves streams.
+  Results are written as they come: with --tag each line behind their key and a tab (a tab, line break or backslash of the key as \\t, \\n, \\r or \\\\), with --out json as {\"key\":\"…\",\"result\":…}, and errors as {\"key\":\"…\",\"error\":{…}}.
+  A stream that a worker cannot take along, for it crashes or the handler fails, is an error of its key, and what was on its way there is lost; the next line of the key begins a new one. Beyond --max-streams, and where the workers have no room, the stream ends that had nothing to do for longest; what comes for its key waits for that end and begins anew.
+  A stream that takes none of the lines that wait for it, or does not end once nothing more comes for it (at the end of the input, after a signal, or because another key wants its place), is cancelled when it has said nothing for --timeout: that is an error of its key, too. Whatever it takes or says starts the time anew.
+  A key that is slow holds up no other until 16 MiB of lines wait. Numbers and other values are keys by their JSON: 7 and \"7\" are the same key.
+  Messages have no order among keys, are not tried again and are not numbered, so --retry, --retry-on, --halt, --unordered and -o (with --resume, --retry-failed and --sync) do not go with --stream; nor do --as filter and programs with {}.
 
 Jobs
   A job is one line, counted from 0; an empty line is a job, too. The last one may lack its line break. Programs with {}, filters and \
 built-in workers get the bytes of the line unchanged; the others get JSON, so a line that is no UTF-8 is an error for that job. With \
 --in json, programs with {}, filters, @sha256 and @wc get the text of a string, and the JSON of any other value.
+
+Times and sizes
+  A TIME is 200ms, 1.5s, 2m, 3h, 1d, or several of those as in 1h30m; a bare number is seconds. A SIZE is a number of bytes, or 64K, 16M, \
+1G in powers of 1,024.
 
 Results
   --out plain: the bare text; a JSON string is written without quotes. A program with {} that prints nothing adds no line. Errors go to \
@@ -268,7 +294,7 @@ the file, and then does the same. Where a job stands twice because its input has
 option a file that has something in it is not touched.
 
 Signals and exit codes
-  The first SIGINT or SIGTERM takes no further job and lets those finish that have begun; the second kills them. --halt soon does what \
+  The first SIGINT or SIGTERM takes no further job and lets those finish that have begun (streams get what was read, and end); the second kills them. --halt soon does what \
 the first does, --halt now what the second does.
   0  all jobs went well
   1  some failed, now or in earlier runs of a result file, or a result could not be written

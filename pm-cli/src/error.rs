@@ -89,6 +89,9 @@ pub enum CliError {
         /// What the kernel said, where it did.
         source: Option<std::io::Error>,
     },
+    /// Results go to standard output, and there is none.
+    #[error("standard output cannot be written: it is closed; `>FILE` keeps the results, and `>/dev/null` drops them")]
+    NoStdout,
     /// The first workers could not be started.
     #[error("the pool cannot be started: {0}")]
     Start(String),
@@ -107,7 +110,9 @@ impl CliError {
     /// The exit code of `pm` for this error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            CliError::Runtime(_) | CliError::Keeper(_) | CliError::Bench(BenchError::Lost) => code::FAILED,
+            CliError::NoStdout | CliError::Runtime(_) | CliError::Keeper(_) | CliError::Bench(BenchError::Lost) => {
+                code::FAILED
+            }
             _ => code::USAGE,
         }
     }

@@ -22,16 +22,32 @@ pub mod plan;
 pub mod pool;
 pub mod roles;
 
+/// The standard output that the process was started with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stdout {
+    /// There is one.
+    Open,
+    /// There is none: what is written to it now goes nowhere.
+    Closed,
+}
+
+impl Stdout {
+    /// Nobody works for results that go nowhere.
+    fn check(self) -> Result<(), error::CliError> {
+        if self == Stdout::Open { Ok(()) } else { Err(error::CliError::NoStdout) }
+    }
+}
+
 /// Reads the command line, does what it says, and gives the exit code.
-pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn run(args: impl IntoIterator<Item = OsString>, stdout: Stdout) -> ExitCode {
     let cli = match cli::Cli::try_parse_from(args) {
         Ok(cli) => cli,
         // Help goes to standard output with code 0, what is wrong to standard error with code 2.
-        Err(error) => error.exit(),
+        Err(error) => cli::hinted(error).exit(),
     };
     let done = match cli.command {
-        cli::Command::Pool(args) => plan::Plan::new(*args).and_then(pool::run),
-        cli::Command::Bench(args) => bench::Plan::new(args).and_then(bench::run),
+        cli::Command::Pool(args) => pool(*args, stdout),
+        cli::Command::Bench(args) => bench(args, stdout),
         cli::Command::Keeper => Err(keeper()),
     };
     match done {
@@ -41,6 +57,20 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+fn pool(args: cli::PoolArgs, stdout: Stdout) -> Result<ExitCode, error::CliError> {
+    let plan = plan::Plan::new(args)?;
+    if plan.log.is_none() {
+        stdout.check()?;
+    }
+    pool::run(plan)
+}
+
+fn bench(args: cli::BenchArgs, stdout: Stdout) -> Result<ExitCode, error::CliError> {
+    let plan = bench::Plan::new(args)?;
+    stdout.check()?;
+    bench::run(plan)
 }
 
 /// Becomes the keeper: this program again, under the name by which [`pm::roles`] knows it. Returns only where that fails.

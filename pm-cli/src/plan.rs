@@ -24,8 +24,41 @@ const MAX_STREAMS: usize = 1_000_000;
 /// The longest line that can be asked for: what a frame carries, quoted.
 const MAX_LINE: usize = 60 << 20;
 
-const PYTHON_KIT: &str = include_str!("../../workers/python/pm_worker.py");
-const NODE_KIT: &str = include_str!("../../workers/node/pm_worker.js");
+/// What runs the function of a file.
+#[derive(Clone, Copy, Debug)]
+struct Interpreter {
+    worker: &'static str,
+    program: &'static str,
+    ending: &'static str,
+    kit: &'static str,
+    /// What has it run the kit.
+    words: &'static [&'static str],
+}
+
+/// The variable that brings a kit to its interpreter, which takes it out of the environment: among the arguments it would stand in each line of `ps`.
+const KIT_VARIABLE: &str = "PM_KIT";
+
+const PYTHON: Interpreter = Interpreter {
+    worker: "@py",
+    program: "python3",
+    ending: "py",
+    kit: include_str!("../../workers/python/pm_worker.py"),
+    words: &["-c", r#"import os;exec(compile(os.environb.pop(b"PM_KIT"),"<pm_worker>","exec"))"#],
+};
+
+const NODE: Interpreter = Interpreter {
+    worker: "@node",
+    program: "node",
+    ending: "js",
+    kit: concat!(include_str!("../../workers/node/pm_worker.js"), "//# sourceURL=pm_worker.js"),
+    words: &["-e", "{const kit=process.env.PM_KIT;delete process.env.PM_KIT;eval(kit)}", "--"],
+};
+
+/// What the kernel takes for one variable or argument, its end included (`MAX_ARG_STRLEN`, on pages of 4 KiB).
+const MAX_STRING: usize = 128 << 10;
+
+const _: () = assert!(PYTHON.kit.len() + KIT_VARIABLE.len() + 2 <= MAX_STRING);
+const _: () = assert!(NODE.kit.len() + KIT_VARIABLE.len() + 2 <= MAX_STRING);
 
 /// A `pm pool` that can be carried out.
 #[derive(Debug)]
@@ -79,6 +112,8 @@ pub struct Worker {
     pub cancel_grace: Duration,
     /// Whether a worker is known to run one job at a time.
     pub one_at_a_time: bool,
+    /// Whether COMMAND itself is to speak pm's protocol.
+    pub speaks_protocol: bool,
 }
 
 /// What is started.
@@ -300,6 +335,7 @@ impl Worker {
             wire,
             cancel_grace: Duration::ZERO,
             one_at_a_time: true,
+            speaks_protocol: false,
         };
         if args.stream && (has_hole || args.speaks == Some(Speaks::Filter)) {
             let problem = "a program with {} or --as filter takes lines one by one; --stream is for workers that serve streams: @count, @echo, @py, @node, or a program that speaks the protocol";
@@ -319,6 +355,7 @@ impl Worker {
             wire: Wire::Json,
             cancel_grace: pm::core::face::builder::DEFAULT_CANCEL_GRACE,
             one_at_a_time: false,
+            speaks_protocol: true,
         })
     }
 
@@ -337,8 +374,8 @@ impl Worker {
             "@echo" => &builtin::ECHO,
             "@sha256" => &builtin::SHA256,
             "@wc" => &builtin::WC,
-            "@py" => return Worker::script("@py", "python3", "py", &["-c", PYTHON_KIT], args.stream, rest),
-            "@node" => return Worker::script("@node", "node", "js", &["-e", NODE_KIT, "--"], args.stream, rest),
+            "@py" => return Worker::script(&PYTHON, args.stream, rest),
+            "@node" => return Worker::script(&NODE, args.stream, rest),
             _ => return Err(CliError::NoBuiltIn(worker.to_string())),
         };
         if !rest.is_empty() {
@@ -356,17 +393,12 @@ impl Worker {
             wire: if is_json { Wire::Json } else { Wire::Text },
             cancel_grace: pm::core::face::builder::DEFAULT_CANCEL_GRACE,
             one_at_a_time: true,
+            speaks_protocol: false,
         })
     }
 
-    fn script(
-        worker: &'static str,
-        interpreter: &'static str,
-        ending: &'static str,
-        kit: &[&'static str],
-        is_stream: bool,
-        rest: &[OsString],
-    ) -> Result<Self, CliError> {
+    fn script(interpreter: &Interpreter, is_stream: bool, rest: &[OsString]) -> Result<Self, CliError> {
+        let Interpreter { worker, program: name, ending, kit, words } = *interpreter;
         let takes = "one argument, FILE:FUNC";
         let wrong = || CliError::BuiltInArgs { worker: worker.to_string(), takes, got: rest.to_vec() };
         let [target] = rest else { return Err(wrong()) };
@@ -382,20 +414,21 @@ impl Worker {
         });
         readable.map_err(|source| CliError::NoScript { worker, path: path.clone(), ending, source })?;
         let search = std::env::var_os("PATH");
-        let program = resolve_program(interpreter, search.as_deref()).map_err(|source| CliError::NoInterpreter {
+        let program = resolve_program(name, search.as_deref()).map_err(|source| CliError::NoInterpreter {
             worker,
-            program: interpreter,
+            program: name,
             source,
         })?;
         // So the kit knows that a plain function is one of a stream.
         let of_stream = is_stream.then_some("streams");
-        let spec = Spec::program(program).args(kit.iter().copied()).arg(target.clone()).args(of_stream);
+        let spec = Spec::program(program).args(words).arg(target.clone()).args(of_stream).env(KIT_VARIABLE, kit);
         Ok(Worker {
             name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
             program: Program::Other(Box::new(spec)),
             wire: Wire::Json,
             cancel_grace: pm::core::face::builder::DEFAULT_CANCEL_GRACE,
             one_at_a_time: true,
+            speaks_protocol: false,
         })
     }
 }

@@ -288,7 +288,11 @@ function shakeHands(payload) {
   const hello = attempt(() => Object(fromJson(payload)), error => quit(70, `violation: not a HELLO: ${error.message}`));
   const { handler, codec } = serving, roles = typeof handler === 'function' ? null : Object.keys(handler);
   const role = serving.role ?? hello.role ?? PM_ROLE ?? (roles?.length === 1 ? roles[0] : null);
-  if (roles && !roles.includes(role)) quit(64, `there is no role '${role}' here, only ${roles.join(', ')}`);
+  if (roles && !roles.includes(role)) {
+    const names = roles.join(', '), hint = '.serving("NAME") of its Spec names one, or PM_ROLE';
+    const unnamed = `the manager named no role, of ${names}: ${hint}`;
+    quit(64, role == null ? unnamed : `there is no role '${role}' here, only ${names}`);
+  }
   if (roles) serving.handler = handler[role];
   maxFrame = hello.max_frame ?? maxFrame;
   const window = serving.handler[WINDOW], concurrency = (serving.concurrency ??= window ? 10000 : 1);

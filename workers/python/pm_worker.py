@@ -124,7 +124,9 @@ class _Worker:
         except (AttributeError, TypeError, ValueError, RecursionError) as error:
             _end(70, f"violation: HELLO cannot be read: {error}")
         if not self.handler:
-            _end(64, f"there is no role {role!r} here, only {', '.join(map(repr, roles))}")
+            names = ", ".join(map(repr, roles))
+            unnamed = f'the manager named no role, of {names}: .serving("NAME") of its Spec names one, or PM_ROLE'
+            _end(64, f"there is no role {role!r} here, only {names}" if role else unnamed)
         ready = {"version": 1, "codec": self.codec, "role": role, "concurrency": 1, "ahead": 1}
         if isinstance(self.handler, _Streams):
             self.handler, *self.window, most = self.handler

@@ -476,6 +476,9 @@ class Conversations:
             self.assertIsNone(manager.read())
             code, stderr = manager.end()
             self.assertEqual(code, 70 if isinstance(role, list) else 64, stderr)
+            if not isinstance(role, list):
+                named = "there is no role 'none such' here, only 'call', 'length'"
+                self.assertIn(named if role else "the manager named no role, of 'call', 'length': .serving(", stderr)
 
     def test_calls(self):
         manager = self.ready()

@@ -1,5 +1,6 @@
 //! How results are written: plain, or one JSON object a job.
 
+use std::borrow::Cow;
 use std::io::Write;
 
 use serde::de::IgnoredAny;
@@ -53,13 +54,10 @@ impl Format {
         let result = self.read(answer, tries, sink)?;
         let out = &mut sink.out;
         match self.output {
+            Output::Plain if !self.tag && self.wire == Wire::Printed && result.is_empty() => {}
             Output::Plain => {
-                if self.tag {
-                    tag(out, line);
-                } else if self.wire == Wire::Printed && result.is_empty() {
-                    return Ok(());
-                }
-                self.plain(result, tries, out)?;
+                let text = self.text(result, tries)?;
+                lines(&text, self.tag.then_some(|out: &mut Vec<u8>| tag(out, line)), out);
             }
             Output::Json => {
                 self.head(number, line, out);
@@ -75,17 +73,8 @@ impl Format {
         let out = &mut sink.out;
         match self.output {
             Output::Plain => {
-                if self.tag {
-                    // It stays on its line, and in its column.
-                    for byte in key.bytes() {
-                        match byte {
-                            b'\\' | b'\t' | b'\n' | b'\r' => out.extend(std::ascii::escape_default(byte)),
-                            byte => out.push(byte),
-                        }
-                    }
-                    out.push(b'\t');
-                }
-                self.plain(message, 0, out)?;
+                let text = self.text(message, 0)?;
+                lines(&text, self.tag.then_some(|out: &mut Vec<u8>| key_tag(out, key)), out);
             }
             Output::Json => {
                 key_head(key, out);
@@ -119,19 +108,22 @@ impl Format {
         }
     }
 
-    /// Writes what was read as text, on a line.
-    fn plain(&self, result: &[u8], tries: u32, out: &mut Vec<u8>) -> Result<(), JobError> {
+    /// What was read as text.
+    fn text<'a>(&self, result: &'a [u8], tries: u32) -> Result<Cow<'a, [u8]>, JobError> {
         match self.wire {
             Wire::Json if result.starts_with(b"\"") => {
                 let text: String =
                     serde_json::from_slice(result).map_err(|error| JobError::bad_answer(error.to_string(), tries))?;
-                out.extend_from_slice(text.as_bytes());
+                Ok(text.into_bytes().into())
             }
-            Wire::Json => one_line(out, result),
-            Wire::Text | Wire::Printed => out.extend_from_slice(self.chomp(result)),
+            Wire::Json if memchr::memchr2(b'\n', b'\r', result).is_some() => {
+                let mut json = Vec::with_capacity(result.len());
+                one_line(&mut json, result);
+                Ok(json.into())
+            }
+            Wire::Json => Ok(result.into()),
+            Wire::Text | Wire::Printed => Ok(self.chomp(result).into()),
         }
-        out.push(b'\n');
-        Ok(())
     }
 
     /// Writes it as the result in an object that has been begun, and ends that.
@@ -232,6 +224,36 @@ fn failed(error: &JobError, out: &mut Vec<u8>) {
     out.extend_from_slice(b"}\n");
 }
 
+/// Writes text, and a line break behind it. Each of its lines has the tag.
+fn lines(text: &[u8], tag: Option<impl FnOnce(&mut Vec<u8>)>, out: &mut Vec<u8>) {
+    let start = out.len();
+    if let Some(tag) = tag {
+        tag(out);
+    }
+    let tag = start..out.len();
+    let mut rest = text;
+    while !tag.is_empty()
+        && let Some(end) = memchr::memchr(b'\n', rest)
+    {
+        out.extend_from_slice(&rest[..=end]);
+        out.extend_from_within(tag.clone());
+        rest = &rest[end + 1..];
+    }
+    out.extend_from_slice(rest);
+    out.push(b'\n');
+}
+
+fn key_tag(out: &mut Vec<u8>, key: &str) {
+    // It stays on its line, and in its column.
+    for byte in key.bytes() {
+        match byte {
+            b'\\' | b'\t' | b'\n' | b'\r' => out.extend(std::ascii::escape_default(byte)),
+            byte => out.push(byte),
+        }
+    }
+    out.push(b'\t');
+}
+
 fn tag(out: &mut Vec<u8>, line: &Line) {
     if let Line::Whole(bytes) = line {
         out.extend_from_slice(bytes);
@@ -316,6 +338,12 @@ mod tests {
         let over_json = |format| Format { wire: Wire::Json, ..format };
         assert_eq!(written(plain, "in", b"out"), "out\n");
         assert_eq!(written(Format { tag: true, ..plain }, "in", b"out"), "in\tout\n");
+        let tagged = Format { tag: true, ..plain };
+        assert_eq!(written(tagged, "in", b""), "in\t\n");
+        assert_eq!(written(tagged, "", b"a\nb"), "\ta\n\tb\n");
+        assert_eq!(written(tagged, "in", b"a\n\nb\n"), "in\ta\nin\t\nin\tb\nin\t\n");
+        assert_eq!(written(over_json(tagged), "in", b"\"a\\nb\""), "in\ta\nin\tb\n");
+        assert_eq!(written(over_json(tagged), "in", b"{\n\"a\": 1\n}"), "in\t{ \"a\": 1 }\n");
         assert_eq!(written(json, "in", b"a\"b"), "{\"job\":7,\"input\":\"in\",\"result\":\"a\\\"b\"}\n");
         assert_eq!(written(json, "in", b"\xff\x00"), "{\"job\":7,\"input\":\"in\",\"result\":{\"base64\":\"/wA=\"}}\n");
         assert_eq!(written(over_json(plain), "in", b"\"a\\nb\""), "a\nb\n");
@@ -336,9 +364,24 @@ mod tests {
         assert_eq!(written(plain, "in", &printed(b"a")), "a\n");
         assert_eq!(written(plain, "in", &printed(b"")), "");
         assert_eq!(written(plain, "in", &printed(b"\n")), "\n");
-        assert_eq!(written(Format { tag: true, ..plain }, "in", &printed(b"")), "in\t\n");
+        let tagged = Format { tag: true, ..plain };
+        assert_eq!(written(tagged, "in", &printed(b"")), "in\t\n");
+        assert_eq!(written(tagged, "in", &printed(b"a\nb\n")), "in\ta\nin\tb\n");
         assert_eq!(written(json, "in", &printed(b"a\n\n")), "{\"job\":7,\"input\":\"in\",\"result\":\"a\\n\"}\n");
         assert_eq!(written(json, "in", b"short"), "error bad_answer");
+    }
+
+    #[test]
+    fn messages_have_their_key_on_each_line_and_an_error_leaves_none() {
+        let format = Format { output: Output::Plain, input: Input::Lines, wire: Wire::Json, tag: true };
+        let mut sink = Sink::default();
+        format.message("k\te\ny", b"\"a\\nb\"", &mut sink).unwrap();
+        assert_eq!(sink.out, b"k\\te\\ny\ta\nk\\te\\ny\tb\n");
+        sink.out.clear();
+        // Half of a pair of surrogates: no text, though it looks like JSON.
+        assert!(format.message("key", b"\"\\ud800\"", &mut sink).is_err());
+        assert!(format.result(0, &line("in"), b"\"\\ud800\"", 1, &mut sink).is_err());
+        assert!(sink.out.is_empty(), "{}", sink.out.escape_ascii());
     }
 
     #[test]

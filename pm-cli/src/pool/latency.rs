@@ -82,9 +82,9 @@ impl Latency {
         }
     }
 
-    /// The time that so much of all jobs took at most, from 0 to 1.
-    pub(super) fn quantile(&self, quantile: f64) -> Duration {
-        Duration::from_micros(self.histogram.value_at_quantile(quantile))
+    /// The time that so much of all jobs took at most, from 0 to 1. None where there was no job.
+    pub(super) fn quantile(&self, quantile: f64) -> Option<Duration> {
+        (!self.histogram.is_empty()).then(|| Duration::from_micros(self.histogram.value_at_quantile(quantile)))
     }
 }
 
@@ -95,6 +95,7 @@ mod tests {
     #[test]
     fn a_job_that_waited_is_not_slow() {
         let mut latency = Latency::new(Some(2));
+        assert_eq!(latency.quantile(0.5), None);
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         for lane in 0..6 {
@@ -103,8 +104,10 @@ mod tests {
         for (lane, ms) in [(0, 100), (1, 100), (2, 200), (3, 200), (5, 300), (4, 300)] {
             latency.finish(at(ms), lane, true);
         }
-        assert!((98..=102).contains(&latency.quantile(0.5).as_millis()), "{:?}", latency.quantile(0.5));
-        assert!((98..=102).contains(&latency.quantile(0.99).as_millis()), "{:?}", latency.quantile(0.99));
+        for quantile in [0.5, 0.99] {
+            let took = latency.quantile(quantile).unwrap();
+            assert!((98..=102).contains(&took.as_millis()), "{took:?}");
+        }
         assert!(latency.waiting.is_empty() && latency.running == 0);
     }
 }

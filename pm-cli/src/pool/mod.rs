@@ -22,9 +22,11 @@ pub mod key;
 mod keys;
 mod latency;
 mod log;
+mod patience;
 mod progress;
 mod run;
 mod streams;
+mod talk;
 mod watch;
 mod writer;
 

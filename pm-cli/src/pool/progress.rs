@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::board::{Board, Tally};
 use crate::error::say;
@@ -58,11 +58,15 @@ impl Progress {
         match (&self.bar, total) {
             (Some(bar), Some(total)) => {
                 if bar.length().is_none() {
-                    bar.set_style(style("{bar:30} {pos}/{len} {msg}, {eta} left"));
+                    bar.set_style(style("{bar:30} {pos}/{len} {msg}"));
                     bar.set_length(total);
                 }
-                bar.set_message(text);
                 bar.set_position(finished + written.skipped);
+                // Before that nobody knows.
+                if finished > 0 {
+                    let _ = write!(text, ", {:#} left", HumanDuration(bar.eta()));
+                }
+                bar.set_message(text);
             }
             (Some(bar), None) => {
                 bar.set_message(text);
@@ -86,9 +90,12 @@ impl Progress {
         if not_run > 0 {
             let _ = write!(text, ", {not_run} not done");
         }
+        text.push_str("; ");
         let latency = board.latency();
-        let (median, tail) = (latency.quantile(0.5), latency.quantile(0.99));
-        let _ = write!(text, "; p50 {median:.1?}, p99 {tail:.1?}, {}/s, {took:.1?}", rate(finished, took));
+        if let (Some(median), Some(tail)) = (latency.quantile(0.5), latency.quantile(0.99)) {
+            let _ = write!(text, "p50 {median:.1?}, p99 {tail:.1?}, ");
+        }
+        let _ = write!(text, "{}/s, {took:.1?}", rate(finished, took));
         self.sum_up(&text);
     }
 
@@ -119,4 +126,21 @@ fn style(template: &str) -> ProgressStyle {
 fn rate(jobs: u64, took: Duration) -> String {
     let rate = jobs as f64 / took.as_secs_f64().max(1e-6);
     if rate < 10.0 { format!("{rate:.1}") } else { format!("{rate:.0}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_told_once_it_can_be_known() {
+        let progress = Progress { shown: Shown::Bar, bar: Some(ProgressBar::hidden()), begun: Instant::now() };
+        let shown = |done, skipped| {
+            progress.show(Tally { done, skipped, ..Tally::default() }, Some(10), 0);
+            progress.bar().unwrap().message()
+        };
+        assert!(shown(0, 0).ends_with("/s"));
+        assert!(shown(0, 3).ends_with("3 skipped"));
+        assert!(shown(4, 3).ends_with(" left"));
+    }
 }

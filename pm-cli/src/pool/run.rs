@@ -118,31 +118,28 @@ pub(super) fn builder(plan: &Plan) -> PoolBuilder<Bytes, Vec<u8>, Verbatim, AnyT
 }
 
 pub(super) fn cannot_start(error: &StartError, worker: &Worker) -> CliError {
-    CliError::Start(explain(error, worker.wire == Wire::Json && !worker.name.starts_with('@')))
+    CliError::Start(explain(error, worker.speaks_protocol))
 }
 
 /// Why the first workers could not be started, and what to do.
-fn explain(error: &StartError, speaks_for_itself: bool) -> String {
+fn explain(error: &StartError, speaks_protocol: bool) -> String {
     let hint = "; a program that does not speak pm's protocol is run with {} among its words, or with --as filter";
-    let hint = if speaks_for_itself { hint } else { "" };
+    let hint = if speaks_protocol { hint } else { "" };
     match error {
         StartError::Died { cause, stderr } => {
             // A worker that cannot serve what it was started for ends with 64, and has said why.
             let hint = if matches!(cause, ExitCause::Exited(ExitStatus::Code(64))) { "" } else { hint };
+            // Its lines were passed on as they came.
             let last = if stderr.trim().is_empty() {
-                "it wrote nothing to its standard error".to_string()
+                "it wrote nothing to its standard error"
             } else {
-                quote(stderr)
+                "what it wrote stands above"
             };
-            format!("the worker ended before it was ready ({cause}): {last}{hint}")
+            format!("the worker ended before it was ready ({cause}), and {last}{hint}")
         }
         StartError::Handshake { mismatch, .. } => mismatch.to_string(),
         error => chain(error),
     }
-}
-
-fn quote(stderr: &str) -> String {
-    format!("it wrote:\n  {}", stderr.trim_end().replace('\n', "\n  "))
 }
 
 struct Run {

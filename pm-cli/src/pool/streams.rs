@@ -7,13 +7,14 @@
 //! ```
 //!
 //! The sorter waits for nobody but for memory: lines that wait for their streams have so much together. So a key that is slow, or whose stream has not begun,
-//! holds up no other until then. Which streams end so that others begin, [`keys`](super::keys) says.
+//! holds up no other until then. Which streams end so that others begin, [`keys`](super::keys) says; how long one may be silent, [`patience`](super::patience).
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{self, Write};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use indicatif::ProgressBar;
@@ -26,8 +27,10 @@ use super::format::{Format, Sink};
 use super::intake::{self, Batch, Line};
 use super::job::{Failed, JobError, payload};
 use super::keys::{Inbox, Keys, Order};
+use super::patience::Patience;
 use super::progress::Progress;
 use super::run::{LAST_WRITE, LEAVE, builder, cannot_start};
+use super::talk::{Alarm, Talk, Turn};
 use super::watch::{Random, Signals, tick};
 use super::writer::{Target, write_results};
 use crate::cli::Input;
@@ -87,6 +90,8 @@ struct Run {
     input: Input,
     wire: Wire,
     streams: Streams,
+    /// How long a stream may be silent while something is expected of it.
+    timeout: Option<Duration>,
     results: mpsc::Sender<Written>,
     result_memory: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
@@ -113,6 +118,7 @@ pub(super) async fn run(plan: &Plan, streams: &Streams, signals: &mut Signals) -
         input: plan.input,
         wire: plan.worker.wire,
         streams: streams.clone(),
+        timeout: plan.timeout,
         results,
         result_memory: Arc::new(Semaphore::new(RESULT_BYTES)),
         waiting: Arc::new(Semaphore::new(WAITING)),
@@ -333,7 +339,7 @@ impl Run {
             // Whoever gives it is here for as long as this is.
             let _ = place.await;
         }
-        let mut opening = std::pin::pin!(self.manager.create_stream_named(key));
+        let mut opening = pin!(self.manager.create_stream_named(key));
         let stream = match tokio::time::timeout(ROOM_AFTER, &mut opening).await {
             Ok(stream) => stream,
             Err(_) => {
@@ -349,8 +355,8 @@ impl Run {
         Ok(stream)
     }
 
-    /// Sends the messages of a key on a stream, and writes what comes, until the stream is over. Whether it took a message; the one that it has not taken is
-    /// in `next` still.
+    /// Sends the messages of a key on a stream, and writes what comes, until the stream is over or has been silent for too long. Whether it took a message; the
+    /// one that it has not taken is in `next` still.
     async fn pass_on(
         &self,
         key: &str,
@@ -358,43 +364,50 @@ impl Run {
         next: &mut Option<Message>,
         inbox: &mut Inbox<Message>,
     ) -> bool {
-        let (mut sender, mut receiver) = stream.split();
-        let (mut was_taken, mut is_closed, mut is_writable) = (false, false, true);
+        let mut talk = Talk::new(stream);
+        let (mut was_taken, mut is_closed) = (false, false);
+        let mut patience = Patience::new(self.timeout);
+        let mut alarm = Alarm::default();
         loop {
+            if is_closed || next.is_some() {
+                patience.expect(Instant::now());
+            }
+            alarm.set(patience.end());
             tokio::select! {
                 biased;
-                came = receiver.next() => match came {
-                    Some(Ok(answer)) => self.answer(key, &answer).await,
-                    Some(Err(error)) => {
-                        let is_final = error.is_final();
-                        self.fail(key, error).await;
-                        if is_final {
-                            return was_taken;
+                turn = poll_fn(|cx| talk.poll(cx, next.as_ref().map(|message| &message.payload))) => {
+                    match turn {
+                        Turn::Came(Some(Ok(answer))) => self.answer(key, &answer).await,
+                        Turn::Came(Some(Err(error))) => {
+                            let is_final = error.is_final();
+                            self.fail(key, error).await;
+                            if is_final {
+                                return was_taken;
+                            }
+                        }
+                        Turn::Came(None) => return was_taken,
+                        Turn::Went => {
+                            *next = None;
+                            was_taken = true;
+                            self.shared.lock().keys.took(key);
                         }
                     }
-                    None => return was_taken,
-                },
-                written = async {
-                    match next {
-                        Some(message) => sender.write(&message.payload).await,
-                        None => std::future::pending().await,
-                    }
-                }, if is_writable => match written {
-                    Ok(()) => {
-                        *next = None;
-                        was_taken = true;
-                        self.shared.lock().keys.took(key);
-                    }
-                    // Its end is on its way, and says more.
-                    Err(_) => is_writable = false,
-                },
+                    patience.heard();
+                }
                 message = inbox.recv(), if next.is_none() && !is_closed => match message {
                     Some(Order::Take(message)) => *next = Some(message),
                     Some(Order::End) | None => {
                         is_closed = true;
-                        sender.end();
+                        talk.end();
                     }
                 },
+                () = alarm.ring() => {
+                    if patience.end().is_some_and(|end| end <= Instant::now()) {
+                        talk.cancel();
+                        self.report(key, silent(self.timeout.unwrap_or_default(), is_closed)).await;
+                        return was_taken;
+                    }
+                }
             }
         }
     }
@@ -442,6 +455,18 @@ impl Run {
         // Where they cannot be written the run is about to end.
         let _ = self.results.send(Written { sink, memory }).await;
     }
+}
+
+/// Why a stream was cancelled.
+fn silent(limit: Duration, is_closed: bool) -> JobError {
+    let what = if is_closed {
+        "did not end, though nothing more comes for it"
+    } else {
+        "took none of the lines that wait for it"
+    };
+    let message =
+        format!("the stream was cancelled: it {what}, and said nothing for {limit:?}; --timeout gives it longer");
+    JobError::untried("timed_out", message)
 }
 
 /// One of those whose ends the run waits for.

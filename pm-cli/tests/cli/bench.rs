@@ -86,6 +86,8 @@ fn options_that_make_no_sense_name_what_would() {
     check(&["-p", "moon"], &["moon", "two", "unpinned"]);
     check(&["--time", "0"], &["--time"]);
     check(&["--plot", "/no/such/place.svg"], &["/no/such/place.svg", "No such file"]);
+    let word = bench(["shm"]).run("").expect(2).err;
+    assert!(word.contains("'shm'") && !word.contains("COMMAND"), "a bench has no command: {word}");
 }
 
 #[test]

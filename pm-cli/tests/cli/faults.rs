@@ -272,3 +272,25 @@ fn a_slow_standard_error_delays_no_restart() {
     assert!(results[0].contains("SIGKILL") && results[1].contains(r#""result":"2""#), "{results:?}");
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
+
+/// The runtime of Rust opens /dev/null in its place, as others do who want to hear nothing.
+#[test]
+fn a_standard_output_that_is_closed_is_no_place_for_results() {
+    let dir = Dir::new();
+    let run = |command: &str| {
+        let script = format!("printf 'a\\nb\\n' | \"$0\" {command}");
+        let pm = env!("CARGO_BIN_EXE_pm");
+        let output = Command::new("sh").args(["-c", &script, pm]).current_dir(dir.path()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, err) = run("pool -- touch {} >&-");
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("standard output") && err.contains(">/dev/null"), "{err}");
+    assert!(!dir.join("a").exists(), "it has worked for nothing");
+    assert_eq!(run("pool --stream --key 1 -- @count >&-").0, Some(1));
+    assert_eq!(run("bench -t shm --time 1ms >&-").0, Some(1));
+    for command in ["pool -- @echo >/dev/null", "pool -- @echo 1<>/dev/null", "pool -o results -- @echo >&-"] {
+        assert_eq!(run(command), (Some(0), String::new()), "{command}");
+    }
+    assert_eq!(std::fs::read_to_string(dir.join("results")).unwrap().lines().count(), 2);
+}

@@ -140,6 +140,14 @@ fn what_a_program_prints_is_the_result() {
 }
 
 #[test]
+fn a_tag_stands_on_each_line() {
+    let done = pool(["--tag", "--", "sh", "-c", "echo a{}; echo b{}"]).run("1\n2\n").expect(0);
+    assert_eq!(done.text(), "1\ta1\n1\tb1\n2\ta2\n2\tb2\n");
+    let done = pool(["-0", "--tag", "--stream", "--key", "1", "--", "@echo"]).run(b"k a\nb\0").expect(0);
+    assert_eq!(done.text(), "k\tk a\nk\tb\n");
+}
+
+#[test]
 fn programs_that_fail_say_how() {
     let script = "echo out; echo why >&2; case $1 in 1) exit 3;; 2) kill -9 $$;; esac";
     let done = pool(["-j1", "--out", "json", "--", "sh", "-c", script, "sh", "{}"]).run(numbers(3)).expect(1);
@@ -260,6 +268,30 @@ fn node_functions_are_served() {
 }
 
 #[test]
+fn a_kit_shows_neither_in_a_command_line_nor_to_children() {
+    let dir = Dir::new();
+    let python = "import os, subprocess\n\ndef f(line):\n    child = subprocess.run('env', capture_output=True, text=True).stdout\n    \
+        return [open('/proc/self/cmdline').read(), child, list(os.environ)]\n";
+    let node = "exports.f = line => [require('fs').readFileSync('/proc/self/cmdline', 'utf8'), \
+        require('child_process').execSync('env').toString(), Object.keys(process.env)];\n";
+    for (program, worker, file, code) in [("python3", "@py", "rules.py", python), ("node", "@node", "rules.js", node)] {
+        if !has(program, "--version") {
+            continue;
+        }
+        std::fs::write(dir.join(file), code).unwrap();
+        let target = format!("{file}:f");
+        let done = pool(["-j1", "--out", "json", "--", worker, &target]).dir(dir.path()).run("a\n").expect(0);
+        let result = &done.objects()[0]["result"];
+        let words: Vec<_> = result[0].as_str().unwrap().trim_end_matches('\0').split('\0').collect();
+        assert_eq!(words.last(), Some(&target.as_str()));
+        assert!(words.iter().all(|word| word.len() < 100), "{words:?}");
+        for names in &result.as_array().unwrap()[1..] {
+            assert!(names.to_string().contains("PATH") && !names.to_string().contains("PM_KIT"), "{names}");
+        }
+    }
+}
+
+#[test]
 fn progress_is_for_those_who_ask_where_there_is_no_terminal() {
     assert_eq!(pool(["--", "@echo"]).run(numbers(10)).expect(0).err, "");
     assert_eq!(pool(["--progress", "never", "--", "@echo"]).run(numbers(10)).expect(0).err, "");
@@ -269,4 +301,6 @@ fn progress_is_for_those_who_ask_where_there_is_no_terminal() {
         assert!(summary.contains(part), "{part} is not in {summary}");
     }
     assert!(!done.err.contains('\x1b'));
+    let nothing = pool(["--progress", "always", "--", "@echo"]).run("").expect(0).err;
+    assert!(nothing.contains("0 jobs") && !nothing.contains("p50"), "{nothing}");
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Dir, has, pool};
+use crate::support::{Dir, Fifo, has, pool};
 
 /// A game for each user, which ends as its orders say.
 const GAME: &str = r#"
@@ -23,11 +23,16 @@ def play(stream):
         if do == "leave": return
         if do == "wait":
             with open(order["on"]) as gate: gate.readline()
+        if do == "nap": time.sleep(0.2)
         if do == "complain": stream.error(ValueError("a strange move"))
         stream.write([stream.name, moves])
 
 def refuse(stream):
     pass
+
+def doze(stream):
+    if stream.name == "a": time.sleep(1000)
+    for order in stream: stream.write(order)
 "#;
 
 /// `pm pool` of that game.
@@ -255,6 +260,74 @@ fn the_second_signal_kills_what_does_not_end() {
     running.end().expect(130);
 }
 
+/// A limit that only those reach who never go on, and a handler that does not.
+const LIMIT: [&str; 2] = ["--timeout", "2s"];
+
+fn hang(gate: &Fifo) -> String {
+    json!({ "user": "slow", "do": "wait", "on": gate.path }).to_string() + "\n"
+}
+
+#[test]
+fn a_stream_that_does_not_end_is_cancelled_and_one_that_is_slow_is_not() {
+    if !has("python3", "--version") {
+        return;
+    }
+    let dir = Dir::new();
+    let gate = dir.fifo("gate");
+    let naps = order("ann", "nap").repeat(15);
+    let objects = game(&LIMIT, &dir).run(hang(&gate) + &naps).expect(1).objects();
+    let keys = by_key(&objects);
+    assert_eq!((keys["ann"].len(), &keys["slow"][..]), (15, &[json!("timed_out")][..]), "{objects:?}");
+    let error = objects.iter().find(|object| object["key"] == "slow").unwrap();
+    let message = error["error"]["message"].as_str().unwrap();
+    assert!(message.contains("nothing more comes") && message.contains("2s; --timeout"), "{message}");
+}
+
+#[test]
+fn a_signal_gives_streams_no_longer_than_the_end_of_the_input_does() {
+    if !has("python3", "--version") {
+        return;
+    }
+    let dir = Dir::new();
+    let gate = dir.fifo("gate");
+    let mut running = game(&LIMIT, &dir).start();
+    running.stdin.as_mut().unwrap().write_all((order("ann", "move") + &hang(&gate)).as_bytes()).unwrap();
+    assert!(running.line().contains("ann"));
+    running.signal(Signal::TERM);
+    assert!(running.ends_within(Duration::from_secs(60)));
+    let keys = by_key(&running.end().expect(143).objects());
+    assert_eq!(keys["slow"], [json!("timed_out")]);
+}
+
+/// What comes of this input for a handler that sleeps on the key `a`.
+fn doze(options: &[&str], input: &str) -> Vec<Value> {
+    let dir = Dir::new();
+    let target = format!("{}:doze", dir.script("game.py", GAME).display());
+    let (fixed, command) = (["-j1", "--stream", "--key", "1", "--out", "json"], ["--", "@py", &target]);
+    pool(fixed.iter().chain(&LIMIT).chain(options).chain(&command)).run(input).expect(1).objects()
+}
+
+#[test]
+fn a_stream_that_takes_nothing_is_cancelled_while_there_is_input() {
+    if !has("python3", "--version") {
+        return;
+    }
+    // More lines than a worker holds, so the second stream gets the rest.
+    let objects = doze(&[], &"a\n".repeat(1500));
+    let messages: Vec<_> = objects.iter().map(|object| object["error"]["message"].as_str().unwrap()).collect();
+    assert!(messages.len() == 2 && messages[0].contains("took none of the lines"), "{messages:?}");
+    assert!(messages[1].contains("nothing more comes"), "{messages:?}");
+}
+
+#[test]
+fn a_stream_that_does_not_make_room_is_cancelled() {
+    if !has("python3", "--version") {
+        return;
+    }
+    let keys = by_key(&doze(&["--max-streams", "1"], "a\nb 1\nb 2\n"));
+    assert_eq!((&keys["a"][..], &keys["b"][..]), (&[json!("timed_out")][..], &[json!("b 1"), json!("b 2")][..]));
+}
+
 #[test]
 fn nobody_reads_the_results() {
     let mut running = pool(["--stream", "--key", "1", "--", "@echo"]).start();
@@ -285,4 +358,5 @@ fn what_does_not_fit_is_refused() {
     refused(&["--stream", "--key", "1", "--as", "filter", "--", "cat"], &["--stream is for workers"]);
     refused(&["--stream", "--key", "1", "--retry", "1", "--", "@count"], &["--retry"]);
     refused(&["--stream", "--key", "1", "-o", "x", "--", "@count"], &["-o"]);
+    refused(&["--stream", "--key", "1", "--retry-on", "error", "--", "@count"], &["--retry-on"]);
 }

@@ -9,6 +9,11 @@ fn help_is_help() {
     for args in [&["--help"][..], &["-h"]] {
         let done = pool(args).run("").expect(0);
         assert!(done.text().contains("pm pool [OPTIONS] -- COMMAND") && done.err.is_empty(), "{done:?}");
+        let words: Vec<_> = done.text().split_whitespace().map(str::to_string).collect();
+        let text = words.join(" ");
+        for part in ["a bare number is seconds", "The longest line, at most 60M"] {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
     }
     let manual = pool(["--help"]).run("").text();
     for word in ["--resume", "--retry-failed", "{}", "@py FILE:FUNC", "worker_lost", "Examples", "130, 143", "sha256"] {
@@ -38,6 +43,8 @@ fn options_that_make_no_sense_name_what_would() {
     check(&["-o", "/tmp/never", "--out", "plain"], &["-o", "JSON"]);
     check(&["--as", "filter"], &["--as", "built-in"]);
     pool(["-j", "2"]).run("").refused(2, &["COMMAND"]);
+    pool(["-j", "2", "@echo"]).run("").refused(2, &["'@echo'", "behind `--`", "pm pool -- @echo"]);
+    pool(["sort", "-u", "{}"]).run("").refused(2, &["'sort'", "pm pool -- sort"]);
     pool(["--as", "filter", "--", "cat", "{}"]).run("").refused(2, &["--as", "{}"]);
 }
 
@@ -71,7 +78,13 @@ fn workers_that_never_serve_are_told_from_those_that_do() {
     pool(["-t", "stdio", "--", "echo", "hello"]).run("a\n").refused(2, &["hello", "{}", "--as filter"]);
     pool(["-t", "stdio", "--", "yes"]).run("a\n").refused(2, &["READY", "it sent", "{}", "--as filter"]);
     // It ends.
-    pool(["--", "sh", "-c", "echo broken >&2; exit 7"]).run("a\n").refused(2, &["exit code 7", "broken"]);
+    let done = pool(["-j1", "--", "sh", "-c", "echo broken >&2; exit 7"]).run("a\n").expect(2);
+    let lines: Vec<_> = done.err.lines().collect();
+    assert!(lines.len() == 2 && lines[0].starts_with("[sh#1 ") && lines[0].ends_with("] broken"), "{lines:?}");
+    for part in ["exit code 7", "stands above", "--as filter"] {
+        assert!(lines[1].contains(part), "{part:?} is not in {lines:?}");
+    }
+    pool(["--", "sh", "-c", "exit 7"]).run("a\n").refused(2, &["exit code 7", "it wrote nothing"]);
     // It does nothing.
     let begun = Instant::now();
     pool(["--start-timeout", "200ms", "--", "sleep", "1000"]).run("a\n").refused(2, &["READY", "200ms"]);
@@ -102,7 +115,9 @@ fn functions_that_are_not_there_are_named() {
         pool(["-t", "shm", "--", "@py", &target("f")]).run("a\n").refused(2, &["shm", "stdio", "uds"]);
         pool(["--", "@py", &target("g")]).run("a\n").refused(2, &["defines no 'g'"]);
         let broken = format!("{}:f", dir.join("rules.py").display());
-        pool(["--", "@py", &broken]).run("a\n").refused(2, &["nothing_of_that_name"]);
+        let done = pool(["-j1", "--", "@py", &broken]).run("a\n").expect(2);
+        assert_eq!(done.err.matches("ModuleNotFoundError").count(), 1, "{}", done.err);
+        assert!(!done.err.contains("--as filter"), "it is no program that could do anything else: {}", done.err);
     }
     if has("node", "--version") {
         std::fs::write(dir.join("good.js"), "exports.f = x => x;\n").unwrap();
