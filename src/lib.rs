@@ -217,7 +217,10 @@
 //! | `PM_WORKER` | pm, for workers | the number of the worker in its pool, the same for all its incarnations |
 //! | `LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES` | pm, for workers | the listeners of the Spec, as systemd gives them |
 //! | `PM_ROLE` | pm, for workers; you, for a visitor with several roles | what to serve |
-//! | `PM_LINK`, `PM_LINK_FD`, `PM_OUTBOX_FD` | pm, for workers | where the link is; a worker takes all of these out of its environment |
+//! | `PM_LINK`, `PM_LINK_FD`, `PM_OUTBOX_FD` | pm, for workers | where the link is, and the outbox of a worker in Rust |
+//! | `PM_KIT` | `pm pool`, for `@py` and `@node` | the kit itself, which is taken out before it runs |
+//!
+//! A worker takes `PM_LINK`, `PM_LINK_FD`, `PM_OUTBOX_FD`, `PM_ROLE` and `PM_SOCKET` out of its environment.
 //!
 //! # Features
 //!

@@ -652,7 +652,7 @@ async fn a_worker_that_never_gives_way_is_killed(transport: AnyTransport) {
     let error = within(other.next()).await.expect("an error").unwrap_err();
     match error.failed() {
         Some(QueryError::WorkerLost(lost)) => {
-            assert!(matches!(lost.cause, ExitCause::Stuck { .. }), "{lost}");
+            assert!(matches!(lost.cause, ExitCause::Unresponsive { .. }), "{lost}");
         }
         _ => panic!("{error}"),
     }

@@ -264,7 +264,7 @@ Streams
   With --stream --key FIELD each line is a message on one of many streams: that of its key. A stream begins with the first line of its key and ends with the input; the worker that serves it gets its lines in order and keeps what it likes between them, and answers when and as often as it likes. @count says how many lines of the key there were; func of @py and @node is a function of one stream, which is read in a loop (see workers/); a program that speaks the protocol serves streams.
   Results are written as they come: with --tag each line behind their key and a tab (a tab, line break or backslash of the key as \\t, \\n, \\r or \\\\), with --out json as {\"key\":\"…\",\"result\":…}, and errors as {\"key\":\"…\",\"error\":{…}}.
   A stream that a worker cannot take along, for it crashes or the handler fails, is an error of its key, and what was on its way there is lost; the next line of the key begins a new one. Beyond --max-streams, and where the workers have no room, the stream ends that had nothing to do for longest; what comes for its key waits for that end and begins anew.
-  A stream that takes none of the lines that wait for it, or does not end once nothing more comes for it (at the end of the input, after a signal, or because another key wants its place), is cancelled when it has said nothing for --timeout: that is an error of its key, too. Whatever it takes or says starts the time anew.
+  A stream that takes none of the lines that wait for it, or does not end once nothing more comes for it (at the end of the input, after a signal, or because another key wants its place), is cancelled when it has said nothing for --timeout: that is an error of its key, too. Whatever it takes or says starts the time anew. A worker that then does not even say that it lives, for 10 s after it is asked, is killed: its other keys get worker_lost, and their next lines begin new streams.
   A key that is slow holds up no other until 16 MiB of lines wait. Numbers and other values are keys by their JSON: 7 and \"7\" are the same key.
   Messages have no order among keys, are not tried again and are not numbered, so --retry, --retry-on, --halt, --unordered and -o (with --resume, --retry-failed and --sync) do not go with --stream; nor do --as filter and programs with {}.
 
@@ -294,7 +294,7 @@ the file, and then does the same. Where a job stands twice because its input has
 option a file that has something in it is not touched.
 
 Signals and exit codes
-  The first SIGINT or SIGTERM takes no further job and lets those finish that have begun (streams get what was read, and end); the second kills them. --halt soon does what \
+  The first SIGINT or SIGTERM takes no further job and lets those finish that have begun (streams get the lines that have reached their key, and end); the second kills them. --halt soon does what \
 the first does, --halt now what the second does.
   0  all jobs went well
   1  some failed, now or in earlier runs of a result file, or a result could not be written

@@ -61,7 +61,8 @@ pub trait Transport: Debug + Send + Sync + 'static {
     /// [`TransportError`] where the operating system refuses what the link needs.
     fn offer(&self) -> Result<(Offer, Self::Accept), TransportError>;
 
-    /// Makes a link over a socket that is connected already, to a worker that pm did not start. Called in a runtime.
+    /// Makes a link over a socket that is connected already, to a worker that pm did not start. Called in a runtime; once before the first visitor comes, with a socket whose
+    /// other end is closed soon after.
     ///
     /// # Errors
     /// [`TransportError::Unsupported`] where the transport needs more than a socket: that is the default.

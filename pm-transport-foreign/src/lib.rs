@@ -62,7 +62,7 @@ pub struct Lines<D = Conversation>(D);
 /// The channel between Node.js and a process that its `child_process.fork` starts: one JSON value a line, over a socket. An unmodified worker of that kind
 /// works. To end the conversation is to close the channel, which it hears as `disconnect`.
 ///
-/// Payloads are JSON: the codec of its pool is `Json`, or `Verbatim("json")` for text that is JSON already. With another one its pool does not start.
+/// Payloads are JSON: the codec of its pool is `Json`, or `Verbatim("json")` for text that is JSON already. With another one a pool of conversations does not start; a dialect of your own may translate.
 #[derive(Clone, Debug)]
 pub struct NodeChannel<D = Conversation>(D);
 

@@ -71,7 +71,7 @@ impl Talk {
     }
 }
 
-/// Rings no earlier than it was last set to. It is never set to an earlier time before it has rung.
+/// A timer that is set once until it rings: a later time that it is set to meanwhile is left out, and whoever hears it looks again. So it is not moved with each message.
 #[derive(Default)]
 pub(super) struct Alarm(Option<Pin<Box<Sleep>>>);
 

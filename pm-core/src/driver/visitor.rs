@@ -41,7 +41,7 @@ pub(crate) struct Door {
 ///
 /// # Errors
 /// [`TransportError::Unsupported`] where not.
-pub(crate) fn fits(transport: &impl Transport) -> Result<(), StartError> {
+pub(crate) fn check_transport(transport: &impl Transport) -> Result<(), StartError> {
     let refused = |error: TransportError| StartError::Transport(Arc::new(error));
     let pair = rustix::net::socketpair(
         rustix::net::AddressFamily::UNIX,

@@ -272,6 +272,9 @@ impl<S: Starter> Task<S> {
                                 unit::Input::Fail(self.incarnation, ExitCause::Protocol { violation })
                             }
                             LinkEnd::Stuck(grace) => unit::Input::Fail(self.incarnation, ExitCause::Stuck { grace }),
+                            LinkEnd::Unresponsive(grace) => {
+                                unit::Input::Fail(self.incarnation, ExitCause::Unresponsive { grace })
+                            }
                         };
                         self.unit(input, Aboard::default()).await;
                     }

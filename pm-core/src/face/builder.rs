@@ -114,7 +114,7 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T> {
     /// A pool of workers that pm does not start: whoever connects to the Unix socket at `path`, and is of this user, is a worker, as many at the same time as the pool
     /// has workers; others wait. A program that calls `pm::roles` or `pm::serve`, or uses one of the kits, connects where `PM_SOCKET` names the socket; how others do it is
     /// in docs/PROTOCOL.md. One with several roles serves what `.spec(|spec| spec.serving("NAME"))` here or `PM_ROLE` there names. `transport` has to be one over
-    /// sockets: `pm::Uds`.
+    /// sockets, as `pm::Uds` is: with another one the start fails.
     ///
     /// The start of such a pool waits for nobody, and it never gives up. The socket is made for this user alone (0600, in a directory of 0700 where there was none), and
     /// removed with the pool. A visitor that pm would have to kill loses its link; its process is left alone, and what is known of its end is only that it came.
@@ -308,7 +308,7 @@ impl<I, O, C, T> PoolBuilder<I, O, C, T, Streams> {
 
     /// How long a worker that was told to end a stream, and has not, may say nothing at all before it is killed with all of its streams; 10 s by default, none for ever. Until
     /// then it is asked once for each such time whether it lives, so one whose handler never gives way is found out within twice the grace, and one that only takes long to end
-    /// a stream is left alone.
+    /// a stream is left alone. A foreign program is never found out: its link answers for it.
     pub fn cancel_grace(mut self, grace: impl Into<Option<Duration>>) -> Self {
         self.calls.cancel_grace = grace.into();
         self
@@ -428,7 +428,7 @@ async fn start_pool<I: 'static, O: 'static, C: Format, T: Transport + Clone, M: 
     let addresses = listeners.addresses();
     let door = match spec.what() {
         Program::Visitor(path) => {
-            visitor::fits(&builder.transport)?;
+            visitor::check_transport(&builder.transport)?;
             Some(Door::open(path)?)
         }
         Program::Role(_) | Program::Path(_) => None,

@@ -44,7 +44,7 @@ pub struct PoolConfig {
     /// How long a query may take; 0 is for as long as it likes.
     #[serde(deserialize_with = "fields::timeout")]
     pub timeout: Option<Option<Duration>>,
-    /// How long a worker may take to end a cancelled call; 0 is for ever.
+    /// How long a worker may take to end a cancelled query; of streams, how long it may say nothing while a cancelled one has not ended. 0 is for ever.
     #[serde(deserialize_with = "fields::cancel_grace")]
     pub cancel_grace: Option<Option<Duration>>,
     /// How many queries that wait are a full queue.
@@ -139,10 +139,9 @@ pub struct BudgetConfig {
 impl PoolConfig {
     /// Whether it says nothing of queries, for a pool that serves none.
     pub(super) fn without_queries(&self) -> Result<(), StartError> {
-        let PoolConfig { timeout, cancel_grace, queue, retries, .. } = self;
+        let PoolConfig { timeout, queue, retries, .. } = self;
         let said = [
             ("timeout", timeout.map(|limit| format!("{:?}", limit.unwrap_or_default()))),
-            ("cancel_grace", cancel_grace.map(|grace| format!("{:?}", grace.unwrap_or_default()))),
             ("queue", queue.map(|queue| queue.to_string())),
             ("retries", retries.map(|retries| retries.to_string())),
         ];

@@ -1,7 +1,8 @@
 //! How pools are doing, as text for Prometheus.
 //!
 //! The [text format](https://prometheus.io/docs/instrumenting/exposition_formats/), version 0.0.4: a line of help and one of type for each family, then its
-//! samples. Units are seconds and bytes. Every sample has the labels `pool`, the name of its pool, and `number`, since several pools may have one name.
+//! samples. Units are seconds and bytes. Every sample has the labels `pool`, the name of its pool, and `number`, since several pools may have one name. Those of a worker have `worker`,
+//! its number, and not its process: a restart begins no new series.
 
 use std::fmt::{Display, Write};
 use std::time::Duration;

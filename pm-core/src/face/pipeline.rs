@@ -1,5 +1,7 @@
 //! Managers in a row: what one answers is what the next is asked.
 
+mod inside;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -10,7 +12,6 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use thiserror::Error;
-use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
@@ -19,6 +20,7 @@ use super::pool::{Pool, PoolInfo};
 use super::query::QueryManager;
 use super::registry::SHUTDOWN_LIMIT;
 use crate::codec::Codec;
+use inside::Inside;
 
 type Run<I, O> = dyn Fn(I) -> Answer<O> + Send + Sync;
 type Answer<O> = Pin<Box<dyn Future<Output = Result<O, Failed>> + Send>>;
@@ -44,49 +46,6 @@ pub struct Pipeline<I, O> {
     stages: Arc<[Stage]>,
     run: Arc<Run<I, O>>,
     inside: Arc<Inside>,
-}
-
-/// The items that have begun and not ended. Those that begin after the shutdown has do not count: they get nowhere.
-struct Inside(watch::Sender<Count>);
-
-#[derive(Default)]
-struct Count {
-    items: usize,
-    is_closed: bool,
-}
-
-/// An item that counts, until this is dropped.
-struct Entered(Arc<Inside>);
-
-impl Inside {
-    fn enter(self: &Arc<Self>) -> Option<Entered> {
-        let mut has_entered = false;
-        self.0.send_if_modified(|count| {
-            has_entered = !count.is_closed;
-            count.items += usize::from(has_entered);
-            false
-        });
-        has_entered.then(|| Entered(self.clone()))
-    }
-
-    fn close(&self) {
-        self.0.send_modify(|count| count.is_closed = true);
-    }
-
-    /// Waits until none is left.
-    async fn left(&self) {
-        // The sender lives as long as this.
-        let _ = self.0.subscribe().wait_for(|count| count.items == 0).await;
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.0.0.send_if_modified(|count| {
-            count.items -= 1;
-            count.items == 0 && count.is_closed
-        });
-    }
 }
 
 #[derive(Clone)]
@@ -128,7 +87,7 @@ impl<I: Send + 'static, O: 'static> Pipeline<I, O> {
             let query = manager.query(&input);
             Box::pin(async move { query.await.map_err(|error| (0, error)) })
         };
-        let inside = Arc::new(Inside(watch::Sender::default()));
+        let inside = Arc::<Inside>::default();
         Pipeline { stages: stages.into(), run: Arc::new(run), inside }
     }
 
@@ -241,17 +200,17 @@ impl<I, O> Pipeline<I, O> {
     /// As [`shutdown`](Self::shutdown).
     pub async fn shutdown_within(&self, limit: Option<Duration>) {
         let deadline = limit.map(|limit| Instant::now() + limit);
-        let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let remaining = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         self.inside.close();
         let Some((first, later)) = self.stages.split_first() else { return };
-        first.pool.shutdown_within(left()).await;
+        first.pool.shutdown_within(remaining()).await;
         // What the first stage has answered may be on its way to the next one.
-        match left() {
-            Some(left) => drop(tokio::time::timeout(left, self.inside.left()).await),
-            None => self.inside.left().await,
+        match remaining() {
+            Some(limit) => drop(tokio::time::timeout(limit, self.inside.emptied()).await),
+            None => self.inside.emptied().await,
         }
         for stage in later {
-            stage.pool.shutdown_within(left()).await;
+            stage.pool.shutdown_within(remaining()).await;
         }
     }
 }

@@ -19,6 +19,11 @@ pub enum ExitCause {
         /// The grace that it had.
         grace: Duration,
     },
+    /// A cancelled stream had not ended, and the worker said nothing at all for this long after it was asked whether it lives.
+    Unresponsive {
+        /// The grace that it had.
+        grace: Duration,
+    },
     /// It did not say READY in time.
     StartTimeout {
         /// The time that it had.
@@ -36,7 +41,7 @@ pub enum ExitCause {
     },
     /// It was a raw worker, and its handler returned while it was still wanted.
     Returned {
-        /// What the handler failed with, or said when it panicked. None where it returned without an error.
+        /// What the handler failed with, or said when it panicked: 4 KiB of it at most. None where it returned without an error.
         error: Option<String>,
     },
     /// It never became a process.
@@ -60,7 +65,10 @@ impl ExitCause {
     /// assert!(!ExitCause::Exited(ExitStatus::Code(1)).is_ordered());
     /// ```
     pub const fn is_ordered(&self) -> bool {
-        matches!(self, ExitCause::Requested | ExitCause::Stuck { .. } | ExitCause::Chaos)
+        matches!(
+            self,
+            ExitCause::Requested | ExitCause::Stuck { .. } | ExitCause::Unresponsive { .. } | ExitCause::Chaos
+        )
     }
 }
 
@@ -70,6 +78,12 @@ impl fmt::Display for ExitCause {
             ExitCause::Requested => f.write_str("stopped on request"),
             ExitCause::Exited(status) => write!(f, "{status}"),
             ExitCause::Stuck { grace } => write!(f, "killed: it did not yield within {grace:?} of a cancel"),
+            ExitCause::Unresponsive { grace } => {
+                write!(
+                    f,
+                    "killed: a cancelled stream had not ended, and it said nothing for {grace:?} after it was asked"
+                )
+            }
             ExitCause::StartTimeout { limit } => write!(f, "killed: it did not say READY within {limit:?}"),
             ExitCause::LinkLost { reason } => write!(f, "killed: its link was lost ({reason})"),
             ExitCause::Protocol { violation } => write!(f, "killed: it broke the protocol ({violation})"),

@@ -9,6 +9,7 @@
 //! | [`session`] | which calls are on one link, which have started, which are late |
 //! | [`mod@stream`] | who may still send on one stream, and how much |
 //! | [`window`] | how many calls one worker should have at once |
+//! | [`pulse`] | whether a worker that does not end a cancelled stream still lives |
 //! | [`dispatch`] | which worker a call goes to |
 //! | [`line`](mod@line) | which call is next where all workers are busy, and which has waited too long |
 //! | [`retry`] | whether a failed call is tried again |

@@ -17,7 +17,7 @@ pub struct Pulse {
     grace: Option<Duration>,
     /// When the worker last said something.
     heard: Time,
-    /// When it was asked, and has said nothing since.
+    /// When it was last asked.
     asked: Option<Time>,
     /// When to look again, while a cancelled stream has not ended.
     due: Option<Time>,
@@ -30,8 +30,8 @@ pub enum Look {
     Fine,
     /// The worker is asked.
     Ask,
-    /// It is stuck.
-    Stuck(Duration),
+    /// It has said nothing for this long after it was asked.
+    Unresponsive(Duration),
 }
 
 impl Pulse {
@@ -58,9 +58,9 @@ impl Pulse {
     }
 
     /// `is_waiting` says whether a cancelled stream has not ended.
-    pub fn look(&mut self, now: Time, is_waiting: bool) -> Look {
+    pub fn look(&mut self, now: Time, is_waiting: impl FnOnce() -> bool) -> Look {
         let Some(grace) = self.grace.filter(|_| self.due.is_some_and(|due| due <= now)) else { return Look::Fine };
-        if !is_waiting {
+        if !is_waiting() {
             (self.asked, self.due) = (None, None);
             return Look::Fine;
         }
@@ -68,7 +68,7 @@ impl Pulse {
         let is_late = self.due.is_some_and(|due| now.since(due) > LATE.max(grace / 4));
         // What came at the very moment of the question may be no answer to it, but a worker that is stuck says nothing more after that.
         if !is_late && self.asked.is_some_and(|asked| self.heard < asked) {
-            return Look::Stuck(grace);
+            return Look::Unresponsive(grace);
         }
         (self.asked, self.due) = (Some(now), Some(now + grace));
         Look::Ask
@@ -89,14 +89,14 @@ mod tests {
     #[test]
     fn a_silent_worker_is_asked_once_and_then_stuck() {
         let mut pulse = Pulse::new(Some(GRACE));
-        assert_eq!((pulse.look(at(1000), true), pulse.poll_timeout()), (Look::Fine, None), "nothing was cancelled");
+        assert_eq!((pulse.look(at(1000), || true), pulse.poll_timeout()), (Look::Fine, None), "nothing was cancelled");
         pulse.heard(at(1000));
         pulse.expect(at(1000));
         pulse.expect(at(1040));
-        assert_eq!((pulse.look(at(1049), true), pulse.poll_timeout()), (Look::Fine, Some(at(1050))));
-        assert_eq!(pulse.look(at(1050), true), Look::Ask);
-        assert_eq!(pulse.look(at(1099), true), Look::Fine);
-        assert_eq!(pulse.look(at(1100), true), Look::Stuck(GRACE));
+        assert_eq!((pulse.look(at(1049), || true), pulse.poll_timeout()), (Look::Fine, Some(at(1050))));
+        assert_eq!(pulse.look(at(1050), || true), Look::Ask);
+        assert_eq!(pulse.look(at(1099), || true), Look::Fine);
+        assert_eq!(pulse.look(at(1100), || true), Look::Unresponsive(GRACE));
     }
 
     #[test]
@@ -104,26 +104,26 @@ mod tests {
         let mut pulse = Pulse::new(Some(GRACE));
         pulse.expect(at(0));
         for round in 1..100 {
-            assert_eq!(pulse.look(at(50 * round), true), Look::Ask);
+            assert_eq!(pulse.look(at(50 * round), || true), Look::Ask);
             pulse.heard(at(50 * round + round % 50));
         }
-        assert_eq!((pulse.look(at(5000), false), pulse.poll_timeout()), (Look::Fine, None));
+        assert_eq!((pulse.look(at(5000), || false), pulse.poll_timeout()), (Look::Fine, None));
     }
 
     #[test]
     fn whoever_looks_late_asks_again() {
         let mut pulse = Pulse::new(Some(GRACE));
         pulse.expect(at(0));
-        assert_eq!(pulse.look(at(50), true), Look::Ask);
-        assert_eq!(pulse.look(at(500), true), Look::Ask, "the manager was held up, not the worker");
-        assert_eq!(pulse.look(at(555), true), Look::Stuck(GRACE));
+        assert_eq!(pulse.look(at(50), || true), Look::Ask);
+        assert_eq!(pulse.look(at(500), || true), Look::Ask, "the manager was held up, not the worker");
+        assert_eq!(pulse.look(at(555), || true), Look::Unresponsive(GRACE));
     }
 
     #[test]
     fn without_a_grace_nobody_asks() {
         let mut pulse = Pulse::new(None);
         pulse.expect(at(0));
-        assert_eq!((pulse.poll_timeout(), pulse.look(at(1 << 40), true)), (None, Look::Fine));
+        assert_eq!((pulse.poll_timeout(), pulse.look(at(1 << 40), || true)), (None, Look::Fine));
     }
 
     /// A worker that answers within the grace is never stuck, and one that falls silent is within two.
@@ -141,11 +141,11 @@ mod tests {
                     pulse.heard(at(now));
                     answer = None;
                 }
-                match pulse.look(at(now), true) {
+                match pulse.look(at(now), || true) {
                     Look::Fine => {}
                     Look::Ask if now < dies => answer = Some(now + random.below(40)),
                     Look::Ask => {}
-                    Look::Stuck(_) => break now,
+                    Look::Unresponsive(_) => break now,
                 }
                 assert!(now < dies + 200, "seed {seed}: not found out by {now}, it died at {dies}");
             };

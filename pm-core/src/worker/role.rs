@@ -255,7 +255,7 @@ where
 pub const STREAM_CONCURRENCY: u32 = 10_000;
 
 /// What a peer may send on a stream before anything is read, where nothing else is said: 1024 messages, and 256 KiB in them. A reader grants more once it has taken half
-/// of either, so a writer with up to 512 messages under way never waits for credit.
+/// of either, so a writer with up to 512 messages of up to 256 bytes under way never waits for credit.
 pub const STREAM_WINDOW: Grant = Grant { messages: 1024, bytes: 256 << 10 };
 
 /// A stream that this program can serve: name, types and handler. A manager sends messages of type `I` on it, and receives those of type `O`.

@@ -23,7 +23,7 @@ pub(crate) enum Content {
 /// A payload from this size on lies apart, in the memory in which it came. Smaller ones lie together.
 const APART: usize = 4 << 10;
 
-/// Memory that a stream keeps twice while its reader waits.
+/// Bytes that a stream keeps twice while its reader waits.
 const KEEP: usize = 512;
 
 /// Messages in the order in which they came. Their payloads lie one behind the other, so that they need no memory of their own.
@@ -54,7 +54,7 @@ enum Place {
 }
 
 impl Batch {
-    /// An empty one, for about as many as there are in this one.
+    /// Once something comes, makes room for about as much as there is in `like`.
     pub(super) fn expect(&mut self, like: &Batch) {
         self.expected = (like.lengths.len(), like.bytes.len());
     }

@@ -29,18 +29,21 @@ impl Lease {
         self.put(credit);
     }
 
+    /// All credit is here from now on.
     pub(super) fn put(&self, credit: Credit) {
         self.messages.store(credit.messages, Ordering::Relaxed);
         self.bytes.store(credit.bytes, Ordering::Relaxed);
     }
 
+    /// None is here from now on.
     pub(super) fn take(&self) -> Credit {
         let credit = self.credit();
         self.put(Credit::NONE);
         credit
     }
 
-    /// This side sends nothing more, or nobody reads it.
+    /// This side sends nothing more, or nobody reads it. Relaxed: whoever owes FIN has called this before, and FIN goes under the lock of the carrier, so a writer that comes
+    /// after FIN sees it.
     pub(super) fn shut(&self) {
         self.is_shut.store(true, Ordering::Relaxed);
     }

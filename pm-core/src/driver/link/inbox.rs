@@ -13,7 +13,7 @@ use crate::machine::frame::{BadFrame, Decoder, Frame, HEADER, Kind};
 use crate::machine::session::Word;
 use crate::transport::{LinkError, LinkRx, LinkTx};
 
-/// What a link receives with. Who holds it delivers for all.
+/// See the [module](self).
 pub(super) struct Inbox {
     pub(super) rx: Box<dyn LinkRx>,
     pub(super) after: After,
@@ -140,6 +140,7 @@ pub(super) fn deliver_from<Tx: LinkTx>(
             }
             Err(violation) => break Err(violation),
         };
+        // The run is no function of its own: one could not give back the frame that ends it, which borrows the decoder.
         let mut receiving = flow.receive();
         next = loop {
             receiving.take(frame, &mut after.wakers);
@@ -164,7 +165,7 @@ pub(super) fn deliver_from<Tx: LinkTx>(
     }
     if batch.messages > 0 {
         core.last_batch = batch.messages;
-        core.streams.heard();
+        core.streams.note_messages();
         // Of a raw worker no message is a call that it has finished: its deaths always count.
         after.first_answer |= !std::mem::replace(&mut core.answered_any, true) && shared.stated_load.is_none();
     }

@@ -336,7 +336,7 @@ impl<Tx: LinkTx> Core<Tx> {
     }
 }
 
-/// The answers of one turn, for the window.
+/// What came in one turn.
 #[derive(Default)]
 pub(super) struct Batch {
     pub(super) answers: u32,

@@ -51,6 +51,7 @@ const COARSE: Duration = Duration::from_millis(4);
 /// What all links of a pool have in common.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LinkSettings {
+    /// Of queries: how long a worker may take to end a cancelled one. Of streams: how long it may say nothing meanwhile. None for ever.
     pub(crate) cancel_grace: Option<Duration>,
     /// How many calls a worker may have when they name it.
     pub(crate) capacity: usize,
@@ -110,8 +111,10 @@ pub(crate) enum LinkEnd {
     Lost(String),
     /// The worker broke the protocol.
     Violation(String),
-    /// The worker did not yield.
+    /// The worker did not yield to a cancel.
     Stuck(Duration),
+    /// The worker said nothing while it had not ended a cancelled stream.
+    Unresponsive(Duration),
 }
 
 /// A link with its calls, shared by callers and the task of its worker.
@@ -165,8 +168,11 @@ impl<Tx: LinkTx> LinkShared<Tx> {
             None => Window::new(ready.concurrency, ready.ahead),
         };
         let capacity = settings.capacity.max(window.size() as usize);
-        let of_queries = settings.cancel_grace.filter(|_| windows.is_none());
-        let session = Session::new(capacity, ready.ahead as usize, of_queries);
+        let (grace, silence) = match windows {
+            None => (settings.cancel_grace, None),
+            Some(_) => (None, settings.cancel_grace),
+        };
+        let session = Session::new(capacity, ready.ahead as usize, grace);
         LinkShared {
             worker,
             incarnation,
@@ -199,7 +205,7 @@ impl<Tx: LinkTx> LinkShared<Tx> {
                 last_notice: None,
                 received: 0,
                 solo: Solo::new(worker, incarnation),
-                streams: Streams::new(windows, settings.cancel_grace),
+                streams: Streams::new(windows, silence),
                 unsaid: VecDeque::new(),
             }),
             is_hot: rx.is_hot(),

@@ -38,17 +38,17 @@ pub(super) struct Streams {
     /// What the last handler that failed said.
     pub(super) last_error: Option<String>,
     /// A message came since the last write.
-    has_heard: bool,
+    has_message: bool,
     /// When a message last went, and none before it waited.
     last_alone: Time,
     pub(super) pulse: Pulse,
 }
 
 impl Streams {
-    /// `grace` is for [`Pulse`].
-    pub(super) fn new(windows: Option<(Grant, Grant)>, grace: Option<Duration>) -> Self {
-        let pulse = Pulse::new(grace.filter(|_| windows.is_some()));
-        Streams { windows, owing: Vec::new(), last_error: None, has_heard: true, last_alone: Time::ZERO, pulse }
+    /// `silence` is how long the worker may say nothing while it has not ended a cancelled stream.
+    pub(super) fn new(windows: Option<(Grant, Grant)>, silence: Option<Duration>) -> Self {
+        let pulse = Pulse::new(silence);
+        Streams { windows, owing: Vec::new(), last_error: None, has_message: true, last_alone: Time::ZERO, pulse }
     }
 
     /// Whether the calls are streams.
@@ -66,26 +66,27 @@ impl Streams {
     fn comes_alone(&mut self) -> bool {
         let now = clock::now();
         let before = std::mem::replace(&mut self.last_alone, now);
-        std::mem::take(&mut self.has_heard) || now.since(before) > ALONE_AFTER
+        std::mem::take(&mut self.has_message) || now.since(before) > ALONE_AFTER
     }
 
     /// Some messages came together.
-    pub(super) fn heard(&mut self) {
-        self.has_heard = true;
+    pub(super) fn note_messages(&mut self) {
+        self.has_message = true;
     }
 }
 
 impl<Tx: LinkTx> Core<Tx> {
     /// The stream that frames with this header are about. None where it has ended.
     pub(super) fn stream_of(&self, header: Header) -> Result<Option<Arc<Flow>>, String> {
-        let (id, kind) = (CallId::from_wire(header.id), Kind::from_wire(header.kind));
+        let id = CallId::from_wire(header.id);
+        let kind = || Kind::from_wire(header.kind).map(|kind| format!("{kind:?}")).unwrap_or_default();
         match self.session.look_up(id) {
-            Standing::NeverIssued => Err(format!("a {kind:?} for a stream that was never opened (id {})", header.id)),
+            Standing::NeverIssued => Err(format!("a {} for a stream that was never opened (id {})", kind(), header.id)),
             Standing::Ended => Ok(None),
             Standing::Open => {
                 let aboard = self.calls.get(id.slot()).and_then(Option::as_ref);
                 let flow = aboard.and_then(|Aboard { call, .. }| call.flow.clone());
-                flow.map(Some).ok_or_else(|| format!("a {kind:?} for a query (id {})", header.id))
+                flow.map(Some).ok_or_else(|| format!("a {} for a query (id {})", kind(), header.id))
             }
         }
     }

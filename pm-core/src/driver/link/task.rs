@@ -258,11 +258,11 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
             let stalled = others
                 && core.session.unanswered() > core.session.started()
                 && core.window.stall_at(core.session.unanswered() as u32).is_some_and(|at| at <= now);
-            let mut stuck = stuck.then(|| core.session.grace().unwrap_or_default());
-            match core.streams.pulse.look(now, core.session.has_cancelled()) {
+            let mut end = stuck.then(|| LinkEnd::Stuck(core.session.grace().unwrap_or_default()));
+            match core.streams.pulse.look(now, || core.session.has_cancelled()) {
                 Look::Fine => {}
                 Look::Ask => core.say(Header::new(Kind::Ping)),
-                Look::Stuck(grace) => stuck = Some(grace),
+                Look::Unresponsive(grace) => end = Some(LinkEnd::Unresponsive(grace)),
             }
             let waiting = core.session.unanswered() - core.session.started();
             if stalled && let Some(keep) = core.window.look(now, waiting, self.yard.has_idle(self.shared.worker)) {
@@ -280,8 +280,8 @@ impl<Tx: LinkTx> LinkDriver<Tx> {
                 cx.waker().wake_by_ref();
             }
             self.shared.carry_out(&mut self.after, &*self.yard, now, is_idle);
-            if let Some(grace) = stuck {
-                return Some(LinkEnd::Stuck(grace));
+            if end.is_some() {
+                return end;
             }
         }
     }

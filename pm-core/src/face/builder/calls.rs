@@ -119,7 +119,7 @@ impl<I: 'static, O: 'static, C: Codec<I> + Codec<O>> Calls<I, O, C> for Streams 
 
     fn configure(&mut self, config: &PoolConfig) -> Result<(), StartError> {
         self.cancel_grace = config.cancel_grace.unwrap_or(self.cancel_grace);
-        PoolConfig { cancel_grace: None, ..config.clone() }.without_queries()
+        config.without_queries()
     }
 
     /// Whoever opens a stream waits for it.
@@ -143,8 +143,18 @@ impl<I: 'static, O: 'static, C: Codec<I> + Codec<O>> Calls<I, O, C> for Streams 
 impl<I: 'static, O: 'static, C: Codec<I> + Codec<O>> Calls<I, O, C> for Raw {
     type Manager = RawManager<I, O>;
 
+    /// Without a grace: the one stream of a worker ends with it.
     fn link(&self) -> LinkSettings {
         LinkSettings { cancel_grace: None, capacity: 0, streams: Some(self.window), is_raw: true, worn_after: u64::MAX }
+    }
+
+    fn configure(&mut self, config: &PoolConfig) -> Result<(), StartError> {
+        if let Some(grace) = config.cancel_grace {
+            let value = format!("{:?}", grace.unwrap_or_default());
+            let why = "a raw worker has none: its one stream ends with it";
+            return Err(StartError::Setting { setting: "cancel_grace", value, why });
+        }
+        config.without_queries()
     }
 
     /// The pool itself opens what there is.
