@@ -8,6 +8,8 @@
 
 mod batch;
 mod lease;
+mod receiving;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,13 +17,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::face::error::{HandlerError, StreamError};
-use crate::machine::frame::{Frame, Header, Kind, flag};
+use crate::machine::frame::{Header, Kind, flag};
 use crate::machine::id::WorkerId;
-use crate::machine::payload::{Lent, Payload};
-use crate::machine::stream::{Fault, Grant, Stream, Write};
-use batch::{Batch, number};
+use crate::machine::payload::Payload;
+use crate::machine::stream::{Grant, Stream};
+use batch::Batch;
 pub(crate) use batch::{Content, NUMBER, Taken};
 use lease::Lease;
+pub(crate) use receiving::Came;
+pub(crate) use writer::Writer;
 
 /// What carries the frames of streams.
 pub(crate) trait Carrier: Send + Sync {
@@ -44,26 +48,6 @@ pub(crate) trait Carrier: Send + Sync {
     fn has_handlers(&self) -> bool {
         false
     }
-}
-
-/// A flow that is locked while the frames of its peer come, one after another.
-pub(crate) struct Receiving<'a> {
-    flow: &'a Flow,
-    state: MutexGuard<'a, State>,
-    came: Came,
-}
-
-/// What they came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Came {
-    /// Messages, and errors, for whoever reads.
-    pub(crate) messages: u32,
-    /// Frames that mean nothing any more.
-    pub(crate) dropped: u64,
-    /// The stream owes an answer to some of these: the carrier is to see to that.
-    pub(crate) owes: bool,
-    /// What no honest peer does. The stream is over.
-    pub(crate) fault: Option<Fault>,
 }
 
 /// A link whose lock is held.
@@ -174,11 +158,6 @@ impl Flow {
         if self.carrier.set((carrier, id)).is_ok() {
             self.state().stream = Some(Stream::new(window, credit));
         }
-    }
-
-    /// Locks it, for frames of the peer.
-    pub(crate) fn receive(&self) -> Receiving<'_> {
-        Receiving { flow: self, state: self.state(), came: Came::default() }
     }
 
     /// Says what is owed, as far as there is room, and where the link `has_room` wakes those who wait for some. True once all of that is done.
@@ -381,188 +360,7 @@ impl Flow {
     }
 }
 
-impl Receiving<'_> {
-    /// Takes a frame.
-    pub(crate) fn take(&mut self, frame: Frame<'_>, wakers: &mut Vec<Waker>) {
-        let Frame { header, payload } = frame;
-        if self.came.fault.is_some() {
-            self.came.dropped += 1;
-            return;
-        }
-        match self.state.receive(header, payload, &self.flow.lease, wakers) {
-            Ok(true) => self.came.messages += u32::from(header.kind == Kind::Data as u8),
-            Ok(false) => self.came.dropped += 1,
-            Err(fault) => {
-                self.flow.lease.shut();
-                self.came.fault = Some(fault);
-            }
-        }
-    }
-
-    /// Unlocks it.
-    pub(crate) fn end(mut self) -> Came {
-        let State { owed, end, .. } = &mut *self.state;
-        if !owed.unanswered.is_empty() && end.is_none() {
-            self.came.owes = !std::mem::replace(&mut owed.is_known, true);
-        }
-        self.came
-    }
-}
-
-/// One who writes on a stream, one frame after another. Dropped, it waits no longer.
-pub(crate) struct Writer {
-    flow: Arc<Flow>,
-    /// Its place among those who wait.
-    ticket: Option<u64>,
-}
-
-impl Writer {
-    pub(crate) fn new(flow: Arc<Flow>) -> Self {
-        Writer { flow, ticket: None }
-    }
-
-    /// Sends a message. Pending where there is no credit or no room.
-    pub(crate) fn poll(&mut self, flags: u8, payload: &[u8], cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-        let Writer { flow, ticket } = self;
-        let Some((carrier, id)) = flow.carrier.get() else { return Poll::Ready(Err(StreamError::Ended)) };
-        let header = Header { flags, ..Header::call(Kind::Data, *id) };
-        let (mut has_gone, mut refused, mut before) = (false, None, None);
-        carrier.with(&mut |out| {
-            if flags & flag::REPLY == 0 && flow.lease.may_write() && out.push(header, payload) == Pushed::Taken {
-                flow.lease.spend(payload.len());
-                has_gone = true;
-                return;
-            }
-            let mut state = flow.state();
-            match state.write(header, out, payload, &flow.lease) {
-                Some(Ok(())) => has_gone = true,
-                Some(Err(error)) => refused = Some(error),
-                None => before = state.wait(ticket, cx.waker()),
-            }
-        });
-        if has_gone {
-            *ticket = None;
-            return Poll::Ready(Ok(()));
-        }
-        // Where no lock is held: it may be the last that its executor has of a task.
-        drop(before);
-        refused.map_or(Poll::Pending, |error| Poll::Ready(Err(error)))
-    }
-
-    /// It waits no longer.
-    pub(crate) fn give_up(&mut self) {
-        if let Some(number) = self.ticket.take() {
-            let mut state = self.flow.state();
-            let place = state.writers.iter().position(|(other, _)| *other == number);
-            let waker = place.map(|place| state.writers.remove(place));
-            drop(state);
-            drop(waker);
-        }
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.give_up();
-    }
-}
-
 impl State {
-    /// Takes a frame of the peer. False where it means nothing any more.
-    fn receive(
-        &mut self,
-        header: Header,
-        payload: Lent<'_>,
-        lease: &Lease,
-        wakers: &mut Vec<Waker>,
-    ) -> Result<bool, Fault> {
-        let (kind, flags) = (Kind::from_wire(header.kind), header.flags);
-        if kind == Some(Kind::Data) && flags & flag::REPLY != 0 {
-            return self.reply(flags, payload, wakers);
-        }
-        let Some(stream) = &mut self.stream else { return Ok(false) };
-        match kind {
-            Some(Kind::Data) => {
-                let is_wanted = stream.data(payload.len())?;
-                if !is_wanted && stream.is_over() {
-                    return Ok(false);
-                }
-                let content = Content::of(flags, &payload).map_err(|fault| stream.fail(fault))?;
-                if is_wanted {
-                    self.inbox.push(content, payload);
-                    wakers.extend(self.reader.take());
-                } else if let Content::Call(number) = content {
-                    // Whoever made the call cannot know that nobody reads it.
-                    self.owed.unanswered.push(number);
-                }
-                Ok(is_wanted)
-            }
-            Some(Kind::Fin) => {
-                let finished = stream.peer_finished()?;
-                self.wake_readers(wakers);
-                Ok(finished)
-            }
-            Some(Kind::Rst) => {
-                let stopped = stream.peer_stopped();
-                lease.shut();
-                self.wake_writers(wakers);
-                Ok(stopped)
-            }
-            Some(Kind::Credit) => {
-                let grant = Grant::decode(&payload).ok_or(Fault::Malformed).map_err(|fault| stream.fail(fault))?;
-                stream.put_credit(lease.take());
-                if stream.granted(grant)? {
-                    self.wake_writers(wakers);
-                }
-                Ok(true)
-            }
-            _ => Ok(false),
-        }
-    }
-
-    /// Sends a message. None where there is no credit or no room.
-    fn write(
-        &mut self,
-        header: Header,
-        out: &mut dyn Outlet,
-        payload: &[u8],
-        lease: &Lease,
-    ) -> Option<Result<(), StreamError>> {
-        let is_reply = header.flags & flag::REPLY != 0;
-        let may = match &mut self.stream {
-            // It has an end in a moment, which says more.
-            Some(stream) if stream.is_over() && self.end.is_none() => Write::Waits,
-            Some(stream) if is_reply => stream.may_reply(),
-            Some(stream) => {
-                stream.put_credit(lease.take());
-                stream.may_write()
-            }
-            None => Write::Never,
-        };
-        match may {
-            Write::Never => return Some(Err(self.why_closed())),
-            Write::Waits => {}
-            Write::Goes => match out.push(header, payload) {
-                Pushed::Taken => {
-                    if let Some(stream) = self.stream.as_mut().filter(|_| !is_reply) {
-                        stream.wrote(payload.len());
-                        lease.put(stream.take_credit());
-                    }
-                    return Some(Ok(()));
-                }
-                Pushed::NoRoom => {
-                    self.owed.room = true;
-                    if !std::mem::replace(&mut self.owed.is_known, true) {
-                        out.remember(header.id);
-                    }
-                }
-                // The end of the link is on its way, and wakes all who wait.
-                Pushed::Closed => {}
-            },
-        }
-        None
-    }
-
     /// Adds the wakers of those who wait for credit or room.
     fn wake_writers(&mut self, wakers: &mut Vec<Waker>) {
         wakers.extend(self.writers.drain(..).map(|(_, waker)| waker));
@@ -582,21 +380,6 @@ impl State {
             self.owed.grant.get_or_insert(Grant::NONE).add(grant);
         }
         taken.report_at = stream.until_worth();
-    }
-
-    /// Puts a writer among those who wait. Gives the waker that it had there.
-    fn wait(&mut self, ticket: &mut Option<u64>, waker: &Waker) -> Option<Waker> {
-        let number = *ticket.get_or_insert_with(|| {
-            self.next_ticket += 1;
-            self.next_ticket
-        });
-        match self.writers.iter_mut().find(|(other, _)| *other == number) {
-            Some((_, known)) => Some(std::mem::replace(known, waker.clone())),
-            None => {
-                self.writers.push((number, waker.clone()));
-                None
-            }
-        }
     }
 
     fn why_closed(&self) -> StreamError {
@@ -637,28 +420,6 @@ impl State {
             *is_owed = false;
         }
         true
-    }
-
-    /// Takes the reply to a call. One that nobody waits for any more is dropped: so a peer that makes some up fills nothing.
-    fn reply(&mut self, flags: u8, payload: Lent<'_>, wakers: &mut Vec<Waker>) -> Result<bool, Fault> {
-        let Some(stream) = self.stream.as_mut().filter(|_| self.end.is_none()) else { return Ok(false) };
-        let number = number(&payload).ok_or(Fault::Malformed).map_err(|fault| stream.fail(fault))?;
-        let Some(call) = self.calls.get_mut(&number).filter(|call| call.reply.is_none()) else { return Ok(false) };
-        let reply = match (flags & flag::ERROR, &payload[NUMBER..]) {
-            (0, _) => {
-                let mut reply = Payload::default();
-                payload.take_into(&mut reply);
-                Ok(reply)
-            }
-            (_, []) => Err(None),
-            (_, error) => {
-                let error = serde_json::from_slice(error).map_err(|_| stream.fail(Fault::Malformed))?;
-                Err(Some(Box::new(error)))
-            }
-        };
-        call.reply = Some(reply);
-        wakers.extend(call.waker.take());
-        Ok(true)
     }
 }
 
