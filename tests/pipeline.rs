@@ -156,16 +156,20 @@ async fn an_item_that_is_dropped_is_cancelled(transport: AnyTransport) {
 async fn a_shutdown_lets_items_come_through(transport: AnyTransport) {
     let pipeline = letters(transport).await;
     let items: Vec<_> = (1..200).map(|n| tokio::spawn(pipeline.run("x".repeat(n)))).collect();
-    // They are all inside once the first stage has taken the last one.
-    eventually("they are inside", || {
-        let info = &pipeline.info()[0].pool;
-        info.answered as usize + info.queued + info.load >= items.len()
-    })
-    .await;
+    eventually("some are through the first stage", || pipeline.info()[0].pool.answered > 50).await;
     within(pipeline.shutdown()).await;
+    let mut through = 0;
     for (n, item) in (1..).zip(items) {
-        assert_eq!(item.await.unwrap().unwrap(), format((n, n > 9)));
+        match item.await.unwrap() {
+            Ok(output) => {
+                assert_eq!(output, format((n, n > 9)));
+                through += 1;
+            }
+            // It came when the first stage was closed already. None is refused later on.
+            Err(error) => assert_eq!((&*error.stage, error.error.kind()), ("analyse", QueryErrorKind::ShuttingDown)),
+        }
     }
+    assert!(through > 50, "{through} came through");
     let refused = within(pipeline.run("late".to_string())).await.unwrap_err();
     assert_eq!((&*refused.stage, refused.error.kind()), ("analyse", QueryErrorKind::ShuttingDown));
 }
