@@ -27,6 +27,9 @@ pub const LINK_VARIABLE: &str = "PM_LINK";
 /// The variable that holds the number of the descriptor of a worker's link.
 pub const LINK_FD_VARIABLE: &str = "PM_LINK_FD";
 
+/// All that tell a worker where its link is, and its outbox.
+pub(crate) const LINK_VARIABLES: [&str; 4] = [LINK_VARIABLE, LINK_FD_VARIABLE, OUTBOX_FD_VARIABLE, SOCKET_VARIABLE];
+
 /// The variable that holds the path of the socket of a pool that takes visitors. Whoever starts a worker by hand sets it in place of the other ones.
 pub const SOCKET_VARIABLE: &str = "PM_SOCKET";
 

@@ -3,13 +3,10 @@
 use super::launch::{self, Command, LaunchError};
 use super::listeners::LISTEN_VARIABLES;
 use crate::machine::spec::{Program, Resource, Spec};
-use crate::transport::{
-    LINK_FD_VARIABLE, LINK_VARIABLE, OUTBOX_FD_VARIABLE, ROLE_VARIABLE, SOCKET_VARIABLE, WORKER_VARIABLE,
-};
+use crate::transport::{LINK_VARIABLES, ROLE_VARIABLE, WORKER_VARIABLE};
 
-/// What a worker is told by its environment. What this process was told itself is meant for nobody else.
-const WORKER_VARIABLES: [&str; 6] =
-    [LINK_VARIABLE, LINK_FD_VARIABLE, ROLE_VARIABLE, OUTBOX_FD_VARIABLE, SOCKET_VARIABLE, WORKER_VARIABLE];
+/// What else a worker is told by its environment. What this process was told itself is meant for nobody else.
+const WORKER_VARIABLES: [&str; 2] = [ROLE_VARIABLE, WORKER_VARIABLE];
 
 /// Where a process that Node.js forked finds its channel: under a number that means something else in any other process.
 const NODE_VARIABLES: [&str; 2] = ["NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE"];
@@ -17,7 +14,7 @@ const NODE_VARIABLES: [&str; 2] = ["NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATIO
 /// The command for `spec`, without descriptors. `owner` is what the process belongs to, and `unit` what it is called in the environment.
 pub(crate) fn of_spec(spec: &Spec, owner: &str, unit: String) -> Result<Command, LaunchError> {
     // Listeners of this process, its link and its own channel to Node.js are not meant for that one. What the Spec sets is.
-    let of_this_process = [&LISTEN_VARIABLES[..], &NODE_VARIABLES, &WORKER_VARIABLES].concat();
+    let of_this_process = [&LISTEN_VARIABLES[..], &NODE_VARIABLES, &LINK_VARIABLES, &WORKER_VARIABLES].concat();
     let own = std::env::vars_os().filter(|(name, _)| !of_this_process.iter().any(|known| name == known));
     let env = spec.environment(own);
     let (program, name) = match spec.what() {

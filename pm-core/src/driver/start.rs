@@ -21,16 +21,13 @@ use crate::machine::spec::{self, Program, Spec};
 use crate::machine::unit::Farewell;
 use crate::sys::outbox;
 use crate::transport::{
-    Accept, Identity, LINK_FD_VARIABLE, LINK_VARIABLE, Link, OUTBOX_FD_VARIABLE, Place, ROLE_VARIABLE, SOCKET_VARIABLE,
-    Transport, WORKER_VARIABLE,
+    Accept, Identity, LINK_VARIABLE, LINK_VARIABLES, Link, OUTBOX_FD_VARIABLE, Place, ROLE_VARIABLE, Transport,
+    WORKER_VARIABLE,
 };
 
 /// How long the last words of a process are waited for that ended before it took its link, and how many bytes they may have.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 const MOST_WORDS: u64 = 4 << 10;
-
-/// What tells a worker of the protocol where its link is.
-const OF_LINKS: [&str; 4] = [LINK_VARIABLE, LINK_FD_VARIABLE, OUTBOX_FD_VARIABLE, SOCKET_VARIABLE];
 
 /// Starts workers of one sort.
 pub(crate) trait Starter: Send + Sync + 'static {
@@ -152,7 +149,7 @@ impl<T: Transport> Starter for ProcessStarter<T> {
             }
         } else {
             // Its link is the one that is made here, whatever the Spec has copied from elsewhere.
-            command.env.retain(|(name, _)| !OF_LINKS.iter().any(|known| name == known));
+            command.env.retain(|(name, _)| !LINK_VARIABLES.iter().any(|known| name == known));
             set(&mut command, LINK_VARIABLE, self.transport.scheme());
             if let Some(role) = self.spec.role_to_serve() {
                 set(&mut command, ROLE_VARIABLE, role);

@@ -43,7 +43,9 @@ use crate::machine::handshake::{Hello, Ready, VERSION};
 use crate::machine::stream::Grant;
 use crate::sys::inherited;
 use crate::sys::outbox::Outbox;
-use crate::transport::{Connect, LINK_FD_VARIABLE, LINK_VARIABLE, OUTBOX_FD_VARIABLE, ROLE_VARIABLE, SOCKET_VARIABLE};
+use crate::transport::{
+    Connect, LINK_FD_VARIABLE, LINK_VARIABLE, LINK_VARIABLES, OUTBOX_FD_VARIABLE, ROLE_VARIABLE, SOCKET_VARIABLE,
+};
 
 /// The descriptor that the environment names as this worker's link, for a [`Connect`]. It is taken out of the reach of children.
 ///
@@ -139,7 +141,8 @@ fn connect(transports: &[&dyn Connect], asked: OsString) -> Result<(Box<dyn Work
     let outbox = inherited_descriptor(OUTBOX_FD_VARIABLE).and_then(|fd| Outbox::map(&fd)).ok();
     listeners::inherit();
     // No child of this process shall believe that it is a worker.
-    inherited::forget_variables(&[LINK_VARIABLE, LINK_FD_VARIABLE, OUTBOX_FD_VARIABLE, ROLE_VARIABLE, SOCKET_VARIABLE]);
+    inherited::forget_variables(&LINK_VARIABLES);
+    inherited::forget_variables(&[ROLE_VARIABLE]);
     inherited::forget_variables(&LISTEN_VARIABLES);
     Ok((link, outbox))
 }
