@@ -132,6 +132,9 @@ pub enum Verdict {
     GiveUp,
 }
 
+/// So many deaths are remembered where there is no limit to them.
+const ENOUGH: usize = 64;
+
 /// The deaths that count, as time goes by.
 #[derive(Clone, Debug)]
 pub struct Deaths {
@@ -158,6 +161,10 @@ impl Deaths {
         }
         if self.recent.len() >= self.budget.limit as usize {
             return Verdict::GiveUp;
+        }
+        // Without an end only the delay depends on how many there were, and that no longer grows.
+        if self.budget.limit == u32::MAX && self.recent.len() >= ENOUGH {
+            self.recent.pop_front();
         }
         self.recent.push_back((now, death == Death::FirstCall));
         Verdict::Restart(self.delay())

@@ -24,10 +24,15 @@ pub enum ExitCause {
         /// The grace that it had.
         grace: Duration,
     },
-    /// It did not say READY in time.
+    /// It was not ready in time: a worker that did not say READY, a service whose probe did not pass.
     StartTimeout {
         /// The time that it had.
         limit: Duration,
+    },
+    /// It was a service, and was not well any more.
+    Unhealthy {
+        /// What the probe said.
+        reason: String,
     },
     /// It closed its link and went on living.
     LinkLost {
@@ -84,7 +89,8 @@ impl fmt::Display for ExitCause {
                     "killed: a cancelled stream had not ended, and it said nothing for {grace:?} after it was asked"
                 )
             }
-            ExitCause::StartTimeout { limit } => write!(f, "killed: it did not say READY within {limit:?}"),
+            ExitCause::StartTimeout { limit } => write!(f, "not ready within {limit:?}"),
+            ExitCause::Unhealthy { reason } => write!(f, "not well any more: {reason}"),
             ExitCause::LinkLost { reason } => write!(f, "killed: its link was lost ({reason})"),
             ExitCause::Protocol { violation } => write!(f, "killed: it broke the protocol ({violation})"),
             ExitCause::Returned { error: None } => {

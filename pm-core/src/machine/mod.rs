@@ -17,6 +17,10 @@
 //! | [`pool`] | the life of a set of equal units: scaling, replacement, giving up |
 //! | [`recycle`] | which workers are replaced while they are well, and when |
 //! | [`scaling`] | how many workers a pool should have, by its load |
+//! | [`supervisor`] | which services start and stop, in which order, and which cannot |
+//! | [`life`] | the life of one service: its starts, its health, its end |
+//! | [`probe`] | when a service is asked whether it is well, and what its answers mean |
+//! | [`restart`] | whether a service that ended is started again |
 //! | [`budget`] | whether a unit that died is started again, and after which delay |
 //! | [`health`] | whether a pool is well |
 //! | [`graph`] | in which order things that need each other start and stop |
@@ -24,6 +28,7 @@
 //! | vocabulary | says |
 //! |---|---|
 //! | [`spec`] | how to start one thing |
+//! | [`service`] | what services need of each other, what state they are in, and what happened to them |
 //! | [`frame`], [`payload`], [`handshake`] | what passes over a link |
 //! | [`event`], [`cause`], [`exit`] | what happened to a worker, and why it ended |
 //! | [`id`], [`time`] | who, and when |
@@ -38,16 +43,21 @@ pub mod graph;
 pub mod handshake;
 pub mod health;
 pub mod id;
+pub mod life;
 pub mod line;
 pub mod payload;
 pub mod pool;
+pub mod probe;
 pub mod pulse;
 pub mod recycle;
+pub mod restart;
 pub mod retry;
 pub mod scaling;
+pub mod service;
 pub mod session;
 pub mod spec;
 pub mod stream;
+pub mod supervisor;
 pub mod time;
 pub mod unit;
 pub mod window;

@@ -1,7 +1,7 @@
 //! The life of one process.
 //!
 //! ```text
-//!             start          spawned, ready           drain             drained
+//!             start          spawned, ready           drain             drained              (ask: from Starting and Ready to Asked)
 //!   Idle ──────────▶ Starting ─────────────▶ Ready ─────────▶ Draining ─────────▶ Leaving (or Asked, by a signal)
 //!                     ▲   │                    │                 │ deadline          │ grace
 //!             restart │   │ start timeout      │ lost, violation │                   ▼
@@ -66,6 +66,13 @@ pub enum Input {
     },
     /// It has no call left, and this is how it learns that it should leave.
     Drained(Incarnation, Farewell),
+    /// Ask it to leave by a signal, whatever it is doing, and end it where it has not left by the deadline.
+    Ask {
+        /// Why.
+        cause: ExitCause,
+        /// None waits for as long as it takes.
+        deadline: Option<Time>,
+    },
     /// End it now.
     Kill(ExitCause),
     /// End this incarnation now, for something that it did.
@@ -223,6 +230,7 @@ impl Unit {
         match input {
             Input::Start { after } => self.start(now, after),
             Input::Drain { deadline } => self.drain(now, deadline),
+            Input::Ask { cause, deadline } => self.ask(now, cause, deadline),
             Input::Kill(cause) => self.kill(now, cause),
             Input::Spawned(of)
             | Input::NotSpawned(of, _)
@@ -269,7 +277,7 @@ impl Unit {
                     }
                     // It had nothing left, and nobody can say that it ended badly.
                     State::Leaving { .. } if status == ExitStatus::Lost => ExitCause::Requested,
-                    State::Asked { .. } if is_leave(status) => ExitCause::Requested,
+                    State::Asked { .. } if self.cause.is_none() && is_leave(status) => ExitCause::Requested,
                     State::Terminated { .. } => ExitCause::Requested,
                     _ => self.cause.take().unwrap_or(ExitCause::Exited(status)),
                 };
@@ -363,6 +371,18 @@ impl Unit {
             State::Draining { until } => self.state = State::Draining { until: Time::earliest(until, deadline) },
             State::Asked { until } => self.state = State::Asked { until: Time::earliest(until, deadline) },
             _ => {}
+        }
+    }
+
+    fn ask(&mut self, now: Time, cause: ExitCause, deadline: Option<Time>) {
+        match self.state {
+            State::Starting { .. } | State::Ready | State::Draining { .. } | State::Orphaned { .. } => {
+                self.cause.get_or_insert(cause);
+                self.state = State::Asked { until: deadline };
+                self.effects.push_back(Effect::Terminate(self.incarnation));
+            }
+            State::Asked { .. } | State::Idle | State::Backoff { .. } => self.drain(now, deadline),
+            State::Leaving { .. } | State::Terminated { .. } | State::Killed { .. } | State::Down => {}
         }
     }
 

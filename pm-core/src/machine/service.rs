@@ -1,0 +1,328 @@
+//! The words about services: what they need of each other, what state one is in, what happened to it.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::cause::ExitCause;
+use super::exit::ExitStatus;
+use super::id::Incarnation;
+use super::probe::Timing;
+use super::restart::Restart;
+
+/// One process of a service, from its first start until it is removed. A service with several replicas has as many of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceId(pub u32);
+
+/// What another service must have come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Condition {
+    /// Its process was made.
+    Started,
+    /// It has lived for a second, or is ready.
+    Running,
+    /// Its readiness probe has passed, and it is well now.
+    #[default]
+    Healthy,
+    /// It printed the line that says that it is ready.
+    LogReady,
+    /// It has ended, however that was.
+    Completed,
+    /// It has ended with an exit code that is a success.
+    CompletedSuccessfully,
+}
+
+impl Condition {
+    /// All of them.
+    pub const ALL: [Condition; 6] = [
+        Condition::Started,
+        Condition::Running,
+        Condition::Healthy,
+        Condition::LogReady,
+        Condition::Completed,
+        Condition::CompletedSuccessfully,
+    ];
+
+    /// The word for it in configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Condition::Started => "started",
+            Condition::Running => "running",
+            Condition::Healthy => "healthy",
+            Condition::LogReady => "log_ready",
+            Condition::Completed => "completed",
+            Condition::CompletedSuccessfully => "completed_successfully",
+        }
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Text that is no condition.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0:?} is no condition: write started, running, healthy, log_ready, completed or completed_successfully")]
+pub struct UnknownCondition(pub String);
+
+/// The words of [`Condition::name`], with `_` or `-`.
+impl FromStr for Condition {
+    type Err = UnknownCondition;
+
+    fn from_str(text: &str) -> Result<Self, UnknownCondition> {
+        let word = text.replace('-', "_");
+        Condition::ALL.into_iter().find(|one| one.name() == word).ok_or_else(|| UnknownCondition(text.to_owned()))
+    }
+}
+
+/// What a service needs of another one before it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// The other one.
+    pub on: String,
+    /// What it must have come to.
+    pub condition: Condition,
+    /// Whether this service is started anew whenever the other one is.
+    pub restart: bool,
+}
+
+impl Need {
+    /// The other one must be in this condition; its restarts do not matter.
+    pub fn new(on: impl Into<String>, condition: Condition) -> Self {
+        Need { on: on.into(), condition, restart: false }
+    }
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.on, self.condition)
+    }
+}
+
+/// How it is known that a service is ready.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Readiness {
+    /// By nothing: it is as ready as its process exists.
+    #[default]
+    Spawned,
+    /// It says so itself: by a line that it prints, or by sd_notify(3).
+    Told {
+        /// Whether a line says it, which is what [`Condition::LogReady`] asks for.
+        by_line: bool,
+    },
+    /// It is asked, and goes on being asked whether it is well.
+    Asked(Timing),
+}
+
+/// What the machines have to know of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// What must be so before it starts.
+    pub needs: Vec<Need>,
+    /// How it is known that it is ready.
+    pub readiness: Readiness,
+    /// What has not become ready by then has failed. Never a limit to its life: 60 s by default.
+    pub start_limit: Duration,
+    /// Whether it is started anew when its readiness probe says that it is not well any more.
+    pub restart_unhealthy: bool,
+    /// A second probe, from when it is ready on. When it fails the service is started anew.
+    pub liveness: Option<Timing>,
+    /// It must say within this time, again and again, that it lives (WATCHDOG=1 of sd_notify(3)); or it is started anew.
+    pub watchdog: Option<Duration>,
+    /// What follows from its end.
+    pub restart: Restart,
+    /// From the signal that asks it to stop to the kill: 10 s by default.
+    pub stop_limit: Duration,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Rules {
+            needs: Vec::new(),
+            readiness: Readiness::Spawned,
+            start_limit: Duration::from_secs(60),
+            restart_unhealthy: false,
+            liveness: None,
+            watchdog: None,
+            restart: Restart::default(),
+            stop_limit: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What a service is doing, in one word.
+///
+/// | state | its unit ([`unit::Phase`](super::unit::Phase)) | means |
+/// |---|---|---|
+/// | `Idle` | Idle | it was never started |
+/// | `Waiting` | Idle or Down | what it needs is not there yet |
+/// | `Starting` | Starting, or Ready for less than a second | its process is being made, or is not ready |
+/// | `Running` | Ready | it lives, and has no probe |
+/// | `Healthy` | Ready | its readiness probe has passed |
+/// | `Unhealthy` | Ready | its readiness probe fails, after it had passed |
+/// | `Stopping` | Draining or Stopping | it was asked to end |
+/// | `Stopped` | Down | it has ended on request |
+/// | `Completed` | Down | it has ended by itself, with a success |
+/// | `Failed` | Down | it has ended otherwise, or could not be started |
+/// | `Backoff` | Backoff | it will be started again |
+/// | `GaveUp` | Down | it has ended once too often |
+/// | `Skipped` | Idle or Down | what it needs can no longer be |
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the table above says what each means")]
+pub enum State {
+    Idle,
+    Waiting,
+    Starting,
+    Running,
+    Healthy,
+    Unhealthy,
+    Stopping,
+    Stopped,
+    Completed,
+    Failed,
+    Backoff,
+    GaveUp,
+    Skipped,
+}
+
+impl State {
+    /// Whether it has a process, or is about to have one.
+    pub const fn is_up(self) -> bool {
+        matches!(
+            self,
+            State::Starting | State::Running | State::Healthy | State::Unhealthy | State::Stopping | State::Backoff
+        )
+    }
+
+    /// Whether nothing will happen to it until somebody asks for it.
+    pub const fn is_over(self) -> bool {
+        !self.is_up() && !matches!(self, State::Waiting)
+    }
+
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            State::Idle => "idle",
+            State::Waiting => "waiting",
+            State::Starting => "starting",
+            State::Running => "running",
+            State::Healthy => "healthy",
+            State::Unhealthy => "unhealthy",
+            State::Stopping => "stopping",
+            State::Stopped => "stopped",
+            State::Completed => "completed",
+            State::Failed => "failed",
+            State::Backoff => "backoff",
+            State::GaveUp => "gave up",
+            State::Skipped => "skipped",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Something that happened to a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// It is to start as soon as what it needs is there.
+    Waiting {
+        /// What it waits for.
+        reason: String,
+    },
+    /// What it needs can no longer be, so it is not started.
+    Skipped {
+        /// What is missing, and why.
+        reason: String,
+    },
+    /// Its process is being made.
+    Starting {
+        /// Which life of it.
+        incarnation: Incarnation,
+    },
+    /// Its process was made.
+    Started {
+        /// Which life of it.
+        incarnation: Incarnation,
+        /// Its process.
+        pid: u32,
+    },
+    /// It has lived for a second, or is ready.
+    Running,
+    /// Its readiness probe passed: for the first time in this life, or again.
+    Healthy {
+        /// From the start of the process to the answer that said so.
+        after: Duration,
+    },
+    /// Its readiness probe failed so often that it is not well any more.
+    Unhealthy {
+        /// What the probe said last.
+        reason: String,
+    },
+    /// It was asked to end.
+    Stopping {
+        /// Why.
+        cause: ExitCause,
+    },
+    /// It has ended on request.
+    Stopped {
+        /// How; none where there was no process.
+        status: Option<ExitStatus>,
+    },
+    /// It has ended by itself, with a success.
+    Completed {
+        /// How.
+        status: ExitStatus,
+        /// The delay to its next start, where one follows.
+        restart: Option<Duration>,
+    },
+    /// It has ended otherwise, or could not be started.
+    Crashed {
+        /// Why.
+        cause: ExitCause,
+        /// How long it lived.
+        lived: Duration,
+        /// The delay to its next start, where one follows.
+        restart: Option<Duration>,
+        /// How many restarts count against the limit.
+        restarts: usize,
+        /// The limit; none is no end.
+        max: Option<u32>,
+    },
+    /// Its process was made again after an end.
+    Restarted {
+        /// Which life of it.
+        incarnation: Incarnation,
+    },
+    /// It has ended more often than its restart policy allows.
+    GaveUp {
+        /// How many restarts there were in the window.
+        restarts: usize,
+    },
+    /// It was killed and is still there.
+    Unkillable {
+        /// Its process.
+        pid: Option<u32>,
+    },
+    /// It does not exist any more.
+    Removed,
+}
+
+/// Whether a [`Condition`] holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It does.
+    Holds,
+    /// It may hold later. The text says what is so now.
+    NotYet(String),
+    /// It cannot, unless somebody intervenes. The text says why.
+    Never(String),
+}

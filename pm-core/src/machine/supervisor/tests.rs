@@ -1,0 +1,616 @@
+//! Generated systems of services at virtual time, beside a model that knows only what the world has seen.
+
+use super::super::budget::SplitMix;
+use super::super::exit::ExitStatus;
+use super::super::id::Incarnation;
+use super::super::life::Check;
+use super::super::probe::Timing;
+use super::super::restart::{Restart, When};
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn at(millis: u64) -> Time {
+    Time::ZERO + Duration::from_millis(millis)
+}
+
+/// How the processes of a service behave.
+#[derive(Clone, Copy, Debug)]
+struct Manners {
+    /// It cannot be started, one time in so many; 0 is never.
+    refuses: u64,
+    /// It ends by itself after at most so long; 0 is never.
+    lives: u64,
+    /// The code it ends with.
+    code: i32,
+    /// Its probe passes from then on; none is never.
+    ready_after: Option<u64>,
+    /// Its probe fails later, one time in so many.
+    flaps: u64,
+    /// It ends at once when it is asked to.
+    is_polite: bool,
+}
+
+const GOOD: Manners = Manners { refuses: 0, lives: 0, code: 0, ready_after: Some(100), flaps: 0, is_polite: true };
+
+#[derive(Clone, Debug)]
+struct Process {
+    incarnation: Incarnation,
+    pid: Option<u32>,
+    spawned_at: Time,
+    asked_to_end: bool,
+}
+
+/// What is known of one process of a service, from effects that were carried out and from nothing else.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    process: Option<Process>,
+    events: Vec<Event>,
+}
+
+#[derive(Debug)]
+struct World {
+    machine: Supervisor,
+    manners: BTreeMap<String, Manners>,
+    known: BTreeMap<ServiceId, Known>,
+    names: BTreeMap<ServiceId, String>,
+    due: BTreeMap<(Time, u64), (ServiceId, life::Input)>,
+    now: Time,
+    random: SplitMix,
+    next: u64,
+    /// All that happened, for whoever reads a failure.
+    trace: Vec<String>,
+    /// What has a process may only end in this order while all is being stopped.
+    is_stopping_all: bool,
+}
+
+impl World {
+    fn new(seed: u64, services: Vec<(&str, Rules, Manners)>) -> Self {
+        let mut machine = Supervisor::new(seed);
+        let manners = services.iter().map(|(name, _, manners)| (name.to_string(), *manners)).collect();
+        machine.add(services.into_iter().map(|(name, rules, _)| (name.to_string(), rules, 1)).collect()).unwrap();
+        let mut world = World {
+            machine,
+            manners,
+            known: BTreeMap::new(),
+            names: BTreeMap::new(),
+            due: BTreeMap::new(),
+            now: Time::ZERO,
+            random: SplitMix(seed),
+            next: 0,
+            trace: Vec::new(),
+            is_stopping_all: false,
+        };
+        world.carry_out();
+        world
+    }
+
+    fn handle(&mut self, input: Input) {
+        self.trace.push(format!("{} ms: {input:?}", self.now.as_nanos() / 1_000_000));
+        self.machine.handle(self.now, input);
+        self.carry_out();
+    }
+
+    fn start(&mut self, name: &str) {
+        self.handle(Input::Start { names: vec![name.into()], with_needs: true });
+    }
+
+    fn later(&mut self, millis: u64, id: ServiceId, input: life::Input) {
+        self.next += 1;
+        self.due.insert((self.now + Duration::from_millis(millis), self.next), (id, input));
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(effect) = self.machine.poll_effect() {
+            self.trace.push(format!("{} ms:   {effect:?}", self.now.as_nanos() / 1_000_000));
+            match effect {
+                Effect::Added(id) => {
+                    let (name, _) = self.machine.name_of(id).unwrap();
+                    self.names.insert(id, name.to_string());
+                    self.known.insert(id, Known::default());
+                }
+                Effect::Removed(id) => assert!(self.known.remove(&id).unwrap().process.is_none()),
+                Effect::Life(id, effect) => self.carry_out_for(id, effect),
+            }
+        }
+    }
+
+    fn carry_out_for(&mut self, id: ServiceId, effect: life::Effect) {
+        let name = self.names[&id].clone();
+        let manners = self.manners[&name];
+        match effect {
+            life::Effect::Spawn(incarnation) => {
+                assert!(self.known[&id].process.is_none(), "{name} has two processes\n{}", self.story());
+                assert!(!self.is_stopping_all, "{name} starts while all stop\n{}", self.story());
+                let process = Process { incarnation, pid: None, spawned_at: self.now, asked_to_end: false };
+                self.known.get_mut(&id).unwrap().process = Some(process);
+                if manners.refuses > 0 && self.random.below(manners.refuses) == 0 {
+                    return self.later(1, id, life::Input::NotSpawned(incarnation, "no such file".into()));
+                }
+                self.later(1, id, life::Input::Spawned(incarnation, 1000 + self.next as u32));
+                if manners.lives > 0 {
+                    let lives = 2 + self.random.below(manners.lives);
+                    self.later(lives, id, life::Input::Exited(incarnation, ExitStatus::Code(manners.code)));
+                }
+            }
+            life::Effect::Ask(incarnation, check) => {
+                let Some(process) = &self.known[&id].process else { return };
+                let age = self.now.since(process.spawned_at).as_millis() as u64;
+                let is_up = manners.ready_after.is_some_and(|after| age >= after);
+                let flaps = manners.flaps > 0 && self.random.below(manners.flaps) == 0;
+                let answer = if is_up && !flaps { Ok(()) } else { Err("refused".to_string()) };
+                let takes = self.random.below(3);
+                self.later(takes, id, life::Input::Answered(incarnation, check, answer));
+            }
+            life::Effect::Terminate(incarnation) => {
+                if self.is_stopping_all {
+                    for other in self.dependents_with_process(&name) {
+                        panic!("{name} is stopped before {other}\n{}", self.story());
+                    }
+                }
+                if let Some(process) = &mut self.known.get_mut(&id).unwrap().process {
+                    process.asked_to_end = true;
+                }
+                if manners.is_polite {
+                    self.later(5, id, life::Input::Exited(incarnation, ExitStatus::Code(0)));
+                }
+            }
+            life::Effect::Kill(incarnation) => {
+                self.later(1, id, life::Input::Exited(incarnation, ExitStatus::Signal { signal: 9, core: false }));
+            }
+            life::Effect::Event(event) => self.known.get_mut(&id).unwrap().events.push(event),
+        }
+    }
+
+    fn dependents_with_process(&self, name: &str) -> Vec<String> {
+        let mut affected = vec![name.to_string()];
+        let mut found = Vec::new();
+        for other in self.machine.names() {
+            if self.machine.needs(other).iter().any(|need| affected.contains(&need.on)) {
+                affected.push(other.to_string());
+                let has_process = |id: &ServiceId| self.known[id].process.is_some();
+                found.extend(self.machine.replicas(other).iter().any(has_process).then(|| other.to_string()));
+            }
+        }
+        found
+    }
+
+    /// Lets time go by until nothing is due before `until`.
+    fn run(&mut self, until: Time) {
+        for _ in 0..100_000 {
+            let due = self.due.first_key_value().map(|((at, _), _)| *at);
+            let Some(next) = Time::earliest(due, self.machine.poll_timeout()).filter(|at| *at <= until) else {
+                self.now = until;
+                return;
+            };
+            self.now = self.now.max(next);
+            if due.is_some_and(|at| at <= self.now) {
+                let (_, (id, input)) = self.due.pop_first().unwrap();
+                self.tell(id, input);
+            } else {
+                self.machine.handle_timeout(self.now);
+                self.carry_out();
+            }
+            self.check();
+        }
+        panic!("time stands still\n{}", self.story());
+    }
+
+    /// Passes on what happens to a process, unless that is gone.
+    fn tell(&mut self, id: ServiceId, input: life::Input) {
+        let Some(known) = self.known.get_mut(&id) else { return };
+        let is_of_this = |of: &Incarnation| known.process.as_ref().is_some_and(|process| process.incarnation == *of);
+        match &input {
+            life::Input::Spawned(of, pid) if is_of_this(of) => {
+                let process = known.process.as_mut().unwrap();
+                process.pid = Some(*pid);
+            }
+            life::Input::NotSpawned(of, _) | life::Input::Exited(of, _) if is_of_this(of) => known.process = None,
+            life::Input::Spawned(..) | life::Input::NotSpawned(..) | life::Input::Exited(..) => return,
+            _ => {}
+        }
+        self.handle(Input::Life(id, input));
+    }
+
+    /// What must hold at any time.
+    fn check(&self) {
+        for (id, known) in &self.known {
+            let (state, name) = (self.machine.state(*id).unwrap(), &self.names[id]);
+            let has_process = known.process.is_some();
+            let expected = state.is_up() && state != State::Backoff;
+            assert_eq!(has_process, expected, "{name} is {state}\n{}", self.story());
+            if let Some(max) = self.machine.groups[name.as_str()].rules.restart.max {
+                assert!(self.machine.life(*id).unwrap().counted_restarts() <= max as usize, "{}", self.story());
+            }
+        }
+    }
+
+    fn id(&self, name: &str) -> ServiceId {
+        self.machine.replicas(name)[0]
+    }
+
+    fn state(&self, name: &str) -> State {
+        self.machine.state(self.id(name)).unwrap()
+    }
+
+    fn why(&self, name: &str) -> String {
+        self.machine.why(self.now, self.id(name)).unwrap_or_default()
+    }
+
+    fn starts(&self, name: &str) -> usize {
+        let is_start = |event: &&Event| matches!(event, Event::Started { .. });
+        self.known[&self.id(name)].events.iter().filter(is_start).count()
+    }
+
+    fn story(&self) -> String {
+        self.trace.join("\n")
+    }
+}
+
+fn probed(needs: Vec<Need>) -> Rules {
+    Rules { needs, readiness: Readiness::Asked(Timing::default()), ..Rules::default() }
+}
+
+fn plain(needs: Vec<Need>) -> Rules {
+    Rules { needs, ..Rules::default() }
+}
+
+fn needs(on: &str, condition: Condition) -> Vec<Need> {
+    vec![Need::new(on, condition)]
+}
+
+#[test]
+fn a_chain_starts_in_order_and_stops_in_reverse() {
+    let mut world = World::new(
+        1,
+        vec![
+            ("web", probed(needs("api", Condition::Healthy)), GOOD),
+            ("api", probed(needs("db", Condition::Healthy)), GOOD),
+            ("db", probed(vec![]), GOOD),
+        ],
+    );
+    world.start("web");
+    assert_eq!(world.why("web"), "needs api (healthy); api is waiting");
+    world.run(at(120));
+    assert_eq!(
+        [world.state("db"), world.state("api"), world.state("web")],
+        [State::Healthy, State::Starting, State::Waiting]
+    );
+    world.run(at(500));
+    assert_eq!(world.state("web"), State::Healthy);
+    world.is_stopping_all = true;
+    world.handle(Input::StopAll { deadline: None });
+    assert!(world.machine.is_up());
+    world.run(at(600));
+    assert!(["web", "api", "db"].iter().all(|name| world.state(name) == State::Stopped), "{}", world.story());
+    assert!(!world.machine.is_up());
+}
+
+#[test]
+fn what_needs_a_failed_one_is_skipped_with_the_path() {
+    let bad = Manners { lives: 1, code: 1, ..GOOD };
+    let mut world = World::new(
+        1,
+        vec![
+            ("web", plain(needs("api", Condition::Started)), GOOD),
+            ("api", plain(needs("migrate", Condition::CompletedSuccessfully)), GOOD),
+            ("migrate", plain(vec![]), bad),
+        ],
+    );
+    world.start("web");
+    world.run(at(100));
+    assert_eq!(
+        [world.state("migrate"), world.state("api"), world.state("web")],
+        [State::Failed, State::Skipped, State::Skipped]
+    );
+    assert!(
+        world.why("api").starts_with("needs migrate (completed_successfully); migrate failed: exit code 1 after 0.0 s")
+    );
+    assert!(
+        world.why("web").starts_with("needs api (started); api was skipped: it needs migrate"),
+        "{}",
+        world.why("web")
+    );
+    assert_eq!(world.machine.path_to_failure("web"), ["web", "api", "migrate"]);
+    // Once it works, everything starts anew.
+    world.manners.insert("migrate".into(), Manners { lives: 1, ..GOOD });
+    world.start("web");
+    world.run(at(3000));
+    assert_eq!(
+        [world.state("migrate"), world.state("api"), world.state("web")],
+        [State::Completed, State::Running, State::Running]
+    );
+    // What has completed is not done again because another one needs it.
+    world.handle(Input::Stop { names: vec!["web".into()], limit: None });
+    world.run(at(4000));
+    world.start("web");
+    world.run(at(5000));
+    assert_eq!((world.starts("migrate"), world.starts("web")), (2, 2));
+}
+
+#[test]
+fn a_service_that_is_never_healthy_fails_at_its_start_limit_and_is_asked_politely() {
+    let never = Manners { ready_after: None, ..GOOD };
+    let mut world =
+        World::new(1, vec![("db", probed(vec![]), never), ("api", plain(needs("db", Condition::Healthy)), GOOD)]);
+    world.start("api");
+    world.run(at(59_000));
+    assert_eq!([world.state("db"), world.state("api")], [State::Starting, State::Waiting]);
+    assert_eq!(world.why("db"), "not ready yet: refused");
+    world.run(at(61_000));
+    assert_eq!([world.state("db"), world.state("api")], [State::Failed, State::Skipped]);
+    assert_eq!(world.why("db"), "not ready within 60s after 60 s");
+    assert!(
+        world.trace.iter().any(|line| line.contains("Terminate"))
+            && !world.trace.iter().any(|line| line.contains("Kill("))
+    );
+}
+
+#[test]
+fn restarts_end_at_their_limit_and_a_stop_never_restarts() {
+    let crashes = Manners { lives: 5, code: 1, ready_after: None, ..GOOD };
+    let always =
+        Rules { restart: Restart { delay: Duration::ZERO, ..Restart::when(When::Always) }, ..Rules::default() };
+    let mut world = World::new(1, vec![("a", always.clone(), crashes)]);
+    world.start("a");
+    world.run(at(10_000));
+    assert_eq!((world.state("a"), world.starts("a")), (State::GaveUp, 6));
+    assert!(
+        world.why("a").starts_with("exit code 1 after") && world.why("a").ends_with("after 5 restarts"),
+        "{}",
+        world.why("a")
+    );
+
+    let mut world = World::new(1, vec![("a", always.clone(), GOOD)]);
+    world.start("a");
+    world.run(at(2_000));
+    world.handle(Input::Stop { names: vec!["a".into()], limit: None });
+    world.run(at(90_000));
+    assert_eq!((world.state("a"), world.starts("a")), (State::Stopped, 1));
+
+    // A success is no failure, and starts again where it always does.
+    let ends = Manners { lives: 5, ..GOOD };
+    let on_failure = Rules { restart: Restart::when(When::OnFailure), ..Rules::default() };
+    let mut world = World::new(1, vec![("a", on_failure, ends), ("b", always, ends)]);
+    world.handle(Input::Start { names: vec!["a".into(), "b".into()], with_needs: true });
+    world.run(at(10_000));
+    assert_eq!([world.state("a"), world.state("b")], [State::Completed, State::GaveUp]);
+}
+
+#[test]
+fn unhealthy_restarts_only_where_asked() {
+    let flaps = Manners { flaps: 1, ready_after: Some(0), ..GOOD };
+    for restart_unhealthy in [false, true] {
+        let rules = Rules { restart_unhealthy, ..probed(vec![]) };
+        let mut world = World::new(1, vec![("a", rules, GOOD)]);
+        world.start("a");
+        world.run(at(500));
+        assert_eq!(world.state("a"), State::Healthy);
+        world.manners.insert("a".into(), flaps);
+        world.run(at(33_000));
+        if restart_unhealthy {
+            assert_eq!(world.starts("a"), 2, "{}", world.story());
+        } else {
+            assert_eq!((world.state("a"), world.starts("a")), (State::Unhealthy, 1));
+            world.manners.insert("a".into(), GOOD);
+            world.run(at(45_000));
+            assert_eq!(world.state("a"), State::Healthy);
+        }
+    }
+}
+
+#[test]
+fn who_says_nothing_to_the_watchdog_is_started_anew() {
+    let rules = Rules { readiness: Readiness::Told { by_line: false }, watchdog: Some(SECOND), ..Rules::default() };
+    let mut world = World::new(1, vec![("a", rules, GOOD)]);
+    world.start("a");
+    world.run(at(10));
+    let (id, of) = (world.id("a"), Incarnation(1));
+    world.handle(Input::Life(id, life::Input::Ready(of)));
+    for second in 1..5 {
+        world.run(at(second * 900));
+        world.handle(Input::Life(id, life::Input::Alive(of)));
+    }
+    assert_eq!((world.state("a"), world.starts("a")), (State::Healthy, 1));
+    world.run(at(6_500));
+    assert_eq!(world.starts("a"), 2, "{}", world.story());
+}
+
+#[test]
+fn start_and_stop_meet() {
+    let mut world = World::new(1, vec![("a", probed(vec![]), GOOD)]);
+    // Stop during start.
+    world.start("a");
+    world.handle(Input::Stop { names: vec!["a".into()], limit: None });
+    world.run(at(1000));
+    assert_eq!(world.state("a"), State::Stopped);
+    // Start during stop.
+    world.start("a");
+    world.run(at(2000));
+    world.handle(Input::Stop { names: vec!["a".into()], limit: None });
+    world.start("a");
+    assert_eq!(world.state("a"), State::Stopping);
+    world.run(at(3000));
+    assert_eq!((world.state("a"), world.starts("a")), (State::Healthy, 3));
+    // One that does not listen is killed at its limit.
+    world.manners.insert("a".into(), Manners { is_polite: false, ..GOOD });
+    world.handle(Input::Stop { names: vec!["a".into()], limit: Some(SECOND) });
+    world.run(at(3900));
+    assert_eq!(world.state("a"), State::Stopping);
+    world.run(at(4100));
+    assert_eq!(world.state("a"), State::Stopped);
+}
+
+#[test]
+fn a_restart_takes_those_along_that_want_it() {
+    let mut along = Need::new("db", Condition::Healthy);
+    along.restart = true;
+    let mut world = World::new(
+        1,
+        vec![
+            ("db", probed(vec![]), GOOD),
+            ("api", plain(vec![along]), GOOD),
+            ("log", plain(needs("db", Condition::Healthy)), GOOD),
+        ],
+    );
+    world.handle(Input::Start { names: vec!["api".into(), "log".into()], with_needs: true });
+    world.run(at(2000));
+    world.handle(Input::Restart { names: vec!["db".into()] });
+    world.run(at(4000));
+    assert_eq!([world.starts("db"), world.starts("api"), world.starts("log")], [2, 2, 1], "{}", world.story());
+    assert_eq!([world.state("db"), world.state("api")], [State::Healthy, State::Running]);
+}
+
+#[test]
+fn scaling_adds_and_removes_the_last() {
+    let mut world =
+        World::new(1, vec![("web", plain(vec![]), GOOD), ("lb", plain(needs("web", Condition::Running)), GOOD)]);
+    world.start("lb");
+    world.run(at(3000));
+    world.handle(Input::Scale { name: "web".into(), replicas: 3 });
+    world.run(at(3500));
+    assert_eq!(world.machine.replicas("web").len(), 3);
+    assert_eq!(world.machine.verdict("web", Condition::Running), Verdict::NotYet("web-2 is starting".into()));
+    world.run(at(5000));
+    assert_eq!(world.machine.verdict("web", Condition::Running), Verdict::Holds);
+    world.handle(Input::Scale { name: "web".into(), replicas: 1 });
+    world.run(at(6000));
+    assert_eq!(world.machine.replicas("web").len(), 1);
+    world.handle(Input::Remove { name: "web".into() });
+    assert!(world.machine.contains("web"), "lb needs it");
+    world.handle(Input::Remove { name: "lb".into() });
+    world.run(at(7000));
+    world.handle(Input::Remove { name: "web".into() });
+    world.run(at(8000));
+    assert_eq!(world.machine.names().count(), 0);
+}
+
+#[test]
+fn what_cannot_be_is_refused_when_it_is_added() {
+    let mut machine = Supervisor::new(1);
+    let add = |machine: &mut Supervisor, name: &str, rules| {
+        machine.add(vec![(name.into(), rules, 1)]).map_err(|e| e.to_string())
+    };
+    add(&mut machine, "db", plain(vec![])).unwrap();
+    let refused = add(&mut machine, "api", plain(needs("db", Condition::Healthy))).unwrap_err();
+    assert!(refused.contains("give it a probe, or need it to be running"), "{refused}");
+    let refused = add(&mut machine, "api", plain(needs("cache", Condition::Started))).unwrap_err();
+    assert_eq!(refused, r#""api" needs "cache", which does not exist"#);
+    assert_eq!(add(&mut machine, "db", plain(vec![])).unwrap_err(), r#""db" is named twice"#);
+    assert_eq!(machine.names().collect::<Vec<_>>(), ["db"]);
+}
+
+/// Systems of services with random needs, manners and requests: what must hold holds at each step, whoever waits has a reason, and in the end
+/// everything stops.
+#[test]
+fn generated_systems_never_hang_and_always_stop() {
+    for seed in 0..1500 {
+        let mut random = SplitMix(seed);
+        let count = 1 + random.below(6) as usize;
+        let names: Vec<String> = (0..count).map(|n| format!("s{n}")).collect();
+        let rules: Vec<Rules> = (0..count)
+            .map(|n| {
+                let readiness = if random.below(2) == 0 {
+                    Readiness::Spawned
+                } else {
+                    Readiness::Asked(Timing { interval: SECOND, retries: 2, ..Timing::default() })
+                };
+                let when = [When::Never, When::OnFailure, When::Always][random.below(3) as usize];
+                Rules {
+                    readiness,
+                    start_limit: Duration::from_secs(5),
+                    restart_unhealthy: random.below(2) == 0,
+                    liveness: (random.below(4) == 0).then(Timing::default),
+                    restart: Restart {
+                        max: Some(random.below(4) as u32),
+                        delay: Duration::from_millis(random.below(200)),
+                        ..Restart::when(when)
+                    },
+                    stop_limit: Duration::from_millis(500),
+                    needs: (0..n)
+                        .filter(|_| random.below(3) == 0)
+                        .map(|on| Need::new(format!("s{on}"), Condition::Started))
+                        .collect(),
+                    ..Rules::default()
+                }
+            })
+            .collect();
+        let mut rules = rules;
+        for n in 0..count {
+            for need in 0..rules[n].needs.len() {
+                let on: usize = rules[n].needs[need].on[1..].parse().unwrap();
+                let options: &[Condition] = match rules[on].readiness {
+                    Readiness::Spawned => &[
+                        Condition::Started,
+                        Condition::Running,
+                        Condition::Completed,
+                        Condition::CompletedSuccessfully,
+                    ],
+                    _ => &[Condition::Started, Condition::Running, Condition::Healthy, Condition::Completed],
+                };
+                rules[n].needs[need].condition = options[random.below(options.len() as u64) as usize];
+                rules[n].needs[need].restart = random.below(4) == 0;
+            }
+        }
+        let services: Vec<(&str, Rules, Manners)> = names
+            .iter()
+            .zip(rules)
+            .map(|(name, rules)| {
+                let manners = Manners {
+                    refuses: [0, 0, 3][random.below(3) as usize],
+                    lives: [0, 0, 300, 3000][random.below(4) as usize],
+                    code: random.below(2) as i32,
+                    ready_after: [Some(0), Some(300), None][random.below(3) as usize],
+                    flaps: [0, 0, 4][random.below(3) as usize],
+                    is_polite: random.below(3) > 0,
+                };
+                (name.as_str(), rules, manners)
+            })
+            .collect();
+        let mut world = World::new(seed, services);
+        for _ in 0..12 {
+            let name = names[random.below(count as u64) as usize].clone();
+            let names = vec![name.clone()];
+            world.handle(match random.below(8) {
+                0..=3 => Input::Start { names, with_needs: random.below(4) > 0 },
+                4 => Input::Stop { names, limit: None },
+                5 => Input::Restart { names },
+                6 => Input::Scale { name, replicas: random.below(4) as u32 },
+                _ => Input::Stop { names, limit: Some(Duration::ZERO) },
+            });
+            world.check();
+            let until = world.now + Duration::from_millis(random.below(3000));
+            world.run(until);
+        }
+        // Whoever still waits does so for something that may still come.
+        let until = world.now + Duration::from_secs(30);
+        world.run(until);
+        for (id, name) in &world.names {
+            if world.machine.state(*id) != Some(State::Waiting) {
+                continue;
+            }
+            let needs = world.machine.needs(name).iter();
+            let not_yet =
+                needs.filter(|need| matches!(world.machine.verdict(&need.on, need.condition), Verdict::NotYet(_)));
+            assert!(not_yet.count() > 0, "seed {seed}: {name} waits for nothing\n{}", world.story());
+        }
+        world.is_stopping_all = true;
+        let deadline = (random.below(2) == 0).then(|| world.now + Duration::from_secs(1));
+        world.handle(Input::StopAll { deadline });
+        let until = world.now + if deadline.is_some() { Duration::from_millis(1100) } else { Duration::from_secs(10) };
+        // At the deadline they are killed in any order.
+        world.is_stopping_all = deadline.is_none();
+        world.run(until);
+        assert!(!world.machine.is_up(), "seed {seed}\n{}", world.story());
+        assert!(world.known.values().all(|known| known.process.is_none()), "seed {seed}");
+    }
+}
+
+#[test]
+fn unasked_checks_are_dropped() {
+    let mut world = World::new(1, vec![("a", probed(vec![]), GOOD)]);
+    let id = world.id("a");
+    world.handle(Input::Life(id, life::Input::Answered(Incarnation(0), Check::Readiness, Ok(()))));
+    world.handle(Input::Life(id, life::Input::Ready(Incarnation(0))));
+    assert_eq!(world.state("a"), State::Idle);
+}
