@@ -288,6 +288,18 @@ mod any;
 #[cfg(any(feature = "stdio", feature = "uds", feature = "shm"))]
 pub use any::{AnyTransport, UnknownTransport};
 
+#[cfg(feature = "service")]
+pub mod service {
+    #![doc = "Services: long-running processes that need each other. [`Orchestrator`] starts them in order, watches them, and stops them for good."]
+
+    pub use pm_core::face::service::*;
+    pub use pm_core::machine::probe::Timing;
+    pub use pm_core::machine::restart::{Restart, When};
+    pub use pm_core::machine::service::{
+        Condition, Event, Need, Readiness, Rules, ServiceId, State, UnknownCondition, Verdict,
+    };
+}
+
 /// A query that this program can serve, in pools over Unix sockets unless they say otherwise.
 #[cfg(feature = "uds")]
 pub type Query<I, O> = pm_core::Query<I, O, Uds>;

@@ -31,6 +31,7 @@ mod registry;
 mod retry;
 mod roles;
 mod scaling;
+mod services;
 mod shared_memory;
 mod showdown;
 mod streams;
@@ -109,6 +110,7 @@ fn main() {
     trials.extend(kits::tests());
     trials.extend(kit_streams::tests());
     trials.extend(showdown::tests());
+    trials.extend(services::tests());
     trials.extend(wire::tests());
     libtest_mimic::run(&arguments, trials).exit();
 }

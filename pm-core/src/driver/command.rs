@@ -11,10 +11,14 @@ const WORKER_VARIABLES: [&str; 2] = [ROLE_VARIABLE, WORKER_VARIABLE];
 /// Where a process that Node.js forked finds its channel: under a number that means something else in any other process.
 const NODE_VARIABLES: [&str; 2] = ["NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE"];
 
+/// How a process tells who started it that it is ready, and lives. What a worker says there would be taken for this process's own word.
+pub(crate) const NOTIFY_VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+
 /// The command for `spec`, without descriptors. `owner` is what the process belongs to, and `unit` what it is called in the environment.
 pub(crate) fn of_spec(spec: &Spec, owner: &str, unit: String) -> Result<Command, LaunchError> {
     // Listeners of this process, its link and its own channel to Node.js are not meant for that one. What the Spec sets is.
-    let of_this_process = [&LISTEN_VARIABLES[..], &NODE_VARIABLES, &LINK_VARIABLES, &WORKER_VARIABLES].concat();
+    let of_this_process =
+        [&LISTEN_VARIABLES[..], &NOTIFY_VARIABLES, &NODE_VARIABLES, &LINK_VARIABLES, &WORKER_VARIABLES].concat();
     let own = std::env::vars_os().filter(|(name, _)| !of_this_process.iter().any(|known| name == known));
     let env = spec.environment(own);
     let (program, name) = match spec.what() {

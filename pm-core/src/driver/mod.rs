@@ -17,6 +17,7 @@
 //! | [`framed`], [`memory`] | links over byte streams, and in memory |
 //! | `inprocess` | workers that are threads |
 //! | `visitor` | workers that pm did not start |
+//! | `service` | services: their processes, probes, output, and the task that keeps them |
 //! | `signal` | SIGINT and SIGTERM, where the program asks for them |
 //! | `stderr` | what workers print |
 //! | `forward` | their lines on the way to the standard error of this process |
@@ -38,6 +39,8 @@ pub(crate) mod listeners;
 pub mod memory;
 pub(crate) mod meter;
 pub(crate) mod pool;
+#[cfg(feature = "service")]
+pub(crate) mod service;
 pub(crate) mod signal;
 mod socket_path;
 mod spare;

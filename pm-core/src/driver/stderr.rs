@@ -146,7 +146,7 @@ impl Lines {
 }
 
 /// A worker's line must not move the cursor, clear the screen or pretend to be another line.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() && c != '\t' {

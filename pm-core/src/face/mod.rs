@@ -14,6 +14,7 @@
 //! | [`query`] | a pool of workers that answer queries |
 //! | [`stream`] | a pool of workers that serve streams |
 //! | [`worker`] | one worker without a pool |
+//! | `service` | services, and the orchestrator that keeps them (feature `service`) |
 //! | [`exec`] | other programs, run once |
 //! | [`metrics`] | how pools are doing, as text for Prometheus |
 //! | [`registry`] | all pools of this program |
@@ -36,6 +37,8 @@ pub mod pool;
 pub mod query;
 pub mod raw;
 pub mod registry;
+#[cfg(feature = "service")]
+pub mod service;
 pub mod spawning;
 pub mod stream;
 pub mod worker;

@@ -312,6 +312,28 @@ pub enum Event {
         /// Its process.
         pid: Option<u32>,
     },
+    /// Processes that it had started outlived it, and were killed: 32 of them at most.
+    Swept {
+        /// Their numbers.
+        pids: Vec<u32>,
+    },
+    /// What follows from an event, as the program or its configuration says, has failed.
+    HookFailed {
+        /// Which.
+        hook: &'static str,
+        /// Why.
+        error: String,
+    },
+    /// Lines of its log could not be written. It is said once, and again when there are more after some that could.
+    LogLost {
+        /// What the kernel said.
+        error: String,
+    },
+    /// It says what it is doing (STATUS= of sd_notify(3)).
+    Status {
+        /// What it says.
+        text: String,
+    },
     /// It does not exist any more.
     Removed,
 }

@@ -300,6 +300,33 @@ impl Spec {
         &self.args
     }
 
+    /// The program and its arguments as one would type them, for people.
+    ///
+    /// ```
+    /// use pm_core::machine::spec::Spec;
+    ///
+    /// assert_eq!(Spec::program("echo").arg("a b").arg("").build()?.command_line(), "echo 'a b' ''");
+    /// # Ok::<(), pm_core::machine::spec::BadSpec>(())
+    /// ```
+    pub fn command_line(&self) -> String {
+        let program = match &self.program {
+            Program::Role(role) => OsStr::new(role),
+            Program::Path(path) => path,
+            Program::Visitor(path) => path.as_os_str(),
+        };
+        let words = std::iter::once(program).chain(self.args.iter().map(OsString::as_os_str));
+        words.map(|word| quoted(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
+    }
+
+    /// The same with these variables on top.
+    #[cfg_attr(not(feature = "service"), expect(dead_code, reason = "only services tell a command what it is about"))]
+    pub(crate) fn with_variables(&self, variables: Vec<(OsString, OsString)>) -> Spec {
+        let mut spec = self.clone();
+        spec.env.retain(|(known, _)| !variables.iter().any(|(name, _)| name == known));
+        spec.env.extend(variables);
+        spec
+    }
+
     /// The whole environment of the process, given that of the manager.
     pub fn environment(&self, manager: impl Iterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
         let inherited = manager.filter(|(name, _)| match self.inherit {
@@ -350,6 +377,16 @@ impl Spec {
     /// The times that it has.
     pub fn times(&self) -> Times {
         self.times
+    }
+}
+
+/// A word of a command line, in quotes where a shell would not take it as one word.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "_-./:=@%+,".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.into()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
     }
 }
 

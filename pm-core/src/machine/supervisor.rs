@@ -295,6 +295,11 @@ impl Supervisor {
         all
     }
 
+    /// Whether nothing is asked of a process of a service that could not be done yet.
+    pub fn is_settled(&self, id: ServiceId) -> bool {
+        self.children.get(&id).is_none_or(|child| child.request.is_none() && child.then == Then::Nothing)
+    }
+
     /// Whether a process of any service is there, or is about to be.
     pub fn is_up(&self) -> bool {
         self.children.values().any(|child| child.request.is_some() || child.life.state().is_up())

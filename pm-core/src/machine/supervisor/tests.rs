@@ -144,9 +144,8 @@ impl World {
             }
             life::Effect::Terminate(incarnation) => {
                 if self.is_stopping_all {
-                    for other in self.dependents_with_process(&name) {
-                        panic!("{name} is stopped before {other}\n{}", self.story());
-                    }
+                    let before = self.dependents_with_process(&name);
+                    assert!(before.is_empty(), "{name} is stopped before {before:?}\n{}", self.story());
                 }
                 if let Some(process) = &mut self.known.get_mut(&id).unwrap().process {
                     process.asked_to_end = true;

@@ -1,0 +1,114 @@
+//! What is to follow from an event of a service: code of the program, or a command.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::driver::exec;
+use crate::driver::stderr;
+use crate::machine::spec::Spec;
+
+/// How long a hook may take.
+pub const HOOK_LIMIT: Duration = Duration::from_secs(30);
+
+/// A command of a hook may print so much to each of its streams.
+const MOST_PRINTED: usize = 1 << 20;
+
+/// When a hook runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Moment {
+    /// A process of the service was made.
+    Start,
+    /// It has ended on request.
+    Stop,
+    /// Its process was made again after an end.
+    Restart,
+    /// It has ended otherwise than on request or with a success.
+    Crash,
+}
+
+impl Moment {
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Moment::Start => "start",
+            Moment::Stop => "stop",
+            Moment::Restart => "restart",
+            Moment::Crash => "crash",
+        }
+    }
+}
+
+/// What a hook is told. Commands have it in their environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Occasion {
+    /// The service, with the number of the replica where there are several: `PM_SERVICE`.
+    pub service: Arc<str>,
+    /// What happened: `PM_EVENT`.
+    pub moment: Moment,
+    /// Its process, where there is or was one: `PM_PID`.
+    pub pid: Option<u32>,
+    /// Why it ended, where it has: `PM_CAUSE`.
+    pub cause: Option<String>,
+}
+
+type Done = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+/// Code or a command that follows from an event. It has [`HOOK_LIMIT`], and nothing waits for it: where it fails there is an event, and no more.
+#[derive(Clone)]
+pub(crate) enum Hook {
+    Code(Arc<dyn Fn(Occasion) -> Done + Send + Sync>),
+    Command(Box<Spec>),
+}
+
+impl Hook {
+    /// Runs it. The error says what failed.
+    pub(super) async fn run(self, occasion: Occasion) -> Result<(), String> {
+        let done = async {
+            match self {
+                Hook::Code(code) => code(occasion).await,
+                Hook::Command(spec) => command(&spec, occasion).await,
+            }
+        };
+        tokio::time::timeout(HOOK_LIMIT, done)
+            .await
+            .unwrap_or_else(|_| Err(format!("it took longer than {HOOK_LIMIT:?}")))
+    }
+}
+
+async fn command(spec: &Spec, occasion: Occasion) -> Result<(), String> {
+    let line = spec.command_line();
+    let mut variables: Vec<(OsString, OsString)> = vec![
+        ("PM_SERVICE".into(), occasion.service.to_string().into()),
+        ("PM_EVENT".into(), occasion.moment.name().into()),
+    ];
+    variables.extend(occasion.pid.map(|pid| ("PM_PID".into(), pid.to_string().into())));
+    variables.extend(occasion.cause.map(|cause| ("PM_CAUSE".into(), cause.into())));
+    let spec = spec.with_variables(variables);
+    let mut running = exec::start(&spec, None, MOST_PRINTED).await.map_err(|error| format!("{line}: {error}"))?;
+    match running.ended().await {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => {
+            let (_, printed) = running.printed();
+            let last = stderr::last(&printed);
+            let last = last.trim_end().rsplit('\n').next().filter(|line| !line.is_empty());
+            Err(format!("{line}: {status}{}", last.map(|line| format!(" ({line})")).unwrap_or_default()))
+        }
+        Err((stream, _)) => {
+            running.kill().await;
+            Err(format!("{line}: it printed more than {MOST_PRINTED} bytes to {stream}"))
+        }
+    }
+}
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Hook::Code(_) => f.write_str("Code"),
+            Hook::Command(spec) => f.debug_tuple("Command").field(spec).finish(),
+        }
+    }
+}

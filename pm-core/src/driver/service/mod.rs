@@ -1,0 +1,19 @@
+//! Services: what [`Supervisor`](crate::machine::supervisor::Supervisor) decides, done with processes.
+//!
+//! | module | does |
+//! |---|---|
+//! | `task` | keeps all services of an orchestrator: feeds the machine, carries out what it says, answers requests |
+//! | `process` | lives through one incarnation of a service |
+//! | `probe` | asks a service once whether it is well |
+//! | `notify` | hears what a service says of itself by sd_notify(3) |
+//! | `output` | reads what services print, on a thread of its own |
+//! | `log` | writes that to files, and lets them not grow without end |
+//! | `hook` | runs what is to follow from an event |
+
+pub(crate) mod hook;
+pub(crate) mod log;
+mod notify;
+pub(crate) mod output;
+mod probe;
+mod process;
+pub(crate) mod task;

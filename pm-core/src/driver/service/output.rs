@@ -1,0 +1,396 @@
+//! What services print: read on a thread of its own, into logs, a tail for errors, and to whoever listens.
+//!
+//! One thread reads for all services, into one buffer, so that a hundred of them cost no more memory than one. Where it writes
+//! to files it waits for the disk; services that print more than that are held up by their pipes, and by nothing else.
+
+use std::cell::RefCell;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use regex::bytes::Regex;
+use tokio::net::unix::pipe;
+use tokio::runtime::Handle;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::log::Log;
+use crate::driver::exec::OutputStream;
+use crate::machine::id::Incarnation;
+use crate::machine::service::ServiceId;
+
+/// What is read at once, from any service.
+const BUFFER: usize = 256 << 10;
+
+/// A line that is longer comes in pieces of this length.
+const LONGEST_PIECE: usize = 64 << 10;
+
+/// What is kept of each service for errors, and for those who look at it.
+const TAIL: usize = 16 << 10;
+
+/// After the end of a process its last words may still be in the pipe. Whoever else holds the pipe is not waited for.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// As much as a pipe can hold, where nobody has made it larger.
+const MOST_LAST_WORDS: usize = 64 << 10;
+
+/// How long what a service prints waits for a reader that is slow, before it is dropped for that one.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+thread_local! {
+    static READ: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lines that a service printed, as they came: several at once, of one of its streams.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The process of the service.
+    pub id: ServiceId,
+    /// The name of the service, with the number of the replica where there are several.
+    pub label: Arc<str>,
+    /// Where it printed.
+    pub stream: OutputStream,
+    /// When that was read.
+    pub at: SystemTime,
+    /// The lines, each with its line break; or, where [`Output::is_whole`] is false, 64 KiB of one that goes on in what comes next.
+    pub text: Bytes,
+    /// Whether all lines of the text are whole.
+    pub is_whole: bool,
+    /// Lines that went before these and did not find their way here, because whoever reads was too slow.
+    pub missed: u64,
+}
+
+/// Whole lines, or a part of one that is too long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece<'a> {
+    pub(super) text: &'a [u8],
+    pub(super) is_whole: bool,
+}
+
+impl<'a> Piece<'a> {
+    /// Each line, without its line break.
+    pub(super) fn lines(self) -> impl Iterator<Item = &'a [u8]> {
+        let text = self.text.strip_suffix(b"\n").unwrap_or(self.text);
+        let mut ends = memchr::memchr_iter(b'\n', text);
+        let mut begin = Some(0);
+        std::iter::from_fn(move || {
+            let from = begin?;
+            let end = ends.next();
+            begin = end.map(|end| end + 1);
+            Some(&text[from..end.unwrap_or(text.len())])
+        })
+    }
+}
+
+/// The thread that reads. It ends with the last of those that hold this.
+pub(crate) struct Reader {
+    handle: Handle,
+    _alive: oneshot::Sender<()>,
+}
+
+impl Reader {
+    pub(crate) fn start() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+        let handle = runtime.handle().clone();
+        let (alive, end) = oneshot::channel::<()>();
+        std::thread::Builder::new().name("pm-output".into()).spawn(move || {
+            // An error says that all who held it are gone.
+            let _ = runtime.block_on(end);
+        })?;
+        Ok(Reader { handle, _alive: alive })
+    }
+
+    /// Reads one stream of a process until its end, or until `ended` says that the process has ended, and then its last words.
+    pub(super) fn follow(
+        &self,
+        pipe: std::os::fd::OwnedFd,
+        stream: OutputStream,
+        sink: Arc<Sink>,
+        ended: watch::Receiver<bool>,
+    ) -> JoinHandle<()> {
+        self.handle.spawn(async move {
+            // Made here, where it is waited for. It fails only where the process has no descriptors left.
+            if let Ok(pipe) = pipe::Receiver::from_owned_fd(pipe) {
+                pump(pipe, stream, &sink, ended).await;
+            }
+        })
+    }
+}
+
+async fn pump(pipe: pipe::Receiver, stream: OutputStream, sink: &Sink, mut ended: watch::Receiver<bool>) {
+    let mut splitter = Splitter::default();
+    let mut queued = Vec::new();
+    loop {
+        let is_readable = tokio::select! {
+            biased;
+            readable = pipe.readable() => readable.is_ok(),
+            _ = ended.wait_for(|ended| *ended) => break,
+        };
+        if !is_readable || read(&pipe, stream, sink, &mut splitter, &mut queued) == Some(0) {
+            break;
+        }
+        sink.pass_on(&mut queued).await;
+    }
+    let last_words = async {
+        let mut total = 0;
+        while total < MOST_LAST_WORDS && pipe.readable().await.is_ok() {
+            match read(&pipe, stream, sink, &mut splitter, &mut queued) {
+                Some(0) => break,
+                Some(count) => total += count,
+                None => {}
+            }
+            sink.pass_on(&mut queued).await;
+        }
+    };
+    let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
+    splitter.finish(|piece| queued.extend(sink.take(stream, piece)));
+    sink.pass_on(&mut queued).await;
+}
+
+/// Reads what is there. None where nothing is; 0 at the end.
+fn read(
+    pipe: &pipe::Receiver,
+    stream: OutputStream,
+    sink: &Sink,
+    splitter: &mut Splitter,
+    queued: &mut Vec<Output>,
+) -> Option<usize> {
+    READ.with_borrow_mut(|buffer| {
+        buffer.resize(BUFFER, 0);
+        match pipe.try_read(buffer) {
+            Ok(count) => {
+                splitter.take(&buffer[..count], |piece| queued.extend(sink.take(stream, piece)));
+                Some(count)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(_) => Some(0),
+        }
+    })
+}
+
+/// Makes pieces of what comes.
+#[derive(Debug, Default)]
+struct Splitter {
+    /// A line that is not whole yet.
+    partial: Vec<u8>,
+}
+
+impl Splitter {
+    fn take(&mut self, mut bytes: &[u8], mut emit: impl FnMut(Piece<'_>)) {
+        if !self.partial.is_empty() {
+            let Some(end) = memchr::memchr(b'\n', bytes) else { return self.keep(bytes, &mut emit) };
+            let (head, rest) = bytes.split_at(end + 1);
+            self.keep(head, &mut emit);
+            if !self.partial.is_empty() {
+                emit(Piece { text: &self.partial, is_whole: true });
+                self.forget();
+            }
+            bytes = rest;
+        }
+        let whole = memchr::memrchr(b'\n', bytes).map_or(0, |end| end + 1);
+        if whole > 0 {
+            emit(Piece { text: &bytes[..whole], is_whole: true });
+        }
+        self.keep(&bytes[whole..], &mut emit);
+    }
+
+    /// Keeps what has no end yet, and cuts it where it is too long. `bytes` may end with the line break.
+    fn keep(&mut self, mut bytes: &[u8], emit: &mut impl FnMut(Piece<'_>)) {
+        while self.partial.len() + bytes.len() > LONGEST_PIECE {
+            let (head, rest) = bytes.split_at(LONGEST_PIECE - self.partial.len());
+            self.partial.extend_from_slice(head);
+            // A line break alone is no further piece, but the end of this one.
+            let is_whole = rest == b"\n";
+            emit(Piece { text: &self.partial, is_whole });
+            self.partial.clear();
+            bytes = if is_whole { &[] } else { rest };
+        }
+        self.partial.extend_from_slice(bytes);
+    }
+
+    fn finish(&mut self, mut emit: impl FnMut(Piece<'_>)) {
+        if !self.partial.is_empty() {
+            emit(Piece { text: &self.partial, is_whole: true });
+            self.forget();
+        }
+    }
+
+    fn forget(&mut self) {
+        self.partial.clear();
+        self.partial.shrink_to(4096);
+    }
+}
+
+/// Where the output of one process of a service goes, through all its incarnations.
+pub(super) struct Sink {
+    id: ServiceId,
+    label: Arc<str>,
+    /// Of all that listen, and of the one that everything waits for.
+    listeners: broadcast::Sender<Output>,
+    reader: Option<mpsc::Sender<Output>>,
+    /// Told of the line that says that the service is ready, and of what was lost.
+    said: Box<dyn Fn(Said) + Send + Sync>,
+    state: Mutex<State>,
+}
+
+/// What the output of a service means for its life.
+#[derive(Debug)]
+pub(super) enum Said {
+    Ready(Incarnation),
+    LogLost(io::Error),
+}
+
+struct State {
+    log: Option<Log>,
+    tail: std::collections::VecDeque<u8>,
+    /// Looked for until it is found.
+    ready: Option<(Regex, Incarnation)>,
+    missed: u64,
+}
+
+impl Sink {
+    pub(super) fn new(
+        id: ServiceId,
+        label: Arc<str>,
+        log: Option<Log>,
+        listeners: broadcast::Sender<Output>,
+        reader: Option<mpsc::Sender<Output>>,
+        said: Box<dyn Fn(Said) + Send + Sync>,
+    ) -> Self {
+        let state = State { log, tail: std::collections::VecDeque::new(), ready: None, missed: 0 };
+        Sink { id, label, listeners, reader, said, state: Mutex::new(state) }
+    }
+
+    /// From now on, looks for a line that matches.
+    pub(super) fn look_for(&self, ready: Option<Regex>, of: Incarnation) {
+        self.state().ready = ready.map(|ready| (ready, of));
+    }
+
+    /// The last lines, as text, with what is no UTF-8 replaced and control characters escaped.
+    pub(super) fn last(&self, lines: usize) -> Vec<String> {
+        let mut state = self.state();
+        let is_cut = state.tail.len() >= TAIL;
+        let text = String::from_utf8_lossy(state.tail.make_contiguous()).into_owned();
+        drop(state);
+        let all: Vec<&str> = text.lines().collect();
+        let first = usize::from(is_cut && all.len() > 1).max(all.len().saturating_sub(lines));
+        all[first..].iter().map(|line| crate::driver::stderr::escape(line)).collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a piece, and gives what is to be passed on.
+    fn take(&self, stream: OutputStream, piece: Piece<'_>) -> Option<Output> {
+        let at = SystemTime::now();
+        let mut state = self.state();
+        let state = &mut *state;
+        let end = &piece.text[piece.text.len().saturating_sub(TAIL)..];
+        let surplus = (state.tail.len() + end.len() + 1).saturating_sub(TAIL).min(state.tail.len());
+        state.tail.drain(..surplus);
+        state.tail.extend(end);
+        if piece.is_whole && !piece.text.ends_with(b"\n") {
+            state.tail.push_back(b'\n');
+        }
+        let is_ready = |(ready, _): &mut (Regex, Incarnation)| piece.lines().any(|line| ready.is_match(line));
+        if let Some((_, incarnation)) = state.ready.take_if(is_ready) {
+            (self.said)(Said::Ready(incarnation));
+        }
+        if let Some(error) = state.log.as_mut().and_then(|log| log.write(at, stream, piece)) {
+            (self.said)(Said::LogLost(error));
+        }
+        if self.reader.is_none() && self.listeners.receiver_count() == 0 {
+            return None;
+        }
+        let mut text = piece.text.to_vec();
+        if piece.is_whole && !text.ends_with(b"\n") {
+            text.push(b'\n');
+        }
+        let (id, label, is_whole) = (self.id, self.label.clone(), piece.is_whole);
+        Some(Output { id, label, stream, at, text: text.into(), is_whole, missed: 0 })
+    }
+
+    /// Hands on what was taken. Waits for the one reader that everything waits for, but not for ever.
+    async fn pass_on(&self, queued: &mut Vec<Output>) {
+        for mut output in queued.drain(..) {
+            // Nobody may listen.
+            let _ = self.listeners.send(output.clone());
+            let Some(reader) = &self.reader else { continue };
+            output.missed = std::mem::take(&mut self.state().missed);
+            let lines = output.missed + memchr::memchr_iter(b'\n', &output.text).count() as u64;
+            // Once it has missed some, it is not waited for until there is room again.
+            let sent = match reader.try_send(output) {
+                Err(mpsc::error::TrySendError::Full(output)) if output.missed == 0 => {
+                    reader.send_timeout(output, PATIENCE).await.is_ok()
+                }
+                Err(mpsc::error::TrySendError::Full(_)) => false,
+                // Whoever does not read any more misses nothing.
+                Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => true,
+            };
+            if !sent {
+                self.state().missed += lines;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::budget::SplitMix;
+
+    /// The pieces as they came, and what they say together.
+    fn split(chunks: &[&[u8]]) -> (Vec<(Vec<u8>, bool)>, Vec<u8>) {
+        let (mut splitter, mut pieces) = (Splitter::default(), Vec::new());
+        for chunk in chunks {
+            splitter.take(chunk, |piece| pieces.push((piece.text.to_vec(), piece.is_whole)));
+        }
+        splitter.finish(|piece| pieces.push((piece.text.to_vec(), piece.is_whole)));
+        let mut text = Vec::new();
+        for (piece, is_whole) in &pieces {
+            text.extend_from_slice(piece);
+            if *is_whole && !piece.ends_with(b"\n") {
+                text.push(b'\n');
+            }
+        }
+        (pieces, text)
+    }
+
+    #[test]
+    fn lines_are_whole_and_nothing_is_lost() {
+        assert_eq!(
+            split(&[b"a\nb", b"c\n", b"d"]).0,
+            [(b"a\n".to_vec(), true), (b"bc\n".to_vec(), true), (b"d".to_vec(), true)]
+        );
+        for seed in 0..300 {
+            let mut random = SplitMix(seed);
+            let mut text = Vec::new();
+            for _ in 0..random.below(20) {
+                let length =
+                    [0, 1, 10, 3000, LONGEST_PIECE as u64 - 1, LONGEST_PIECE as u64, 200_000][random.below(7) as usize];
+                text.resize(text.len() + length as usize, b'x');
+                text.push(b'\n');
+            }
+            let mut chunks = Vec::new();
+            let mut rest = &text[..];
+            while !rest.is_empty() {
+                let (head, tail) = rest.split_at((1 + random.below(100_000) as usize).min(rest.len()));
+                chunks.push(head);
+                rest = tail;
+            }
+            let (pieces, together) = split(&chunks);
+            assert!(together == text, "seed {seed}: {} of {} bytes", together.len(), text.len());
+            assert!(pieces.iter().all(|(piece, whole)| *whole || piece.len() == LONGEST_PIECE), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn lines_of_a_piece() {
+        let lines = |text: &'static str| Piece { text: text.as_bytes(), is_whole: true }.lines().collect::<Vec<_>>();
+        assert_eq!(lines("a\n\nb\n"), [&b"a"[..], b"", b"b"]);
+        assert_eq!(lines("a"), [b"a"]);
+        assert_eq!(lines("\n"), [b""]);
+    }
+}

@@ -1,0 +1,192 @@
+//! One incarnation of a service: its launch, its streams, what it is told, and its end.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::notify::{Message, NotifySocket};
+use super::output::{Reader, Sink};
+use crate::driver::command;
+use crate::driver::exec::{self, OutputStream};
+use crate::driver::launch::{self, Child, Command, Exit, LaunchError};
+use crate::face::service::{Definition, Stdin, StopBy};
+use crate::machine::exit::Signal;
+use crate::machine::id::Incarnation;
+use crate::machine::life;
+use crate::machine::service::ServiceId;
+
+/// A stop command may print so much to each of its streams.
+const MOST_PRINTED: usize = 1 << 20;
+
+/// What the task of an incarnation is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Ask it to end, as its definition says.
+    Terminate,
+    /// Kill the whole tree.
+    Kill,
+    /// Send it this signal.
+    Signal(Signal),
+}
+
+/// What the task of an incarnation tells.
+#[derive(Debug)]
+pub(super) enum News {
+    /// For the machine.
+    Life(ServiceId, life::Input),
+    /// It could not be started, and this is the typed reason.
+    NotStarted(ServiceId, Arc<LaunchError>),
+    /// How it ended, and what ended with it; before the machine hears of it.
+    Ended(ServiceId, Exit),
+    /// What it says that it is doing.
+    Status(ServiceId, String),
+}
+
+/// One incarnation of a process of a service.
+pub(super) struct Process {
+    pub(super) definition: Arc<Definition>,
+    pub(super) id: ServiceId,
+    pub(super) label: Arc<str>,
+    pub(super) replica: u32,
+    pub(super) incarnation: Incarnation,
+    pub(super) sink: Arc<Sink>,
+    pub(super) reader: Arc<Reader>,
+    pub(super) orders: mpsc::Receiver<Order>,
+    pub(super) news: mpsc::Sender<News>,
+}
+
+/// What is read of a process, and how it speaks.
+struct Streams {
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    notify: Option<NotifySocket>,
+}
+
+impl Process {
+    /// Lives through the incarnation. Dropping it kills the process and all that it has started.
+    pub(super) async fn run(mut self) {
+        match self.start().await {
+            Ok((child, streams)) => self.live(child, streams).await,
+            Err(error) => {
+                let reason = crate::face::service::chain(&error);
+                self.tell(News::NotStarted(self.id, Arc::new(error))).await;
+                self.tell(News::Life(self.id, life::Input::NotSpawned(self.incarnation, reason))).await;
+            }
+        }
+    }
+
+    async fn start(&self) -> Result<(Child, Streams), LaunchError> {
+        let spec = &self.definition.spec;
+        let mut command = command::of_spec(spec, "service", format!("service:{}", self.label))?;
+        let streams =
+            self.streams(&mut command).map_err(|source| LaunchError::here(&command, "making pipes", source))?;
+        let child = launch::launch(spec.guard(), command).await?;
+        Ok((child, streams))
+    }
+
+    /// Gives `command` its streams, and its name.
+    fn streams(&self, command: &mut Command) -> io::Result<Streams> {
+        let definition = &*self.definition;
+        let (stdout, theirs) = io::pipe()?;
+        command.fds.push((1, Arc::new(theirs.into())));
+        let (stderr, theirs) = io::pipe()?;
+        command.fds.push((2, Arc::new(theirs.into())));
+        if definition.stdin == Stdin::Inherit {
+            command.fds.push((0, Arc::new(io::stdin().as_fd().try_clone_to_owned()?)));
+        }
+        let mut variables = vec![("PM_SERVICE", self.label.to_string()), ("PM_REPLICA", self.replica.to_string())];
+        if let Some(limit) = definition.rules.watchdog {
+            variables.push(("WATCHDOG_USEC", limit.as_micros().to_string()));
+        }
+        let notify = if definition.is_notified() {
+            let (uid, _) = definition.spec.user();
+            Some(NotifySocket::new(uid.unwrap_or_else(|| rustix::process::getuid().as_raw()))?)
+        } else {
+            None
+        };
+        command.env.extend(variables.into_iter().map(|(name, value)| (name.into(), value.into())));
+        command.env.extend(notify.iter().map(|socket| ("NOTIFY_SOCKET".into(), socket.address().clone())));
+        Ok(Streams { stdout: stdout.into(), stderr: stderr.into(), notify })
+    }
+
+    async fn live(&mut self, mut child: Child, streams: Streams) {
+        let Streams { stdout, stderr, notify } = streams;
+        // Before anything that it says can be heard.
+        self.tell(News::Life(self.id, life::Input::Spawned(self.incarnation, child.pid()))).await;
+        let (ended, has_ended) = watch::channel(false);
+        self.sink.look_for(self.definition.ready_line.clone(), self.incarnation);
+        let follow = |pipe, stream| self.reader.follow(pipe, stream, self.sink.clone(), has_ended.clone());
+        let printed = [follow(stdout, OutputStream::Stdout), follow(stderr, OutputStream::Stderr)];
+        // Dropped, and with that killed, where the process ends before it.
+        let mut farewell: Option<JoinHandle<()>> = None;
+        let exit = loop {
+            let heard = async {
+                match &notify {
+                    Some(socket) => socket.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                exit = child.exited() => break exit,
+                order = self.orders.recv() => match order {
+                    Some(Order::Terminate) => {
+                        if let StopBy::Command(spec) = &self.definition.stop_by {
+                            let spec = spec.with_variables(vec![("PM_PID".into(), child.pid().to_string().into())]);
+                            farewell = Some(tokio::spawn(async move {
+                                if let Ok(mut running) = exec::start(&spec, None, MOST_PRINTED).await {
+                                    let _ = running.ended().await;
+                                }
+                            }));
+                        }
+                        if let StopBy::Signal(signal) = self.definition.stop_by {
+                            // Where it has ended meanwhile its exit says so.
+                            let _ = child.signal(signal);
+                            // One that is stopped would not hear it.
+                            let _ = child.signal(Signal::CONT);
+                        }
+                    }
+                    Some(Order::Signal(signal)) => drop(child.signal(signal)),
+                    // Nobody is left to say anything else.
+                    Some(Order::Kill) | None => child.kill_tree(),
+                },
+                message = heard => match message {
+                    Ok(message) => self.heard(message).await,
+                    // The socket is this process's own: it does not fail.
+                    Err(_) => child.kill_tree(),
+                },
+            }
+        };
+        if let Some(farewell) = farewell {
+            farewell.abort();
+        }
+        let _ = ended.send(true);
+        for one in printed {
+            // Its last words come before its end.
+            let _ = one.await;
+        }
+        let status = exit.status;
+        self.tell(News::Ended(self.id, exit)).await;
+        self.tell(News::Life(self.id, life::Input::Exited(self.incarnation, status))).await;
+    }
+
+    async fn heard(&self, message: Message) {
+        if message.is_alive {
+            self.tell(News::Life(self.id, life::Input::Alive(self.incarnation))).await;
+        }
+        if let Some(text) = message.status {
+            self.tell(News::Status(self.id, text)).await;
+        }
+        if message.is_ready {
+            self.tell(News::Life(self.id, life::Input::Ready(self.incarnation))).await;
+        }
+    }
+
+    async fn tell(&self, news: News) {
+        // Where nobody hears it, all is being dropped.
+        let _ = self.news.send(news).await;
+    }
+}

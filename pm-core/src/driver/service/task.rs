@@ -1,0 +1,591 @@
+//! The task that keeps all services of an orchestrator.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::hook::{Moment, Occasion};
+use super::log::{Log, LogFile};
+use super::output::{Output, Reader, Said, Sink};
+use super::probe;
+use super::process::{News, Order, Process};
+use crate::driver::clock;
+use crate::driver::launch::{Exit, LaunchError};
+use crate::face::service::{
+    BadService, Definition, Happening, Info, NoService, RemoveError, StartError, Stopped, WaitError,
+};
+use crate::machine::cause::ExitCause;
+use crate::machine::exit::{ExitStatus, Signal};
+use crate::machine::life::{self, Check};
+use crate::machine::service::{Condition, Event, Readiness, ServiceId, State, Verdict};
+use crate::machine::supervisor::{Effect, Input, Supervisor};
+use crate::machine::time::Time;
+
+/// So many events and pieces of output wait for one who listens and is slow. What is older is lost to that one, and counted.
+const LISTENERS: usize = 1024;
+
+/// News of processes that wait for this task.
+const NEWS: usize = 256;
+
+/// So many lines are told of a service that failed.
+const LAST_LINES: usize = 20;
+
+/// How many services are spoken of where one does not exist.
+const NAMED: usize = 20;
+
+/// What is asked of the task, with where the answer goes.
+pub(crate) enum Request {
+    Add(Vec<Arc<Definition>>, oneshot::Sender<Result<(), BadService>>),
+    Start { names: Vec<String>, with_needs: bool, answer: oneshot::Sender<Result<(), StartError>> },
+    Stop { names: Vec<String>, limit: Option<Duration>, answer: oneshot::Sender<Result<Vec<Stopped>, NoService>> },
+    StopAll { deadline: Option<Duration>, answer: oneshot::Sender<Vec<Stopped>> },
+    Restart { names: Vec<String>, answer: oneshot::Sender<Result<(), StartError>> },
+    Scale { name: String, replicas: u32, answer: oneshot::Sender<Result<(), StartError>> },
+    Remove { name: String, answer: oneshot::Sender<Result<Vec<Stopped>, RemoveError>> },
+    Signal { name: String, signal: Signal, answer: oneshot::Sender<Result<u32, NoService>> },
+    Wait { name: String, condition: Condition, answer: oneshot::Sender<Result<(), WaitError>> },
+    List(oneshot::Sender<Vec<Info>>),
+    Last { name: String, lines: usize, answer: oneshot::Sender<Result<Vec<String>, NoService>> },
+}
+
+/// Where an orchestrator is spoken to, and heard.
+#[derive(Clone)]
+pub(crate) struct Ends {
+    pub(crate) requests: mpsc::Sender<Request>,
+    pub(crate) events: broadcast::Sender<Happening>,
+    pub(crate) output: broadcast::Sender<Output>,
+}
+
+/// Somebody who waits for something to come about.
+enum Waiter {
+    Start { names: Vec<String>, answer: oneshot::Sender<Result<(), StartError>> },
+    Stop { ids: Vec<ServiceId>, stopped: Vec<Stopped>, answer: StopAnswer },
+    Condition { name: String, condition: Condition, answer: oneshot::Sender<Result<(), WaitError>> },
+}
+
+enum StopAnswer {
+    Some(oneshot::Sender<Result<Vec<Stopped>, NoService>>),
+    All(oneshot::Sender<Vec<Stopped>>),
+    Removed(oneshot::Sender<Result<Vec<Stopped>, RemoveError>>),
+}
+
+/// What belongs to one process of a service.
+struct Kept {
+    definition: Arc<Definition>,
+    label: Arc<str>,
+    replica: u32,
+    sink: Arc<Sink>,
+    /// To the task of its incarnation.
+    orders: Option<mpsc::Sender<Order>>,
+    probes: BTreeMap<Check, AbortHandle>,
+    /// Why it could not be started.
+    not_started: Option<Arc<LaunchError>>,
+    /// It was killed at its limit; and what was left when it had ended.
+    was_killed: bool,
+    exit: Option<Exit>,
+    status: Option<String>,
+    last_pid: Option<u32>,
+}
+
+pub(crate) struct Task {
+    machine: Supervisor,
+    definitions: BTreeMap<String, Arc<Definition>>,
+    kept: BTreeMap<ServiceId, Kept>,
+    waiters: Vec<Waiter>,
+    /// The tasks of processes, which die with this one.
+    processes: JoinSet<()>,
+    reader: Arc<Reader>,
+    events: broadcast::Sender<Happening>,
+    output: broadcast::Sender<Output>,
+    /// The one reader of output that everything waits for.
+    sink: Option<mpsc::Sender<Output>>,
+    news: mpsc::Sender<News>,
+    heard: mpsc::Receiver<News>,
+    asides: mpsc::Sender<(ServiceId, Event)>,
+    aside: mpsc::Receiver<(ServiceId, Event)>,
+}
+
+impl Task {
+    /// Starts the task on this runtime. It ends, and kills all services, when the last of the senders of requests is gone.
+    pub(crate) fn start(sink: Option<mpsc::Sender<Output>>) -> std::io::Result<Ends> {
+        let (requests, asked) = mpsc::channel(64);
+        let (events, _) = broadcast::channel(LISTENERS);
+        let (output, _) = broadcast::channel(LISTENERS);
+        let (news, heard) = mpsc::channel(NEWS);
+        let (asides, aside) = mpsc::channel(NEWS);
+        let task = Task {
+            machine: Supervisor::new(clock::now().as_nanos()),
+            definitions: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            waiters: Vec::new(),
+            processes: JoinSet::new(),
+            reader: Arc::new(Reader::start()?),
+            events: events.clone(),
+            output: output.clone(),
+            sink,
+            news,
+            heard,
+            asides,
+            aside,
+        };
+        tokio::spawn(task.run(asked));
+        Ok(Ends { requests, events, output })
+    }
+
+    async fn run(mut self, mut asked: mpsc::Receiver<Request>) {
+        loop {
+            let due = self.machine.poll_timeout();
+            let timer = async {
+                match due {
+                    Some(at) => tokio::time::sleep_until(clock::instant(at)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                news = self.heard.recv() => if let Some(news) = news { self.hear(news) },
+                aside = self.aside.recv() => if let Some((id, event)) = aside { self.say(id, event) },
+                request = asked.recv() => match request {
+                    Some(request) => self.asked(request),
+                    None => break,
+                },
+                () = timer => self.machine.handle_timeout(clock::now()),
+                Some(_) = self.processes.join_next() => {}
+            }
+            self.carry_out();
+            self.look_after_waiters();
+        }
+        // Dropped with this task, each kills what it has.
+        self.processes.abort_all();
+    }
+
+    fn hear(&mut self, news: News) {
+        match news {
+            News::Life(id, input) => self.machine.handle(clock::now(), Input::Life(id, input)),
+            News::NotStarted(id, error) => {
+                if let Some(kept) = self.kept.get_mut(&id) {
+                    kept.not_started = Some(error);
+                }
+            }
+            News::Ended(id, exit) => {
+                let swept = exit.strays.clone();
+                if let Some(kept) = self.kept.get_mut(&id) {
+                    kept.exit = Some(exit);
+                }
+                if !swept.is_empty() {
+                    self.say(id, Event::Swept { pids: swept });
+                }
+            }
+            News::Status(id, text) => {
+                if let Some(kept) = self.kept.get_mut(&id) {
+                    kept.status = Some(text.clone());
+                }
+                self.say(id, Event::Status { text });
+            }
+        }
+    }
+
+    fn asked(&mut self, request: Request) {
+        match request {
+            Request::Add(definitions, answer) => drop(answer.send(self.add(definitions))),
+            Request::Start { names, with_needs, answer } => match self.find(&names) {
+                Ok(()) => {
+                    self.machine.handle(clock::now(), Input::Start { names: names.clone(), with_needs });
+                    self.waiters.push(Waiter::Start { names, answer });
+                }
+                Err(error) => drop(answer.send(Err(error.into()))),
+            },
+            Request::Stop { names, limit, answer } => match self.find(&names) {
+                Ok(()) => {
+                    let ids = names.iter().flat_map(|name| self.machine.replicas(name).to_vec()).collect();
+                    self.machine.handle(clock::now(), Input::Stop { names, limit });
+                    self.waiters.push(Waiter::Stop { ids, stopped: Vec::new(), answer: StopAnswer::Some(answer) });
+                }
+                Err(error) => drop(answer.send(Err(error))),
+            },
+            Request::StopAll { deadline, answer } => {
+                let now = clock::now();
+                let names: Vec<String> = self.machine.names().map(Into::into).collect();
+                let ids = names.iter().rev().flat_map(|name| self.machine.replicas(name).to_vec()).collect();
+                self.machine.handle(now, Input::StopAll { deadline: deadline.map(|limit| now + limit) });
+                self.waiters.push(Waiter::Stop { ids, stopped: Vec::new(), answer: StopAnswer::All(answer) });
+            }
+            Request::Restart { names, answer } => match self.find(&names) {
+                Ok(()) => {
+                    self.machine.handle(clock::now(), Input::Restart { names: names.clone() });
+                    self.waiters.push(Waiter::Start { names, answer });
+                }
+                Err(error) => drop(answer.send(Err(error.into()))),
+            },
+            Request::Scale { name, replicas, answer } => match self.find(std::slice::from_ref(&name)) {
+                Ok(()) => {
+                    self.machine.handle(clock::now(), Input::Scale { name: name.clone(), replicas });
+                    self.waiters.push(Waiter::Start { names: vec![name], answer });
+                }
+                Err(error) => drop(answer.send(Err(error.into()))),
+            },
+            Request::Remove { name, answer } => self.remove(name, answer),
+            Request::Signal { name, signal, answer } => {
+                let sent = self.find(std::slice::from_ref(&name)).map(|()| self.signal(&name, signal));
+                let _ = answer.send(sent);
+            }
+            Request::Wait { name, condition, answer } => match self.find(std::slice::from_ref(&name)) {
+                Ok(()) => self.waiters.push(Waiter::Condition { name, condition, answer }),
+                Err(error) => drop(answer.send(Err(error.into()))),
+            },
+            Request::List(answer) => drop(answer.send(self.list())),
+            Request::Last { name, lines, answer } => {
+                let last = self.find(std::slice::from_ref(&name)).map(|()| self.last(&name, lines));
+                let _ = answer.send(last);
+            }
+        }
+    }
+
+    fn find(&self, names: &[String]) -> Result<(), NoService> {
+        match names.iter().find(|name| !self.machine.contains(name)) {
+            None => Ok(()),
+            Some(name) => {
+                Err(NoService { name: name.clone(), known: self.machine.names().take(NAMED).map(Into::into).collect() })
+            }
+        }
+    }
+
+    fn add(&mut self, definitions: Vec<Arc<Definition>>) -> Result<(), BadService> {
+        let rules = |one: &Arc<Definition>| (one.name.clone(), one.rules.clone(), one.replicas);
+        self.machine.add(definitions.iter().map(rules).collect())?;
+        self.definitions.extend(definitions.into_iter().map(|one| (one.name.clone(), one)));
+        Ok(())
+    }
+
+    fn remove(&mut self, name: String, answer: oneshot::Sender<Result<Vec<Stopped>, RemoveError>>) {
+        if let Err(error) = self.find(std::slice::from_ref(&name)) {
+            return drop(answer.send(Err(error.into())));
+        }
+        let by: Vec<String> = self.machine.needed_by(&name).into_iter().map(Into::into).collect();
+        if !by.is_empty() {
+            return drop(answer.send(Err(RemoveError::Needed { service: name, by })));
+        }
+        let ids = self.machine.replicas(&name).to_vec();
+        self.machine.handle(clock::now(), Input::Remove { name });
+        self.waiters.push(Waiter::Stop { ids, stopped: Vec::new(), answer: StopAnswer::Removed(answer) });
+    }
+
+    /// To so many processes.
+    fn signal(&self, name: &str, signal: Signal) -> u32 {
+        let orders = self.machine.replicas(name).iter().filter_map(|id| self.kept.get(id)?.orders.as_ref());
+        orders.filter(|orders| orders.try_send(Order::Signal(signal)).is_ok()).count() as u32
+    }
+
+    fn last(&self, name: &str, lines: usize) -> Vec<String> {
+        self.machine
+            .replicas(name)
+            .iter()
+            .filter_map(|id| self.kept.get(id))
+            .flat_map(|kept| kept.sink.last(lines))
+            .collect()
+    }
+
+    fn list(&self) -> Vec<Info> {
+        let now = clock::now();
+        let names: Vec<&str> = self.machine.names().collect();
+        names.iter().flat_map(|name| self.machine.replicas(name)).filter_map(|id| self.info(now, *id)).collect()
+    }
+
+    fn info(&self, now: Time, id: ServiceId) -> Option<Info> {
+        let (kept, life) = (self.kept.get(&id)?, self.machine.life(id)?);
+        let (name, replica) = self.machine.name_of(id)?;
+        Some(Info {
+            id,
+            name: name.into(),
+            label: kept.label.clone(),
+            replica,
+            state: self.machine.state(id)?,
+            why: self.machine.why(now, id),
+            pid: life.pid(),
+            incarnation: life.incarnation(),
+            restarts: life.restarts(),
+            lived: life.lived(now),
+            exit: life.status(),
+            status: kept.status.clone().filter(|_| life.pid().is_some()),
+        })
+    }
+
+    /// Does what the machine says.
+    fn carry_out(&mut self) {
+        while let Some(effect) = self.machine.poll_effect() {
+            match effect {
+                Effect::Added(id) => self.added(id),
+                Effect::Removed(id) => {
+                    let removed = self.kept.remove(&id);
+                    let name = removed.map(|kept| kept.definition.name.clone());
+                    if let Some(name) = name.filter(|name| !self.machine.contains(name)) {
+                        self.definitions.remove(&name);
+                    }
+                }
+                Effect::Life(id, life::Effect::Event(event)) => self.happened(id, event),
+                Effect::Life(id, effect) => self.carry_out_for(id, effect),
+            }
+        }
+    }
+
+    fn added(&mut self, id: ServiceId) {
+        let Some((name, replica)) = self.machine.name_of(id) else { return };
+        let Some(definition) = self.definitions.get(name).cloned() else { return };
+        let label: Arc<str> = if replica == 1 { name.into() } else { format!("{name}-{replica}").into() };
+        let log = definition.log.as_ref().map(|settings| Log::open(of_replica(settings, replica)));
+        let (log, failed) = match log.transpose() {
+            Ok(log) => (log, None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let (news, asides) = (self.news.downgrade(), self.asides.clone());
+        let said = move |said| match said {
+            Said::Ready(incarnation) => {
+                // Never full for long; whoever is ready must not be overheard, so another thread waits for it.
+                let Some(news) = news.upgrade() else { return };
+                let ready = News::Life(id, life::Input::Ready(incarnation));
+                if let Err(mpsc::error::TrySendError::Full(ready)) = news.try_send(ready) {
+                    tokio::spawn(async move { drop(news.send(ready).await) });
+                }
+            }
+            // An event, which may be lost.
+            Said::LogLost(error) => drop(asides.try_send((id, Event::LogLost { error: error.to_string() }))),
+        };
+        let (listeners, reader) = (self.output.clone(), self.sink.clone());
+        let sink = Sink::new(id, label.clone(), log, listeners, reader, Box::new(said));
+        let kept = Kept {
+            definition,
+            label,
+            replica,
+            sink: Arc::new(sink),
+            orders: None,
+            probes: BTreeMap::new(),
+            not_started: None,
+            was_killed: false,
+            exit: None,
+            status: None,
+            last_pid: None,
+        };
+        self.kept.insert(id, kept);
+        if let Some(error) = failed {
+            self.say(id, Event::LogLost { error });
+        }
+    }
+
+    fn carry_out_for(&mut self, id: ServiceId, effect: life::Effect) {
+        let Some(kept) = self.kept.get_mut(&id) else { return };
+        match effect {
+            life::Effect::Spawn(incarnation) => {
+                let (orders, received) = mpsc::channel(16);
+                kept.orders = Some(orders);
+                kept.not_started = None;
+                kept.was_killed = false;
+                kept.exit = None;
+                kept.status = None;
+                let process = Process {
+                    definition: kept.definition.clone(),
+                    id,
+                    label: kept.label.clone(),
+                    replica: kept.replica,
+                    incarnation,
+                    sink: kept.sink.clone(),
+                    reader: self.reader.clone(),
+                    orders: received,
+                    news: self.news.clone(),
+                };
+                self.processes.spawn(process.run());
+            }
+            life::Effect::Ask(incarnation, check) => {
+                let definition = kept.definition.clone();
+                let timing = match (check, definition.rules.readiness) {
+                    (Check::Readiness, Readiness::Asked(timing)) => Some(timing),
+                    (Check::Readiness, _) => None,
+                    (Check::Liveness, _) => definition.rules.liveness,
+                };
+                let Some(timing) = timing else { return };
+                let news = self.news.clone();
+                let asked = tokio::spawn(async move {
+                    let target = if check == Check::Readiness {
+                        definition.health.as_ref()
+                    } else {
+                        definition.liveness.as_ref()
+                    };
+                    let answer = match target {
+                        Some(target) => probe::ask(target, timing.timeout).await,
+                        None => Ok(()),
+                    };
+                    // Where nobody hears it, all is being dropped.
+                    let _ = news.send(News::Life(id, life::Input::Answered(incarnation, check, answer))).await;
+                });
+                if let Some(earlier) = kept.probes.insert(check, asked.abort_handle()) {
+                    earlier.abort();
+                }
+            }
+            life::Effect::Terminate(_) => kept.order(Order::Terminate),
+            life::Effect::Kill(_) => {
+                kept.was_killed = true;
+                kept.order(Order::Kill);
+            }
+            life::Effect::Event(event) => self.happened(id, event),
+        }
+    }
+
+    fn happened(&mut self, id: ServiceId, event: Event) {
+        let Some(kept) = self.kept.get_mut(&id) else { return };
+        let moment = match &event {
+            Event::Started { pid, .. } => {
+                kept.last_pid = Some(*pid);
+                Some((Moment::Start, None))
+            }
+            Event::Restarted { .. } => Some((Moment::Restart, None)),
+            Event::Stopped { status } => Some((Moment::Stop, status.as_ref().map(ExitStatus::to_string))),
+            Event::Crashed { cause, .. } => Some((Moment::Crash, Some(cause.to_string()))),
+            _ => None,
+        };
+        if matches!(event, Event::Stopped { .. } | Event::Crashed { .. } | Event::Completed { .. }) {
+            for (_, asked) in std::mem::take(&mut kept.probes) {
+                asked.abort();
+            }
+            kept.orders = None;
+        }
+        if let Some((moment, cause)) = moment {
+            self.run_hooks(id, moment, cause);
+        }
+        self.say(id, event);
+    }
+
+    fn run_hooks(&self, id: ServiceId, moment: Moment, cause: Option<String>) {
+        let Some(kept) = self.kept.get(&id) else { return };
+        for (_, hook) in kept.definition.hooks.iter().filter(|(of, _)| *of == moment) {
+            let (hook, asides) = (hook.clone(), self.asides.clone());
+            let occasion = Occasion { service: kept.label.clone(), moment, pid: kept.last_pid, cause: cause.clone() };
+            tokio::spawn(async move {
+                if let Err(error) = hook.run(occasion).await {
+                    let _ = asides.send((id, Event::HookFailed { hook: moment.name(), error })).await;
+                }
+            });
+        }
+    }
+
+    fn say(&self, id: ServiceId, event: Event) {
+        let Some(kept) = self.kept.get(&id) else { return };
+        tracing::debug!(target: "pm::service", service = %kept.label, ?event);
+        // Nobody may listen.
+        let _ = self.events.send(Happening { at: SystemTime::now(), id, label: kept.label.clone(), event });
+    }
+
+    fn look_after_waiters(&mut self) {
+        for waiter in std::mem::take(&mut self.waiters) {
+            match waiter {
+                Waiter::Start { names, answer } => match self.are_up(&names) {
+                    None if answer.is_closed() => {}
+                    None => self.waiters.push(Waiter::Start { names, answer }),
+                    Some(result) => drop(answer.send(result)),
+                },
+                Waiter::Condition { name, condition, answer } => match self.machine.verdict(&name, condition) {
+                    Verdict::NotYet(_) if answer.is_closed() => {}
+                    Verdict::NotYet(_) => self.waiters.push(Waiter::Condition { name, condition, answer }),
+                    Verdict::Holds => drop(answer.send(Ok(()))),
+                    Verdict::Never(why) => drop(answer.send(Err(WaitError::Never { service: name, condition, why }))),
+                },
+                Waiter::Stop { ids, mut stopped, answer } => {
+                    let is_down = |id: &ServiceId| {
+                        self.machine.state(*id).is_none_or(|state| state.is_over()) && self.machine.is_settled(*id)
+                    };
+                    let (down, up): (Vec<_>, Vec<_>) = ids.into_iter().partition(is_down);
+                    stopped.extend(down.iter().filter_map(|id| self.stopped(*id)));
+                    if !up.is_empty() {
+                        self.waiters.push(Waiter::Stop { ids: up, stopped, answer });
+                        continue;
+                    }
+                    match answer {
+                        StopAnswer::Some(answer) => drop(answer.send(Ok(stopped))),
+                        StopAnswer::All(answer) => drop(answer.send(stopped)),
+                        StopAnswer::Removed(answer) => drop(answer.send(Ok(stopped))),
+                    }
+                }
+            }
+        }
+    }
+
+    fn stopped(&self, id: ServiceId) -> Option<Stopped> {
+        let kept = self.kept.get(&id)?;
+        let exit = kept.exit.as_ref();
+        Some(Stopped {
+            label: kept.label.clone(),
+            exit: exit.map(|exit| exit.status),
+            was_killed: kept.was_killed,
+            swept: exit.map(|exit| exit.strays.clone()).unwrap_or_default(),
+            survivors: exit.map(|exit| exit.survivors.clone()).unwrap_or_default(),
+        })
+    }
+
+    /// Whether all of them are up: ready, where something says that they are. None where that is not known yet.
+    fn are_up(&self, names: &[String]) -> Option<Result<(), StartError>> {
+        let mut all = Some(Ok(()));
+        for name in names {
+            let readiness = self.definitions.get(name).map_or(Readiness::Spawned, |one| one.rules.readiness);
+            let condition = if readiness == Readiness::Spawned { Condition::Started } else { Condition::Healthy };
+            let has_completed = self.machine.verdict(name, Condition::CompletedSuccessfully) == Verdict::Holds;
+            match self.machine.verdict(name, condition) {
+                _ if has_completed || self.machine.replicas(name).is_empty() => {}
+                Verdict::Holds => {}
+                Verdict::NotYet(_) => all = None,
+                Verdict::Never(why) => return Some(Err(self.why_not(name, why))),
+            }
+        }
+        all
+    }
+
+    fn why_not(&self, name: &str, why: String) -> StartError {
+        let path = self.machine.path_to_failure(name);
+        let service = path.last().map_or(name, String::as_str).to_string();
+        let output = self.last(&service, LAST_LINES);
+        let ids = self.machine.replicas(&service);
+        if path.len() > 1 {
+            let why =
+                self.machine.replicas(name).iter().find_map(|id| self.machine.why(clock::now(), *id)).unwrap_or(why);
+            return StartError::DependencyFailed { path, why, output };
+        }
+        if let Some(error) = ids.iter().find_map(|id| self.kept.get(id)?.not_started.clone()) {
+            return StartError::Launch { service, error };
+        }
+        if ids.iter().any(|id| self.machine.state(*id) == Some(State::Stopped)) {
+            return StartError::Stopped { service };
+        }
+        let failed = ids.iter().find_map(|id| self.machine.life(*id).filter(|life| life.cause().is_some()));
+        match failed.and_then(|life| life.cause()) {
+            Some(ExitCause::StartTimeout { limit }) => {
+                let last = failed.and_then(|life| life.schedule(Check::Readiness)?.last()?.as_ref().err().cloned());
+                StartError::Timeout { service, limit: *limit, said: last, output }
+            }
+            cause => {
+                let words = ids.iter().find_map(|id| self.machine.why(clock::now(), *id));
+                StartError::Failed { service, cause: cause.cloned(), why: words.unwrap_or(why), output }
+            }
+        }
+    }
+}
+
+impl Kept {
+    fn order(&self, order: Order) {
+        // There is room for more orders than a life has; and one whose task has ended needs none.
+        if let Some(orders) = &self.orders {
+            let _ = orders.try_send(order);
+        }
+    }
+}
+
+/// The log of a replica: of further ones with their number before the ending.
+fn of_replica(settings: &LogFile, replica: u32) -> LogFile {
+    if replica == 1 {
+        return settings.clone();
+    }
+    let stem = settings.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let ending = settings.path.extension().map(|ending| format!(".{}", ending.to_string_lossy())).unwrap_or_default();
+    let path: PathBuf = settings.path.parent().unwrap_or(Path::new("")).join(format!("{stem}-{replica}{ending}"));
+    LogFile { path, ..settings.clone() }
+}

@@ -1,0 +1,98 @@
+//! What is told of services.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::machine::exit::ExitStatus;
+use crate::machine::id::Incarnation;
+use crate::machine::service::{Event, ServiceId, State};
+
+/// One process of a service, as it is now.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Info {
+    /// Which process of all.
+    pub id: ServiceId,
+    /// The service.
+    pub name: String,
+    /// The name, with the number of the replica where it is not the first.
+    pub label: Arc<str>,
+    /// Which replica, from 1.
+    pub replica: u32,
+    /// What it is doing.
+    pub state: State,
+    /// Why, where that needs words.
+    pub why: Option<String>,
+    /// Its process, where it has one.
+    pub pid: Option<u32>,
+    /// Which life it is in.
+    pub incarnation: Incarnation,
+    /// How often it was started again by itself.
+    pub restarts: u64,
+    /// How long its process has lived, or had when it ended.
+    pub lived: Duration,
+    /// How its last process ended.
+    pub exit: Option<ExitStatus>,
+    /// What it says that it is doing (STATUS= of sd_notify(3)).
+    pub status: Option<String>,
+}
+
+/// Something that happened to a process of a service.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Happening {
+    /// When.
+    pub at: SystemTime,
+    /// Which process.
+    pub id: ServiceId,
+    /// Its name, with the number of the replica where it is not the first.
+    pub label: Arc<str>,
+    /// What.
+    pub event: Event,
+}
+
+/// How a process of a service ended on request, and what had to be killed for that.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Stopped {
+    /// The service, with the number of the replica where it is not the first.
+    pub label: Arc<str>,
+    /// How it ended; none where it had no process.
+    pub exit: Option<ExitStatus>,
+    /// It had not ended by itself at its limit.
+    pub was_killed: bool,
+    /// Processes that it had started, that outlived it and were killed: 32 of them at most.
+    pub swept: Vec<u32>,
+    /// Processes that could not be killed within 5 s: 32 of them at most.
+    pub survivors: Vec<u32>,
+}
+
+impl Stopped {
+    /// Whether it ended by itself, with all that it had started.
+    pub fn is_clean(&self) -> bool {
+        !self.was_killed && self.swept.is_empty() && self.survivors.is_empty()
+    }
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.label)?;
+        match self.exit {
+            None => f.write_str("was not running")?,
+            Some(_) if self.was_killed => f.write_str("killed: it did not stop in time")?,
+            Some(exit) => write!(f, "{exit}")?,
+        }
+        if !self.swept.is_empty() {
+            write!(f, "; killed what it left behind: {}", list(&self.swept))?;
+        }
+        if !self.survivors.is_empty() {
+            write!(f, "; could not be killed: {}", list(&self.survivors))?;
+        }
+        Ok(())
+    }
+}
+
+fn list(pids: &[u32]) -> String {
+    pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,335 @@
+//! A service in the making.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use regex::bytes::Regex;
+
+use super::error::BadService;
+use super::probe::{Probe, Target};
+use crate::driver::service::hook::{Hook, Moment, Occasion};
+use crate::driver::service::log::LogFile;
+use crate::machine::exit::Signal;
+use crate::machine::restart::Restart;
+use crate::machine::service::{Condition, Need, Readiness, Rules};
+use crate::machine::spec::Spec;
+
+/// The longest name of a service, in bytes.
+const LONGEST_NAME: usize = 64;
+
+/// What a service reads as its standard input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stdin {
+    /// Nothing: `/dev/null`.
+    #[default]
+    Null,
+    /// What this program reads.
+    Inherit,
+}
+
+/// How a service is asked to end.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StopBy {
+    /// By a signal to its process group: SIGTERM by default.
+    Signal(Signal),
+    /// By a command, which has the number of its process in `PM_PID`. Its exit code does not matter; the service has its stop limit all the same.
+    Command(Box<Spec>),
+}
+
+/// A long-running process, what it needs, and what is done about it. Built once, and right from then on.
+#[derive(Clone, Debug)]
+pub struct Service(pub(crate) Arc<Definition>);
+
+/// What a service is.
+#[derive(Debug)]
+pub(crate) struct Definition {
+    pub(crate) name: String,
+    pub(crate) title: Option<String>,
+    pub(crate) spec: Spec,
+    pub(crate) rules: Rules,
+    pub(crate) replicas: u32,
+    pub(crate) health: Option<Target>,
+    pub(crate) liveness: Option<Target>,
+    pub(crate) ready_line: Option<Regex>,
+    pub(crate) stop_by: StopBy,
+    pub(crate) stdin: Stdin,
+    pub(crate) hooks: Vec<(Moment, Hook)>,
+    pub(crate) log: Option<LogFile>,
+}
+
+impl Definition {
+    /// Whether it says something by sd_notify(3).
+    pub(crate) fn is_notified(&self) -> bool {
+        self.rules.watchdog.is_some() || self.rules.readiness == Readiness::Told { by_line: false }
+    }
+}
+
+/// A [`Service`] in the making.
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct ServiceBuilder {
+    name: String,
+    title: Option<String>,
+    spec: Spec,
+    rules: Rules,
+    replicas: u32,
+    health: Option<Probe>,
+    liveness: Option<Probe>,
+    ready_line: Option<String>,
+    is_notified: bool,
+    stop_by: StopBy,
+    stdin: Stdin,
+    hooks: Vec<(Moment, Hook)>,
+    log: Option<LogFile>,
+}
+
+impl Service {
+    /// A service of this name, which tells it from all others of its orchestrator. What runs is in the Spec: program, arguments,
+    /// environment, directory, limits, user. For a shell, say so: `Spec::program("sh").arg("-c").arg("…")`.
+    #[expect(clippy::new_ret_no_self, reason = "a builder, as Spec::program is")]
+    pub fn new(name: impl Into<String>, spec: Spec) -> ServiceBuilder {
+        ServiceBuilder {
+            name: name.into(),
+            title: None,
+            spec,
+            rules: Rules::default(),
+            replicas: 1,
+            health: None,
+            liveness: None,
+            ready_line: None,
+            is_notified: false,
+            stop_by: StopBy::Signal(Signal::TERM),
+            stdin: Stdin::Null,
+            hooks: Vec::new(),
+            log: None,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// What it is called for people, where that is not its name.
+    pub fn title(&self) -> Option<&str> {
+        self.0.title.as_deref()
+    }
+
+    /// What runs.
+    pub fn spec(&self) -> &Spec {
+        &self.0.spec
+    }
+
+    /// What is done about it.
+    pub fn rules(&self) -> &Rules {
+        &self.0.rules
+    }
+
+    /// How many processes it has.
+    pub fn replicas(&self) -> u32 {
+        self.0.replicas
+    }
+}
+
+impl ServiceBuilder {
+    /// What it is called for people: any text.
+    pub fn title(mut self, title: impl Into<String>) -> Self {
+        self.title = Some(title.into());
+        self
+    }
+
+    /// It starts once another service is in this condition.
+    pub fn needs(self, on: impl Into<String>, condition: Condition) -> Self {
+        self.need(Need::new(on, condition))
+    }
+
+    /// The same, with all that a need can say.
+    pub fn need(mut self, need: Need) -> Self {
+        self.rules.needs.push(need);
+        self
+    }
+
+    /// What says that it is ready, and goes on saying whether it is well.
+    pub fn health(mut self, probe: Probe) -> Self {
+        self.health = Some(probe);
+        self
+    }
+
+    /// A second probe, from when it is ready on. When it fails, the service is started anew, within its restarts.
+    pub fn liveness(mut self, probe: Probe) -> Self {
+        self.liveness = Some(probe);
+        self
+    }
+
+    /// It is ready once it prints a line that matches this regular expression.
+    pub fn ready_line(mut self, pattern: impl Into<String>) -> Self {
+        self.ready_line = Some(pattern.into());
+        self
+    }
+
+    /// It says itself when it is ready, by `READY=1` to `NOTIFY_SOCKET`, as sd_notify(3) does.
+    pub fn notify(mut self) -> Self {
+        self.is_notified = true;
+        self
+    }
+
+    /// Once it is ready it must say `WATCHDOG=1` (sd_notify(3)) at least this often, or it is started anew.
+    pub fn watchdog(mut self, limit: Duration) -> Self {
+        self.rules.watchdog = Some(limit);
+        self
+    }
+
+    /// It is started anew when its health probe says that it is not well any more, within its restarts.
+    pub fn restart_unhealthy(mut self) -> Self {
+        self.rules.restart_unhealthy = true;
+        self
+    }
+
+    /// What has not become ready by then has failed: 60 s by default. Never a limit to its life.
+    pub fn start_limit(mut self, limit: Duration) -> Self {
+        self.rules.start_limit = limit;
+        self
+    }
+
+    /// Whether it is started again when it has ended: never by default.
+    pub fn restart(mut self, restart: Restart) -> Self {
+        self.rules.restart = restart;
+        self
+    }
+
+    /// The signal that asks it to end: SIGTERM by default. It goes to its process group.
+    pub fn stop_signal(mut self, signal: Signal) -> Self {
+        self.stop_by = StopBy::Signal(signal);
+        self
+    }
+
+    /// A command that asks it to end, in place of the signal.
+    pub fn stop_command(mut self, spec: Spec) -> Self {
+        self.stop_by = StopBy::Command(Box::new(spec));
+        self
+    }
+
+    /// From the request to end to the kill: 10 s by default. 0 kills at once.
+    pub fn stop_limit(mut self, limit: Duration) -> Self {
+        self.rules.stop_limit = limit;
+        self
+    }
+
+    /// So many processes of it: 1 by default. Each has its number, from 1, in `PM_REPLICA`.
+    pub fn replicas(mut self, replicas: u32) -> Self {
+        self.replicas = replicas;
+        self
+    }
+
+    /// What it reads.
+    pub fn stdin(mut self, stdin: Stdin) -> Self {
+        self.stdin = stdin;
+        self
+    }
+
+    /// Logs what it prints to this file; of further replicas, with `-` and their number before the ending.
+    pub fn log(mut self, log: LogFile) -> Self {
+        self.log = Some(log);
+        self
+    }
+
+    /// Runs code at a moment. It has [`HOOK_LIMIT`](super::HOOK_LIMIT), and nothing waits for it; its error is an event.
+    pub fn hook<F>(mut self, moment: Moment, code: impl Fn(Occasion) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.hooks.push((moment, Hook::Code(Arc::new(move |occasion| Box::pin(code(occasion))))));
+        self
+    }
+
+    /// Runs a command at a moment, with what happened in its environment (see [`Occasion`]).
+    pub fn hook_command(mut self, moment: Moment, spec: Spec) -> Self {
+        self.hooks.push((moment, Hook::Command(Box::new(spec))));
+        self
+    }
+
+    /// The service.
+    ///
+    /// # Errors
+    /// [`BadService`], which names what is wrong with it.
+    pub fn build(self) -> Result<Service, BadService> {
+        let is_first = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let is_named = self.name.starts_with(is_first)
+            && self.name.len() <= LONGEST_NAME
+            && self.name.chars().all(|c| is_first(c) || "-.".contains(c));
+        if !is_named {
+            return Err(BadService::Name(self.name));
+        }
+        let mut rules = self.rules;
+        if rules.start_limit.is_zero() {
+            return Err(BadService::Zero { what: "the start limit" });
+        }
+        if rules.watchdog.is_some_and(|limit| limit.is_zero()) {
+            return Err(BadService::Zero { what: "the limit of the watchdog" });
+        }
+        let ways = [
+            (self.health.is_some(), "a health probe"),
+            (self.ready_line.is_some(), "a line that it prints"),
+            (self.is_notified, "sd_notify"),
+        ];
+        let mut given = ways.iter().filter(|(is_given, _)| *is_given);
+        if let (Some((_, one)), Some((_, other))) = (given.next(), given.next()) {
+            return Err(BadService::TwoReadinesses(one, other));
+        }
+        let health = self.health.map(Probe::check).transpose()?;
+        let liveness = self.liveness.map(Probe::check).transpose()?;
+        rules.liveness = liveness.as_ref().map(|(_, timing)| *timing);
+        rules.readiness = match &health {
+            Some((_, timing)) => Readiness::Asked(*timing),
+            None if self.ready_line.is_some() => Readiness::Told { by_line: true },
+            None if self.is_notified => Readiness::Told { by_line: false },
+            None => Readiness::Spawned,
+        };
+        let ready_line = self.ready_line.map(|pattern| {
+            Regex::new(&pattern).map_err(|error| BadService::Pattern { problem: error.to_string(), pattern })
+        });
+        Ok(Service(Arc::new(Definition {
+            name: self.name,
+            title: self.title,
+            spec: self.spec,
+            rules,
+            replicas: self.replicas,
+            health: health.map(|(target, _)| target),
+            liveness: liveness.map(|(target, _)| target),
+            ready_line: ready_line.transpose()?,
+            stop_by: self.stop_by,
+            stdin: self.stdin,
+            hooks: self.hooks,
+            log: self.log,
+        })))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(name: &str) -> ServiceBuilder {
+        Service::new(name, Spec::program("true").build().unwrap())
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for name in ["", "-a", ".a", "a/b", "a b", "ä", &"x".repeat(65)] {
+            assert_eq!(named(name).build().unwrap_err(), BadService::Name(name.into()));
+        }
+        let two = named("a").health(Probe::tcp(1)).notify().build().unwrap_err();
+        assert_eq!(two, BadService::TwoReadinesses("a health probe", "sd_notify"));
+        assert!(matches!(named("a").ready_line("(").build(), Err(BadService::Pattern { .. })));
+        assert!(matches!(named("a").start_limit(Duration::ZERO).build(), Err(BadService::Zero { .. })));
+    }
+
+    #[test]
+    fn rules_follow_from_what_was_said() {
+        let service = named("a-1.b_c").health(Probe::tcp(1)).needs("db", Condition::Started).build().unwrap();
+        assert!(matches!(service.rules().readiness, Readiness::Asked(_)));
+        assert_eq!(service.rules().needs, [Need::new("db", Condition::Started)]);
+        assert!(named("a").watchdog(Duration::from_secs(1)).build().unwrap().0.is_notified());
+    }
+}
