@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub mod project;
+
 use crate::bench::place::Place;
 use pm::core::units;
 
@@ -33,6 +35,32 @@ pub enum Command {
     /// Measure the transports side by side, and say which one to pick on this machine
     #[command(long_about = BENCH_ABOUT)]
     Bench(BenchArgs),
+    /// Start the services of a project, in the order of their needs, and stay until they have ended
+    Up(project::UpArgs),
+    /// Show the services of a project that is up: what each is doing, and why
+    Ps(project::ShowArgs),
+    /// Show what services have printed
+    Logs(project::LogsArgs),
+    /// Start services of a project that is up, with what they need
+    Start(project::StartArgs),
+    /// Stop services of a project that is up; others go on
+    Stop(project::StopArgs),
+    /// Stop services and start them again, with those that are restarted with them
+    Restart(project::RestartArgs),
+    /// Have so many processes of a service
+    Scale(project::ScaleArgs),
+    /// Stop all services of a project, and the project
+    Down(project::DownArgs),
+    /// Wait until services are in a condition
+    Wait(project::WaitArgs),
+    /// Show what happens to services, as it happens
+    Events(project::ShowArgs),
+    /// Show which services need which
+    Graph(project::GraphArgs),
+    /// Say whether the file of a project can be used, and where it cannot
+    Check(project::FileArg),
+    /// Print the JSON schema of pm.toml, for editors
+    Schema,
     /// Hold the processes of another program; it starts this by itself
     #[command(hide = true)]
     Keeper,

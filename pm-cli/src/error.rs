@@ -8,6 +8,7 @@ use pm::core::driver::launch::LaunchError;
 use thiserror::Error;
 
 use crate::bench::work::BenchError;
+use crate::config::ConfigError;
 
 /// The exit codes of `pm`.
 pub mod code {
@@ -17,6 +18,14 @@ pub mod code {
     pub const USAGE: u8 = 2;
     /// The pool gave up: its workers kept dying.
     pub const GAVE_UP: u8 = 3;
+    /// The project is up already.
+    pub const ALREADY_UP: u8 = 4;
+    /// The project is not up.
+    pub const NOT_UP: u8 = 5;
+    /// It took longer than it was to be waited for: what timeout(1) says.
+    pub const TOO_LONG: u8 = 124;
+    /// Ended by SIGHUP.
+    pub const HUNG_UP: u8 = 129;
     /// Ended by SIGINT.
     pub const INTERRUPTED: u8 = 130;
     /// Nobody reads standard output any more: what a shell says of a program that SIGPIPE killed.
@@ -95,6 +104,32 @@ pub enum CliError {
     /// The first workers could not be started.
     #[error("the pool cannot be started: {0}")]
     Start(String),
+    /// The file of a project cannot be used.
+    #[error(transparent)]
+    Config(ConfigError),
+    /// Where a project is reached cannot be made or used.
+    #[error("{path:?}, where the project is reached, cannot be used")]
+    Meeting {
+        /// The socket, or its directory.
+        path: PathBuf,
+        /// What is wrong.
+        source: std::io::Error,
+    },
+    /// The project is up already.
+    #[error("this project is up already: pm ps shows it, pm down ends it")]
+    AlreadyUp,
+    /// The project is not up.
+    #[error("this project is not up: pm up starts it")]
+    NotUp,
+    /// The project ended before it had answered.
+    #[error("the project ended before it had answered")]
+    Lost,
+    /// What was asked of services could not be done, as the text says.
+    #[error("{0}")]
+    Service(String),
+    /// What was waited for did not come in time.
+    #[error("that did not come within {0:?}; pm ps says what each service is doing, and why")]
+    TooLong(std::time::Duration),
     /// A bench came to no end.
     #[error("the bench was broken off: {}", chain(.0))]
     Bench(BenchError),
@@ -113,6 +148,10 @@ impl CliError {
             CliError::NoStdout | CliError::Runtime(_) | CliError::Keeper(_) | CliError::Bench(BenchError::Lost) => {
                 code::FAILED
             }
+            CliError::Meeting { .. } | CliError::Lost | CliError::Service(_) => code::FAILED,
+            CliError::AlreadyUp => code::ALREADY_UP,
+            CliError::NotUp => code::NOT_UP,
+            CliError::TooLong(_) => code::TOO_LONG,
             _ => code::USAGE,
         }
     }

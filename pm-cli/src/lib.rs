@@ -3,6 +3,8 @@
 //! | module | holds |
 //! |---|---|
 //! | [`cli`] | the command line as it was written |
+//! | [`config`] | the files of projects: pm.toml, Procfile |
+//! | [`project`] | `pm up`, and the commands that speak to a project |
 //! | [`plan`] | the same, checked and resolved: what can be carried out |
 //! | [`pool`] | `pm pool`: carries the plan out |
 //! | [`bench`](mod@bench) | `pm bench`: measures the transports side by side |
@@ -17,9 +19,11 @@ use clap::Parser;
 
 pub mod bench;
 pub mod cli;
+pub mod config;
 pub mod error;
 pub mod plan;
 pub mod pool;
+pub mod project;
 pub mod roles;
 
 /// The standard output that the process was started with.
@@ -49,6 +53,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, stdout: Stdout) -> ExitCode
         cli::Command::Pool(args) => pool(*args, stdout),
         cli::Command::Bench(args) => bench(args, stdout),
         cli::Command::Keeper => Err(keeper()),
+        command => project::run(command),
     };
     match done {
         Ok(code) => code,

@@ -6,7 +6,7 @@
 //! | `command` | what a Spec means for its process |
 //! | `start` | makes a worker out of a Spec and a transport |
 //! | `listeners` | binds what all processes of a Spec accept from |
-//! | `socket_path` | sockets with a path in the file system |
+//! | [`socket_path`] | sockets with a path in the file system |
 //! | `exec` | a program that runs once |
 //! | `worker` | lives through one incarnation of a worker |
 //! | `link` | the calls on one link |
@@ -42,7 +42,7 @@ pub(crate) mod pool;
 #[cfg(feature = "service")]
 pub(crate) mod service;
 pub(crate) mod signal;
-mod socket_path;
+pub mod socket_path;
 mod spare;
 pub(crate) mod start;
 pub(crate) mod stderr;

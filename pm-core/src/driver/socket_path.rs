@@ -15,7 +15,7 @@ use super::listeners::WAITING;
 
 /// A socket in the file system that this process listens on, removed when it is dropped.
 #[derive(Debug)]
-pub(super) struct SocketPath {
+pub struct SocketPath {
     path: PathBuf,
     /// Dropped after the socket was removed.
     _lock: Lock,
@@ -30,7 +30,10 @@ struct Lock {
 }
 
 /// Binds a path for this user alone: nobody else may connect, and the directory is made, where it is missing, so that nobody else may look into it.
-pub(super) fn bind_private(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
+///
+/// # Errors
+/// Those of [`bind_path`], and a directory that cannot be made.
+pub fn bind_private(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
     if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
@@ -42,7 +45,10 @@ pub(super) fn bind_private(path: &Path) -> io::Result<(UnixListener, SocketPath)
 }
 
 /// Binds a path. A socket that a dead process left there is taken over; one on which somebody listens, or anything else that stands there, is left alone.
-pub(super) fn bind_path(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
+///
+/// # Errors
+/// `AddrInUse` where another process listens there, `AlreadyExists` where something else stands there, and what the kernel says.
+pub fn bind_path(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
     // The working directory may change before it is removed.
     let path = std::path::absolute(path)?;
     let lock = Lock::take(&path)?;

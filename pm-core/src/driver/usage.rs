@@ -23,6 +23,50 @@ pub(crate) fn cpu_time(pid: u32) -> Option<Duration> {
     Some(Duration::from_secs_f64(all as f64 / clock_ticks_per_second() as f64))
 }
 
+/// What a process and all that descends from it use together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TreeUsage {
+    /// Bytes that are resident. What processes share counts for each.
+    pub rss_bytes: u64,
+    /// Processor time, with that of their threads. Of a process that has ended it is gone.
+    pub cpu: Duration,
+    /// Processes.
+    pub processes: u32,
+    /// Threads.
+    pub threads: u32,
+    /// Open descriptors.
+    pub fds: u32,
+}
+
+/// At most so many processes of one tree are looked at.
+#[cfg(feature = "service")]
+const MOST_OF_A_TREE: usize = 4096;
+
+/// What a process and its descendants use; none where it is gone. Looks at these processes and at no other.
+#[cfg(feature = "service")]
+pub fn tree(root: u32) -> Option<TreeUsage> {
+    let mut all = TreeUsage::default();
+    let mut pids = vec![root];
+    let mut at = 0;
+    while let Some(&pid) = pids.get(at) {
+        at += 1;
+        // It may end while this looks.
+        let (Some(rss), Some(cpu)) = (resident(pid), cpu_time(pid)) else { continue };
+        all.rss_bytes += rss;
+        all.cpu += cpu;
+        all.processes += 1;
+        all.fds += fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |entries| entries.count() as u32);
+        for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            all.threads += 1;
+            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            let room = MOST_OF_A_TREE.saturating_sub(pids.len());
+            pids.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()).take(room));
+        }
+    }
+    (all.processes > 0).then_some(all)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -34,5 +78,26 @@ mod tests {
         assert!(bytes > std::hint::black_box(&memory).len() as u64, "{bytes}");
         assert!(cpu_time(std::process::id()).is_some());
         assert_eq!((resident(u32::MAX), cpu_time(u32::MAX)), (None, None));
+    }
+
+    #[cfg(feature = "service")]
+    #[test]
+    fn a_tree_is_the_process_and_its_descendants() {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", "sleep 100 & echo; wait"]);
+        let mut child = shell.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        let usage = tree(child.id()).unwrap();
+        assert_eq!((usage.processes, usage.threads), (2, 2));
+        assert!(usage.rss_bytes > 100_000 && usage.fds >= 6, "{usage:?}");
+        for pid in fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap().split_whitespace() {
+            rustix::process::kill_process(
+                rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap(),
+                rustix::process::Signal::KILL,
+            )
+            .unwrap();
+        }
+        child.wait().unwrap();
+        assert_eq!(tree(u32::MAX), None);
     }
 }

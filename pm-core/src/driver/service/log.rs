@@ -33,6 +33,17 @@ impl LogFile {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         LogFile { path: path.into(), max_bytes: 10 << 20, keep: 5, json: false }
     }
+
+    /// That of one replica: of further ones with their number before the ending.
+    pub fn of_replica(&self, replica: u32) -> LogFile {
+        if replica == 1 {
+            return self.clone();
+        }
+        let stem = self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let ending = self.path.extension().map(|ending| format!(".{}", ending.to_string_lossy())).unwrap_or_default();
+        let path = self.path.parent().unwrap_or(Path::new("")).join(format!("{stem}-{replica}{ending}"));
+        LogFile { path, ..self.clone() }
+    }
 }
 
 #[derive(Serialize)]

@@ -1,7 +1,6 @@
 //! The task that keeps all services of an orchestrator.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +8,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::hook::{Moment, Occasion};
-use super::log::{Log, LogFile};
+use super::log::Log;
 use super::output::{Output, Reader, Said, Sink};
 use super::probe;
 use super::process::{News, Order, Process};
@@ -336,7 +335,7 @@ impl Task {
         let Some((name, replica)) = self.machine.name_of(id) else { return };
         let Some(definition) = self.definitions.get(name).cloned() else { return };
         let label: Arc<str> = if replica == 1 { name.into() } else { format!("{name}-{replica}").into() };
-        let log = definition.log.as_ref().map(|settings| Log::open(of_replica(settings, replica)));
+        let log = definition.log.as_ref().map(|settings| Log::open(settings.of_replica(replica)));
         let (log, failed) = match log.transpose() {
             Ok(log) => (log, None),
             Err(error) => (None, Some(error.to_string())),
@@ -577,15 +576,4 @@ impl Kept {
             let _ = orders.try_send(order);
         }
     }
-}
-
-/// The log of a replica: of further ones with their number before the ending.
-fn of_replica(settings: &LogFile, replica: u32) -> LogFile {
-    if replica == 1 {
-        return settings.clone();
-    }
-    let stem = settings.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let ending = settings.path.extension().map(|ending| format!(".{}", ending.to_string_lossy())).unwrap_or_default();
-    let path: PathBuf = settings.path.parent().unwrap_or(Path::new("")).join(format!("{stem}-{replica}{ending}"));
-    LogFile { path, ..settings.clone() }
 }

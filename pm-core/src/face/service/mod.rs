@@ -54,3 +54,4 @@ pub use service::{Service, ServiceBuilder, Stdin, StopBy};
 pub use crate::driver::service::hook::{HOOK_LIMIT, Moment, Occasion};
 pub use crate::driver::service::log::LogFile;
 pub use crate::driver::service::output::Output;
+pub use crate::driver::usage::{TreeUsage, tree as usage_of};

@@ -173,7 +173,15 @@ impl Orchestrator {
     /// # Errors
     /// Those of [`Orchestrator::start_service`].
     pub async fn restart(&self, name: &str) -> Result<(), StartError> {
-        let names = vec![name.into()];
+        self.restart_named([name]).await
+    }
+
+    /// The same for several.
+    ///
+    /// # Errors
+    /// The first of them that cannot be up. The others go on.
+    pub async fn restart_named(&self, names: impl IntoIterator<Item = impl Into<String>>) -> Result<(), StartError> {
+        let names = names.into_iter().map(Into::into).collect();
         self.ask(|answer| Request::Restart { names, answer }).await.unwrap_or(Err(StartError::Gone))
     }
 

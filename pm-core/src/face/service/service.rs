@@ -126,6 +126,11 @@ impl Service {
         &self.0.rules
     }
 
+    /// Where it is logged, and how.
+    pub fn log(&self) -> Option<&LogFile> {
+        self.0.log.as_ref()
+    }
+
     /// How many processes it has.
     pub fn replicas(&self) -> u32 {
         self.0.replicas

@@ -1,0 +1,160 @@
+//! What a project is made of: its services, read from a file.
+//!
+//! | module | reads |
+//! |---|---|
+//! | [`native`] | `pm.toml` |
+//! | [`procfile`] | `Procfile` |
+//! | [`variables`] | files of variables, and `${NAME}` in texts |
+//! | [`values`] | times and sizes as they stand in a file |
+//! | [`place`] | which line of a file something stands in |
+
+pub mod native;
+pub mod place;
+pub mod procfile;
+pub mod values;
+pub mod variables;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use pm::service::Service;
+use thiserror::Error;
+
+use place::Place;
+
+/// The files that are looked for where none is named, the first that is there.
+pub const FILES: [&str; 2] = ["pm.toml", "Procfile"];
+
+/// The longest file that is read, in bytes.
+const LONGEST: u64 = 4 << 20;
+
+/// A project: services that are started together.
+#[derive(Debug)]
+pub struct Project {
+    /// What it is called.
+    pub name: String,
+    /// The file that it was read from, absolute.
+    pub file: PathBuf,
+    /// The directory of the file. What is relative in it is relative to this.
+    pub directory: PathBuf,
+    /// Where the services are logged.
+    pub logs: PathBuf,
+    /// The services, as they stand in the file.
+    pub services: Vec<Service>,
+    /// Those that are not started unless they are named.
+    pub disabled: BTreeSet<String>,
+}
+
+/// A file that no project can be made of.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// There is none.
+    #[error("there is no {} here; write one, or name another with -f", FILES.join(" or "))]
+    NoFile,
+    /// It cannot be read.
+    #[error("{path:?} cannot be read")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It is too long.
+    #[error("{path:?} has {bytes} bytes; a file of services has {LONGEST} at most")]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
+    /// What stands in it makes no sense. The text has the place, the line, and what would be right.
+    #[error("{path}:{place}", path = .path.display())]
+    Bad {
+        /// The file.
+        path: PathBuf,
+        /// The line, and what is wrong there.
+        place: Place,
+    },
+}
+
+/// Something that is wrong, and where: bytes of the file, where that is known.
+#[derive(Debug)]
+pub struct Wrong {
+    /// From where to where.
+    pub at: Option<std::ops::Range<usize>>,
+    /// What is wrong, with the value, and what would be right.
+    pub problem: String,
+}
+
+impl Project {
+    /// Reads the file that is named, or the first of [`FILES`] in the working directory.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with the line and what is wrong there.
+    pub fn read(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let named = match file {
+            Some(file) => file.to_owned(),
+            None => FILES.iter().map(PathBuf::from).find(|path| path.exists()).ok_or(ConfigError::NoFile)?,
+        };
+        let unreadable = |source| ConfigError::Unreadable { path: named.clone(), source };
+        // Through symbolic links the directory of the project would be another one than people see.
+        let path = std::path::absolute(&named).map_err(unreadable)?;
+        let bytes = fs::metadata(&path).map_err(unreadable)?.len();
+        if bytes > LONGEST {
+            return Err(ConfigError::TooLong { path: named, bytes });
+        }
+        let text = fs::read_to_string(&path).map_err(unreadable)?;
+        let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
+        let is_procfile = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("Procfile"));
+        let read = if is_procfile { procfile::read(&text, &directory) } else { native::read(&text, &directory) };
+        let Parts { name, logs, services, disabled } =
+            read.map_err(|wrong| ConfigError::Bad { path: named, place: Place::of(&text, wrong) })?;
+        let name = name.unwrap_or_else(|| {
+            directory.file_name().map_or_else(|| "project".into(), |name| name.to_string_lossy().into_owned())
+        });
+        let logs = directory.join(logs.unwrap_or_else(|| ".pm/logs".into()));
+        Ok(Project { name, file: path, directory, logs, services, disabled })
+    }
+
+    /// The names of the services that are started where none is named.
+    pub fn enabled(&self) -> Vec<String> {
+        let names = self.services.iter().map(|service| service.name().to_string());
+        names.filter(|name| !self.disabled.contains(name)).collect()
+    }
+}
+
+/// What a format gives.
+#[derive(Debug, Default)]
+pub struct Parts {
+    /// What the project is called.
+    pub name: Option<String>,
+    /// Where the services are logged, relative to the file.
+    pub logs: Option<PathBuf>,
+    /// The services.
+    pub services: Vec<Service>,
+    /// Those that are not started unless they are named.
+    pub disabled: BTreeSet<String>,
+}
+
+/// Looks for needs that cannot be: what does not exist, cycles, what is never ready. `place` says where a service stands.
+///
+/// # Errors
+/// The first that is wrong.
+pub fn check(services: &[Service], place: impl Fn(&str) -> Option<std::ops::Range<usize>>) -> Result<(), Wrong> {
+    use pm::core::machine::graph::BadGraph;
+    use pm::core::machine::supervisor::{BadService, Supervisor};
+
+    let all = services.iter().map(|one| (one.name().to_string(), one.rules().clone(), one.replicas())).collect();
+    let Err(error) = Supervisor::new(0).add(all) else { return Ok(()) };
+    let who = match &error {
+        BadService::Graph(BadGraph::Twice(name)) => Some(name),
+        BadService::Graph(BadGraph::Missing { from, .. }) | BadService::NeverReady { from, .. } => Some(from),
+        BadService::Graph(BadGraph::Cycle(path)) => path.first(),
+        _ => None,
+    };
+    let at = who.and_then(|name| place(name));
+    Err(Wrong { at, problem: error.to_string() })
+}

@@ -1,0 +1,98 @@
+//! `pm up -d`: starts a project in the background, and comes back when it is up.
+
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use super::wire::{Answer, Question};
+use super::{client, meeting};
+use crate::config::Project;
+use crate::error::{CliError, code};
+
+/// What a project in the background says when it is reached at its socket.
+const UP: &str = "up";
+
+/// Starts this program again, as a project in the background, and waits until it is reached. What it says itself goes to `pm.log` beside the
+/// logs of its services.
+///
+/// # Errors
+/// What keeps it from being up.
+pub fn start(project: &Project, names: &[String], no_deps: bool) -> Result<(), CliError> {
+    let log = project.logs.join("pm.log");
+    let refused =
+        |source| CliError::Log { path: log.clone(), problem: "cannot be written".into(), source: Some(source) };
+    fs::create_dir_all(&project.logs).map_err(refused)?;
+    let written = OpenOptions::new().create(true).append(true).mode(0o600).open(&log).map_err(refused)?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0_of_this();
+    command.args(["up", "--in-background", "-f"]).arg(&project.file);
+    if no_deps {
+        command.arg("--no-deps");
+    }
+    command.arg("--").args(names);
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(written).spawn().map_err(CliError::Runtime)?;
+    let mut said = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        // Its end comes when it has said that it is up, or has ended.
+        let _ = BufReader::new(stdout).read_line(&mut said);
+    }
+    if said.trim_end() == UP {
+        return Ok(());
+    }
+    // It has ended, or is about to.
+    let status = child.wait().map_err(CliError::Runtime)?;
+    if status.code() == Some(code::ALREADY_UP.into()) {
+        return Err(CliError::AlreadyUp);
+    }
+    Err(CliError::Service(format!("the project did not come up ({status}); {} says why", log.display())))
+}
+
+/// Waits until all that was started has come up.
+///
+/// # Errors
+/// What cannot come up any more, with its last lines; or it took too long.
+pub fn wait(file: &Path, names: Vec<String>, limit: std::time::Duration) -> Result<ExitCode, CliError> {
+    let question = Question::Wait { names, condition: None };
+    match client::ask(Some(file), &question, Some(limit))? {
+        Answer::Done => Ok(ExitCode::SUCCESS),
+        _ => Err(CliError::Lost),
+    }
+}
+
+/// Leaves the terminal and the session of who started this. To be called before there is a second thread.
+pub fn leave_session() {
+    // It fails only for the leader of a group, who has none to leave.
+    let _ = rustix::process::setsid();
+}
+
+/// Says that the project is reached, and that nothing else will be said.
+pub fn told_up() {
+    let mut stdout = std::io::stdout().lock();
+    // Whoever started it may have gone.
+    let _ = writeln!(stdout, "{UP}").and_then(|()| stdout.flush());
+    if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdout(&null);
+    }
+}
+
+trait Arg0 {
+    /// Gives it the name by which this program was called.
+    fn arg0_of_this(&mut self);
+}
+
+impl Arg0 for Command {
+    fn arg0_of_this(&mut self) {
+        use std::os::unix::process::CommandExt;
+
+        self.arg0(std::env::args_os().next().unwrap_or_else(|| "pm".into()));
+    }
+}
+
+/// Whether the project of a file is up.
+pub fn is_up(file: &Path) -> bool {
+    let Ok(socket) = meeting::file(Some(file)).and_then(|file| meeting::socket(&file)) else { return false };
+    std::os::unix::net::UnixStream::connect(socket).is_ok()
+}

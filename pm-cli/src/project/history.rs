@@ -1,0 +1,254 @@
+//! `pm logs`: what services have printed, from their logs, whether the project is up or not; and what they print from now on.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::inotify;
+
+use super::screen::printable;
+use crate::config::Project;
+use crate::error::{CliError, code};
+
+/// So many older files of one log are looked for.
+const MOST_ASIDE: u32 = 1000;
+
+/// What is shown.
+#[derive(Debug)]
+pub struct Wanted {
+    /// The services; all where none is named.
+    pub names: Vec<String>,
+    /// What they print from now on, too.
+    pub follow: bool,
+    /// Nothing that is older.
+    pub since: Option<Duration>,
+    /// So many of the last lines of each; all where it is not said.
+    pub lines: Option<usize>,
+    /// With the time of each line.
+    pub timestamps: bool,
+}
+
+/// A record of a log.
+struct Record {
+    /// The time as it stands there, which sorts as text.
+    time: String,
+    service: usize,
+    text: Vec<u8>,
+}
+
+/// A log that is read, and read on.
+struct Source {
+    label: String,
+    path: PathBuf,
+    file: Option<(BufReader<File>, u64)>,
+    /// A line that is not whole yet.
+    partial: Vec<u8>,
+    /// Pieces of a line that is longer than a record.
+    pieces: Vec<u8>,
+}
+
+/// Shows them.
+///
+/// # Errors
+/// A service that does not exist, and logs that cannot be read.
+pub fn show(project: &Project, wanted: &Wanted) -> Result<ExitCode, CliError> {
+    let mut sources = sources(project, &wanted.names)?;
+    let watch = if wanted.follow { Some(watch(&sources)?) } else { None };
+    let since = wanted.since.and_then(|age| SystemTime::now().checked_sub(age));
+    let since = since.map(|at| humantime::format_rfc3339_millis(at).to_string());
+    let mut records = Vec::new();
+    for (number, source) in sources.iter_mut().enumerate() {
+        let mut own = source.all(number).map_err(|error| source.refused(error))?;
+        own.retain(|record| since.as_ref().is_none_or(|since| record.time >= *since));
+        if let Some(lines) = wanted.lines {
+            own.drain(..own.len().saturating_sub(lines));
+        }
+        records.extend(own);
+    }
+    records.sort_by(|a, b| a.time.cmp(&b.time));
+    let width = sources.iter().map(|source| source.label.len()).max().unwrap_or(0);
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let mut write = |sources: &[Source], records: &[Record]| {
+        for record in records {
+            if wanted.timestamps {
+                write!(out, "{} ", record.time)?;
+            }
+            let mut line = Vec::new();
+            printable(&record.text, &mut line);
+            write!(out, "{:width$} | ", sources[record.service].label)?;
+            out.write_all(&line)?;
+            out.write_all(b"\n")?;
+        }
+        out.flush()
+    };
+    if write(&sources, &records).is_err() {
+        return Ok(ExitCode::from(code::CLOSED));
+    }
+    let Some(watch) = watch else { return Ok(ExitCode::SUCCESS) };
+    loop {
+        let mut records = Vec::new();
+        for (number, source) in sources.iter_mut().enumerate() {
+            source.more(number, &mut records).map_err(|error| source.refused(error))?;
+        }
+        records.sort_by(|a, b| a.time.cmp(&b.time));
+        if write(&sources, &records).is_err() {
+            return Ok(ExitCode::from(code::CLOSED));
+        }
+        if records.is_empty() {
+            wait(&watch).map_err(CliError::Runtime)?;
+        }
+    }
+}
+
+/// The logs of the services, and of their replicas.
+fn sources(project: &Project, names: &[String]) -> Result<Vec<Source>, CliError> {
+    let known: BTreeMap<&str, Option<&Path>> =
+        project.services.iter().map(|one| (one.name(), one.log().map(|log| log.path.as_path()))).collect();
+    if let Some(name) = names.iter().find(|name| !known.contains_key(name.as_str())) {
+        let all: Vec<&str> = project.services.iter().map(|one| one.name()).collect();
+        return Err(CliError::Service(format!("there is no service {name:?}; there are {}", all.join(", "))));
+    }
+    let mut sources = Vec::new();
+    for service in project.services.iter().filter(|one| names.is_empty() || names.iter().any(|name| name == one.name()))
+    {
+        let Some(log) = service.log() else { continue };
+        for replica in 1.. {
+            let path = log.of_replica(replica).path;
+            // Replicas that were there once may be gone, and the first may not have printed yet.
+            if replica > service.replicas().max(1) && !path.exists() {
+                break;
+            }
+            let label = if replica == 1 { service.name().into() } else { format!("{}-{replica}", service.name()) };
+            sources.push(Source { label, path, file: None, partial: Vec::new(), pieces: Vec::new() });
+        }
+    }
+    Ok(sources)
+}
+
+impl Source {
+    fn refused(&self, source: io::Error) -> CliError {
+        CliError::Log { path: self.path.clone(), problem: "cannot be read".into(), source: Some(source) }
+    }
+
+    /// All records that there are, those of older files first.
+    fn all(&mut self, number: usize) -> io::Result<Vec<Record>> {
+        let mut records = Vec::new();
+        let aside = |age: u32| {
+            let mut name = self.path.as_os_str().to_owned();
+            name.push(format!(".{age}"));
+            PathBuf::from(name)
+        };
+        let older: Vec<PathBuf> = (1..MOST_ASIDE).map(aside).take_while(|path| path.exists()).collect();
+        for path in older.iter().rev() {
+            // It may have been set aside once more meanwhile.
+            if let Ok(file) = File::open(path) {
+                self.read(&mut BufReader::new(file), number, &mut records)?;
+            }
+        }
+        self.more(number, &mut records)?;
+        Ok(records)
+    }
+
+    /// What has come since.
+    fn more(&mut self, number: usize, records: &mut Vec<Record>) -> io::Result<()> {
+        loop {
+            if self.file.is_none() {
+                match File::open(&self.path) {
+                    Ok(file) => {
+                        let inode = file.metadata()?.ino();
+                        self.file = Some((BufReader::new(file), inode));
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                    Err(error) => return Err(error),
+                }
+            }
+            let Some((mut file, inode)) = self.file.take() else { return Ok(()) };
+            // Looked at before it is read: what is set aside later is read to its end next time.
+            let is_current = std::fs::metadata(&self.path).is_ok_and(|found| found.ino() == inode);
+            self.read(&mut file, number, records)?;
+            if is_current {
+                self.file = Some((file, inode));
+                return Ok(());
+            }
+        }
+    }
+
+    fn read(&mut self, file: &mut BufReader<File>, number: usize, records: &mut Vec<Record>) -> io::Result<()> {
+        loop {
+            if file.read_until(b'\n', &mut self.partial)? == 0 {
+                return Ok(());
+            }
+            if self.partial.last() != Some(&b'\n') {
+                continue;
+            }
+            let line = std::mem::take(&mut self.partial);
+            let Some((time, is_whole, text)) = parse(&line[..line.len() - 1]) else { continue };
+            self.pieces.extend_from_slice(&text);
+            if is_whole {
+                records.push(Record { time, service: number, text: std::mem::take(&mut self.pieces) });
+            }
+        }
+    }
+}
+
+/// The parts of a record: `TIME STREAM F text`, or JSON. None where it is neither.
+fn parse(line: &[u8]) -> Option<(String, bool, Vec<u8>)> {
+    if line.first() == Some(&b'{') {
+        let record: serde_json::Value = serde_json::from_slice(line).ok()?;
+        let text = |name: &str| record.get(name).and_then(|value| value.as_str()).map(str::to_owned);
+        let is_partial = record.get("partial").and_then(serde_json::Value::as_bool).unwrap_or(false);
+        return Some((text("time")?, !is_partial, text("text")?.into_bytes()));
+    }
+    let mut parts = line.splitn(4, |byte| *byte == b' ');
+    let time = String::from_utf8(parts.next()?.to_vec()).ok()?;
+    let _stream = parts.next()?;
+    let is_whole = parts.next()? == b"F";
+    Some((time, is_whole, parts.next()?.to_vec()))
+}
+
+/// What says that a log has changed.
+fn watch(sources: &[Source]) -> Result<std::os::fd::OwnedFd, CliError> {
+    let refused = |error: rustix::io::Errno| CliError::Runtime(error.into());
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).map_err(refused)?;
+    let mut directories: Vec<&Path> = sources.iter().filter_map(|source| source.path.parent()).collect();
+    directories.sort_unstable();
+    directories.dedup();
+    let flags = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+    for directory in directories {
+        std::fs::create_dir_all(directory).map_err(CliError::Runtime)?;
+        inotify::add_watch(&watch, directory, flags).map_err(refused)?;
+    }
+    Ok(watch)
+}
+
+fn wait(watch: &std::os::fd::OwnedFd) -> io::Result<()> {
+    let mut polled = [PollFd::new(watch, PollFlags::IN)];
+    // A network file system tells of no changes that others make: it is looked at all the same.
+    let limit = Timespec { tv_sec: 1, tv_nsec: 0 };
+    match rustix::event::poll(&mut polled, Some(&limit)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut events = [0; 4096];
+    while rustix::io::read(watch, &mut events).is_ok_and(|count| count > 0) {}
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_both_forms() {
+        let line = b"2026-12-01T00:00:00.000Z stderr P a  b";
+        assert_eq!(parse(line), Some(("2026-12-01T00:00:00.000Z".into(), false, b"a  b".to_vec())));
+        let json = br#"{"time":"2026","stream":"stdout","text":"a"}"#;
+        assert_eq!(parse(json), Some(("2026".into(), true, b"a".to_vec())));
+        assert_eq!(parse(b"half"), None);
+    }
+}

@@ -1,0 +1,235 @@
+//! The side of a project that is up: answers what is asked at its socket.
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixListener as StdListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pm::Signal;
+use pm::service::{Condition, Orchestrator, Stopped, WaitError};
+use tokio::io::BufReader;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::wire::{self, Answer, EventRow, LONGEST_QUESTION, Question};
+
+/// So many are answered at the same time. Others wait.
+const MOST_CLIENTS: usize = 256;
+
+/// Who has asked nothing by then is not waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is asked of the project as a whole.
+pub struct Down {
+    /// How long its services may take, where it is not each its own time.
+    pub limit: Option<Duration>,
+    /// Told when all have stopped.
+    pub done: oneshot::Sender<Vec<Stopped>>,
+    /// Ends when whoever asked has the answer, or has gone.
+    pub answered: oneshot::Receiver<()>,
+}
+
+/// What the server knows of the project.
+pub struct Serving {
+    /// What keeps the services.
+    pub orchestrator: Orchestrator,
+    /// Those that are started where none is named.
+    pub enabled: Vec<String>,
+    /// Of each service whether something says when it is ready.
+    pub says_when_ready: BTreeMap<String, bool>,
+    /// Where the end of the project is asked for.
+    pub down: mpsc::Sender<Down>,
+}
+
+/// Answers until it is dropped.
+///
+/// # Errors
+/// The socket cannot be used.
+pub async fn serve(listener: StdListener, serving: Arc<Serving>) -> std::io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
+    let own = rustix::process::geteuid().as_raw();
+    let room = Arc::new(Semaphore::new(MOST_CLIENTS));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return Ok(()) };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // No descriptor is left: it passes.
+            Err(_) => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+        };
+        // The socket is for its user alone; who could pass its directory all the same is turned away here.
+        if stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0) {
+            let serving = serving.clone();
+            tokio::spawn(async move {
+                // Whoever goes away needs no answer.
+                let _ = answer(stream, &serving).await;
+                drop(permit);
+            });
+        }
+    }
+}
+
+async fn answer(stream: UnixStream, serving: &Serving) -> std::io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut read = BufReader::new(read);
+    let asked = tokio::time::timeout(PATIENCE, wire::read::<Question>(&mut read, LONGEST_QUESTION)).await;
+    let question = match asked {
+        Ok(Ok(Some(question))) => question,
+        Ok(Ok(None)) | Err(_) => return Ok(()),
+        Ok(Err(error)) => {
+            let message = format!("pm of another version? This is no question: {error}");
+            return wire::write(&mut write, &Answer::Failed { message }).await;
+        }
+    };
+    if let Question::Events = question {
+        return events(&mut write, serving).await;
+    }
+    if let Question::Down { limit_ms } = question {
+        return take_down(&mut write, serving, limit_ms.map(Duration::from_millis)).await;
+    }
+    let gone = async {
+        // A client says nothing more: what comes is its end.
+        let mut rest = [0];
+        let _ = tokio::io::AsyncReadExt::read(&mut read, &mut rest).await;
+    };
+    tokio::select! {
+        answer = reply(question, serving) => wire::write(&mut write, &answer).await,
+        () = gone => Ok(()),
+    }
+}
+
+/// Whoever asked may go away: it ends all the same.
+async fn take_down(
+    write: &mut (impl tokio::io::AsyncWrite + Unpin),
+    serving: &Serving,
+    limit: Option<Duration>,
+) -> std::io::Result<()> {
+    let ((done, stopped), (written, answered)) = (oneshot::channel(), oneshot::channel::<()>());
+    // Where somebody else ends it already there is nothing more to say.
+    let _ = serving.down.send(Down { limit, done, answered }).await;
+    let stopped = stopped.await.unwrap_or_default().into_iter().map(Into::into).collect();
+    let result = wire::write(write, &Answer::Stopped { stopped }).await;
+    drop(written);
+    result
+}
+
+async fn events(write: &mut (impl tokio::io::AsyncWrite + Unpin), serving: &Serving) -> std::io::Result<()> {
+    use tokio::sync::broadcast::error::RecvError;
+
+    let mut events = serving.orchestrator.events();
+    loop {
+        let row = match events.recv().await {
+            Ok(happening) => EventRow::from(&happening),
+            Err(RecvError::Lagged(missed)) => EventRow {
+                time: humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string(),
+                service: String::new(),
+                event: "missed".into(),
+                text: format!("{missed} events were missed here"),
+                pid: None,
+            },
+            Err(RecvError::Closed) => return Ok(()),
+        };
+        wire::write(write, &Answer::Event(row)).await?;
+    }
+}
+
+async fn reply(question: Question, serving: &Serving) -> Answer {
+    let orchestrator = &serving.orchestrator;
+    match question {
+        Question::Ps => {
+            let services = orchestrator.list().await.into_iter().map(Into::into).collect();
+            Answer::Services { services }
+        }
+        Question::Start { names, no_deps } => {
+            let names = if names.is_empty() { serving.enabled.clone() } else { names };
+            done(orchestrator.start_named(names, !no_deps).await)
+        }
+        Question::Stop { names, limit_ms } => {
+            let names = if names.is_empty() { all(serving) } else { names };
+            match orchestrator.stop_within(names, limit_ms.map(Duration::from_millis)).await {
+                Ok(stopped) => Answer::Stopped { stopped: stopped.into_iter().map(Into::into).collect() },
+                Err(error) => failed(error),
+            }
+        }
+        Question::Restart { names } => {
+            let names = if names.is_empty() { serving.enabled.clone() } else { names };
+            done(orchestrator.restart_named(names).await)
+        }
+        Question::Scale { name, replicas } => done(orchestrator.scale(&name, replicas).await),
+        Question::Wait { names, condition } => {
+            let names = if names.is_empty() { serving.enabled.clone() } else { names };
+            wait(serving, names, condition).await
+        }
+        Question::Signal { names, signal } => {
+            for name in names {
+                if let Err(error) = orchestrator.signal(&name, Signal(signal)).await {
+                    return failed(error);
+                }
+            }
+            Answer::Done
+        }
+        // Both were answered before.
+        Question::Down { .. } | Question::Events => Answer::Done,
+    }
+}
+
+fn all(serving: &Serving) -> Vec<String> {
+    serving.says_when_ready.keys().cloned().collect()
+}
+
+async fn wait(serving: &Serving, names: Vec<String>, condition: Option<String>) -> Answer {
+    let condition = match condition.map(|word| word.parse::<Condition>()).transpose() {
+        Ok(condition) => condition,
+        Err(error) => return failed(error),
+    };
+    let mut waits = tokio::task::JoinSet::new();
+    for name in names {
+        let orchestrator = serving.orchestrator.clone();
+        let usual = wire::usual(serving.says_when_ready.get(&name).copied().unwrap_or(false));
+        waits.spawn(async move {
+            let Some(condition) = condition else { return come_up(&orchestrator, &name, usual).await };
+            orchestrator.wait(&name, condition).await
+        });
+    }
+    // The first that cannot be ends the wait.
+    while let Some(waited) = waits.join_next().await {
+        if let Ok(Err(error)) = waited {
+            let message = match &error {
+                WaitError::Never { service, .. } => why(serving, service, &error).await,
+                _ => error.to_string(),
+            };
+            return Answer::Failed { message };
+        }
+    }
+    Answer::Done
+}
+
+/// Waits until a service is what it usually comes to, or has completed with success.
+pub async fn come_up(orchestrator: &Orchestrator, name: &str, usual: Condition) -> Result<(), WaitError> {
+    match orchestrator.wait(name, usual).await {
+        Err(WaitError::Never { .. }) if orchestrator.wait(name, Condition::CompletedSuccessfully).await.is_ok() => {
+            Ok(())
+        }
+        waited => waited,
+    }
+}
+
+/// The error, with the last lines of what failed.
+async fn why(serving: &Serving, name: &str, error: &WaitError) -> String {
+    let lines = serving.orchestrator.last_lines(name, 20).await.unwrap_or_default();
+    lines.iter().fold(error.to_string(), |text, line| text + "\n  | " + line)
+}
+
+fn done<E: std::error::Error>(result: Result<(), E>) -> Answer {
+    match result {
+        Ok(()) => Answer::Done,
+        Err(error) => failed(error),
+    }
+}
+
+fn failed(error: impl std::error::Error) -> Answer {
+    Answer::Failed { message: crate::error::chain(&error) }
+}

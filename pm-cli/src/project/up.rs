@@ -1,0 +1,296 @@
+//! `pm up`: starts the services of a project, shows what they print, and stays until they have ended or somebody ends it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pm::service::{Event, Happening, Info, Orchestrator, State, Stopped};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{broadcast, mpsc};
+
+use super::screen::{Screen, Style};
+use super::server::{self, Down, Serving};
+use super::{meeting, wire};
+use crate::config::Project;
+use crate::config::native::says_when_ready;
+use crate::error::{CliError, code, say};
+
+/// So many pieces of output wait for a slow terminal, 64 KiB at most each.
+const MOST_WAITING: usize = 64;
+
+/// How long the answer to `pm down` may take to be written.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
+
+/// So many lines are shown of a service that failed.
+const LAST_LINES: usize = 20;
+
+/// What `pm up` is to do.
+#[derive(Debug)]
+pub struct Plan {
+    /// What it is about.
+    pub project: Project,
+    /// The services that are to start; all that are not disabled where none is named.
+    pub names: Vec<String>,
+    /// What they need does not matter.
+    pub no_deps: bool,
+    /// Stop when this one has ended, with its exit code.
+    pub exit_code_from: Option<String>,
+    /// How it is shown.
+    pub style: Style,
+    /// Nobody watches; and where it is said that the project is up.
+    pub is_detached: bool,
+}
+
+impl Plan {
+    /// The services that are to start.
+    ///
+    /// # Errors
+    /// One that is named does not exist.
+    pub fn wanted(&self) -> Result<Vec<String>, CliError> {
+        let known: Vec<&str> = self.project.services.iter().map(|one| one.name()).collect();
+        let named = self.names.iter().chain(&self.exit_code_from);
+        if let Some(name) = named.clone().find(|name| !known.contains(&name.as_str())) {
+            let known = known.join(", ");
+            return Err(CliError::Service(format!("there is no service {name:?}; there are {known}")));
+        }
+        let mut wanted = if self.names.is_empty() { self.project.enabled() } else { self.names.clone() };
+        wanted.extend(self.exit_code_from.iter().filter(|name| !wanted.contains(name)).cloned().collect::<Vec<_>>());
+        Ok(wanted)
+    }
+}
+
+/// Why it ends.
+enum End {
+    /// All services have.
+    Over,
+    /// The one whose exit code counts has.
+    ExitCode(u8),
+    /// By a signal, of which this is the exit code.
+    Signal(u8),
+    /// Somebody said `pm down`.
+    Down(Down),
+    /// Nobody reads standard output any more.
+    Closed,
+}
+
+/// Carries it out.
+///
+/// # Errors
+/// The project is up already, or cannot be.
+pub fn run(plan: Plan) -> Result<ExitCode, CliError> {
+    let wanted = plan.wanted()?;
+    let socket = meeting::socket(&meeting::file(Some(&plan.project.file))?)?;
+    let (listener, held) = meeting::take(&socket)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(CliError::Runtime)?;
+    let done = runtime.block_on(bring_up(plan, wanted, listener));
+    // Nobody is to find it any more before its place is free.
+    drop(held);
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done
+}
+
+async fn bring_up(
+    plan: Plan,
+    wanted: Vec<String>,
+    listener: std::os::unix::net::UnixListener,
+) -> Result<ExitCode, CliError> {
+    let (sender, output) = mpsc::channel(MOST_WAITING);
+    let orchestrator = match plan.is_detached {
+        true => Orchestrator::start(),
+        false => Orchestrator::builder().output(sender).start(),
+    };
+    let orchestrator = orchestrator.map_err(CliError::Runtime)?;
+    let width = plan.project.services.iter().map(|one| one.name().len()).max().unwrap_or(0);
+    let mut screen = Screen::start(plan.style, width, output, orchestrator.events()).map_err(CliError::Runtime)?;
+    let mut events = orchestrator.events();
+    let signals = Signals::new().map_err(CliError::Runtime)?;
+    let ready: BTreeMap<String, bool> =
+        plan.project.services.iter().map(|one| (one.name().to_string(), says_when_ready(one))).collect();
+    orchestrator.add(plan.project.services).await.map_err(|error| CliError::Service(error.to_string()))?;
+    let (down, asked_down) = mpsc::channel(1);
+    let serving = Serving { orchestrator: orchestrator.clone(), enabled: wanted.clone(), says_when_ready: ready, down };
+    let server = tokio::spawn(server::serve(listener, Arc::new(serving)));
+    if plan.is_detached {
+        super::detach::told_up();
+    }
+    let starting = {
+        let (orchestrator, wanted) = (orchestrator.clone(), wanted.clone());
+        // What goes wrong is an event, and is shown as one.
+        tokio::spawn(async move { orchestrator.start_named(wanted, !plan.no_deps).await })
+    };
+    let mut watch =
+        Watch { orchestrator: orchestrator.clone(), signals, asked_down, exit_code_from: plan.exit_code_from };
+    let end = watch.until_end(&mut events, &mut screen, plan.is_detached).await;
+    starting.abort();
+    let before = orchestrator.list().await;
+    let (code, down) = match end {
+        End::Over => (code_of_all(&before), None),
+        End::ExitCode(code) => (code, None),
+        End::Signal(code) => (code, None),
+        End::Closed => (code::CLOSED, None),
+        End::Down(down) => (code_of_all(&before), Some(down)),
+    };
+    let stopped = watch.stop(down.as_ref().and_then(|down| down.limit)).await;
+    let is_left = stopped.iter().any(|one| !one.survivors.is_empty());
+    tell_failures(&orchestrator, &before).await;
+    for one in stopped.iter().filter(|one| !one.is_clean()) {
+        say(one);
+    }
+    if let Some(down) = down {
+        // Whoever asked may have gone.
+        let _ = down.done.send(stopped);
+        // The answer is written by the server, which ends with this program.
+        let _ = tokio::time::timeout(LAST_ANSWER, down.answered).await;
+    }
+    server.abort();
+    drop((watch, orchestrator, events));
+    screen.finish();
+    Ok(ExitCode::from(if is_left && code == 0 { code::FAILED } else { code }))
+}
+
+/// 0 where all that has ended did so well.
+fn code_of_all(services: &[Info]) -> u8 {
+    if services.iter().any(|info| wire::is_bad_end(info.state)) { code::FAILED } else { 0 }
+}
+
+/// The last lines of what failed, and what did not start because of it.
+async fn tell_failures(orchestrator: &Orchestrator, services: &[Info]) {
+    for info in services.iter().filter(|info| wire::is_bad_end(info.state)) {
+        say(format_args!("{} {}: {}", info.label, info.state, info.why.as_deref().unwrap_or_default()));
+        if info.state != State::Skipped {
+            for line in orchestrator.last_lines(&info.name, LAST_LINES).await.unwrap_or_default() {
+                say(format_args!("  {} | {line}", info.label));
+            }
+        }
+    }
+}
+
+struct Watch {
+    orchestrator: Orchestrator,
+    signals: Signals,
+    asked_down: mpsc::Receiver<Down>,
+    exit_code_from: Option<String>,
+}
+
+impl Watch {
+    async fn until_end(
+        &mut self,
+        events: &mut broadcast::Receiver<Happening>,
+        screen: &mut Screen,
+        is_detached: bool,
+    ) -> End {
+        let mut is_closed = false;
+        loop {
+            tokio::select! {
+                code = self.signals.next() => return End::Signal(code),
+                Some(down) = self.asked_down.recv() => return End::Down(down),
+                _ = &mut screen.closed, if !is_closed => {
+                    is_closed = true;
+                    if !is_detached {
+                        return End::Closed;
+                    }
+                }
+                happening = events.recv() => {
+                    let may_be_over = match &happening {
+                        Ok(happening) => is_an_end(&happening.event),
+                        // Some may have been missed.
+                        Err(_) => true,
+                    };
+                    if may_be_over && let Some(end) = self.end(is_detached).await {
+                        return end;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether nothing is left to wait for.
+    async fn end(&self, is_detached: bool) -> Option<End> {
+        let services = self.orchestrator.list().await;
+        if let Some(name) = &self.exit_code_from {
+            let mut of_it = services.iter().filter(|info| info.name == *name);
+            let ended = of_it.find(|info| info.state.is_over() && info.state != State::Idle)?;
+            return Some(End::ExitCode(exit_code(ended)));
+        }
+        // In the background somebody may start one again.
+        let is_over = services.iter().all(|info| info.state.is_over()) && !is_detached;
+        is_over.then_some(End::Over)
+    }
+
+    /// Stops all. The second signal kills, the third does not wait for that.
+    async fn stop(&mut self, limit: Option<Duration>) -> Vec<Stopped> {
+        let orchestrator = self.orchestrator.clone();
+        let mut stopped = tokio::spawn(async move { orchestrator.stop_all(limit).await });
+        loop {
+            tokio::select! {
+                stopped = &mut stopped => return stopped.unwrap_or_default(),
+                _ = self.signals.next() => {
+                    say("killing what has not stopped");
+                    let orchestrator = self.orchestrator.clone();
+                    let mut killed = tokio::spawn(async move { orchestrator.stop_all(Some(Duration::ZERO)).await });
+                    tokio::select! {
+                        killed = &mut killed => return killed.unwrap_or_default(),
+                        // The keeper kills what is left when this program has gone.
+                        code = self.signals.next() => std::process::exit(code.into()),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether a service may be over after this.
+fn is_an_end(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::Completed { restart: None, .. }
+            | Event::Crashed { restart: None, .. }
+            | Event::Stopped { .. }
+            | Event::Skipped { .. }
+            | Event::GaveUp { .. }
+            | Event::Removed
+    )
+}
+
+/// The exit code of a service, as a shell has it; 1 where it has none and that is bad.
+fn exit_code(info: &Info) -> u8 {
+    let by_signal = |signal: pm::Signal| 128_i32.saturating_add(signal.0);
+    let code = info.exit.and_then(|exit| exit.code().or_else(|| exit.signal().map(by_signal)));
+    match code.and_then(|code| u8::try_from(code).ok()) {
+        Some(0) | None if wire::is_bad_end(info.state) => code::FAILED,
+        Some(code) => code,
+        None => 0,
+    }
+}
+
+/// The signals that end a project.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hang_up: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The exit code of the next one. Cancel safe.
+    async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => code::INTERRUPTED,
+            _ = self.terminate.recv() => code::TERMINATED,
+            _ = self.hang_up.recv() => code::HUNG_UP,
+        }
+    }
+}
