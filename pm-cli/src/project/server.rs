@@ -197,11 +197,7 @@ async fn wait(serving: &Serving, names: Vec<String>, condition: Option<String>) 
     // The first that cannot be ends the wait.
     while let Some(waited) = waits.join_next().await {
         if let Ok(Err(error)) = waited {
-            let message = match &error {
-                WaitError::Never { service, .. } => why(serving, service, &error).await,
-                _ => error.to_string(),
-            };
-            return Answer::Failed { message };
+            return failed(error);
         }
     }
     Answer::Done
@@ -215,12 +211,6 @@ pub async fn come_up(orchestrator: &Orchestrator, name: &str, usual: Condition) 
         }
         waited => waited,
     }
-}
-
-/// The error, with the last lines of what failed.
-async fn why(serving: &Serving, name: &str, error: &WaitError) -> String {
-    let lines = serving.orchestrator.last_lines(name, 20).await.unwrap_or_default();
-    lines.iter().fold(error.to_string(), |text, line| text + "\n  | " + line)
 }
 
 fn done<E: std::error::Error>(result: Result<(), E>) -> Answer {

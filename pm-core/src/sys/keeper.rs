@@ -115,6 +115,8 @@ struct Keeper {
 struct Unit {
     leader: i32,
     killing: bool,
+    /// What the leader leaves behind may end by itself.
+    lingers: bool,
     ended: Option<Ended>,
     /// The processes of this unit that the keeper killed, without the leader.
     victims: BTreeSet<i32>,
@@ -295,6 +297,11 @@ impl Keeper {
                     let _ = tree::send(-leader, signal);
                 }
             }
+            Request::Linger { id } => {
+                if let Some(unit) = self.units.get_mut(&id) {
+                    unit.lingers = !unit.killing;
+                }
+            }
             Request::Kill { id } => self.kill_unit(id),
         }
         Ok(())
@@ -305,7 +312,10 @@ impl Keeper {
         match self.spawner.spawn(launch, &sources) {
             Ok(pid) => {
                 self.leaders.insert(pid, id);
-                self.units.insert(id, Unit { leader: pid, killing: false, ended: None, victims: BTreeSet::new() });
+                self.units.insert(
+                    id,
+                    Unit { leader: pid, killing: false, lingers: false, ended: None, victims: BTreeSet::new() },
+                );
                 self.reply(&Reply::Started { id, pid: pid.cast_unsigned() });
             }
             Err(failure) => self.reply(&Reply::Failed { id, stage: failure.stage, errno: failure.errno }),
@@ -314,8 +324,15 @@ impl Keeper {
 
     /// Kills a unit whose leader lives, the leader last of all found, and leaves the rest to [`settle`](Self::settle).
     fn kill_unit(&mut self, id: u64) {
-        let Some(unit) = self.units.get_mut(&id).filter(|unit| unit.ended.is_none()) else { return };
+        let Some(unit) = self.units.get_mut(&id) else { return };
         unit.killing = true;
+        unit.lingers = false;
+        if let Some(ended) = &mut unit.ended {
+            // What it left behind had time to end. It is killed like that of any other from here on.
+            ended.since = Instant::now();
+            self.busy = true;
+            return;
+        }
         let leader = unit.leader;
         let mut roots = vec![leader];
         for pid in self.children.read() {
@@ -360,7 +377,9 @@ impl Keeper {
     fn reap_leader(&mut self, pid: i32, id: u64) {
         // The leader is a zombie, so the number of its group is not free. From here on no process of the group can fork:
         // the kernel looks for a fatal signal before it lets a fork through.
-        let _ = tree::send(-pid, libc::SIGKILL);
+        if !self.units.get(&id).is_some_and(|unit| unit.lingers) {
+            let _ = tree::send(-pid, libc::SIGKILL);
+        }
         self.leaders.remove(&pid);
         let (status, counted) = wait::reap(pid).unwrap_or((ExitStatus::Lost, Counted::default()));
         if let Some(unit) = self.units.get_mut(&id) {
@@ -417,7 +436,11 @@ impl Keeper {
                 }
             }
         }
+        let lingers = |units: &HashMap<u64, Unit>, id: &u64| units.get(id).is_some_and(|unit| unit.lingers);
         for (id, pids) in &left {
+            if lingers(&self.units, id) {
+                continue;
+            }
             let culled = tree::cull(pids, KILLS_A_TURN);
             self.busy |= !culled.complete;
             self.note_killed(*id, &culled.killed);
@@ -426,6 +449,10 @@ impl Keeper {
             let Some(unit) = self.units.get(&id) else { continue };
             let Some(ended) = &unit.ended else { continue };
             let mine = left.remove(&id).unwrap_or_default();
+            if unit.lingers && !mine.is_empty() {
+                self.ending.push(id);
+                continue;
+            }
             // Whoever was there when the leader ended has been decided upon by then. Others come and go without end.
             let deadline = ended.since + if mine.is_empty() { UNDECIDED_LIMIT } else { KILL_LIMIT };
             if (mine.is_empty() && undecided.is_empty()) || now >= deadline {

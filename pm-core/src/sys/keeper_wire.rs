@@ -11,7 +11,7 @@ use super::spawn::Stage;
 use super::wait::Counted;
 
 /// The version of this module. Manager and keeper come from two installations if the keeper is `pm` on PATH.
-pub(crate) const VERSION: u16 = 2;
+pub(crate) const VERSION: u16 = 3;
 
 /// The longest launch, in bytes, that travels in the message itself. Larger ones travel in a memfd, the last descriptor
 /// of the message. 8 KiB hold most environments, and 16 of them fit into a socket's default send buffer (208 KiB).
@@ -46,6 +46,8 @@ pub(crate) enum Request<'a> {
     LaunchFrom { id: u64, length: u64 },
     /// Send a signal to the unit's process group, if its leader has not been reaped.
     Signal { id: u64, signal: i32 },
+    /// When the unit's leader ends, leave those that it has started to end as well, until KILL.
+    Linger { id: u64 },
     /// Kill all processes of the unit.
     Kill { id: u64 },
 }

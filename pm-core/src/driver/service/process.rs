@@ -135,6 +135,7 @@ impl Process {
                 order = self.orders.recv() => match order {
                     Some(Order::Terminate) => {
                         if let StopBy::Command(spec) = &self.definition.stop_by {
+                            child.let_tree_end();
                             let spec = spec.with_variables(vec![("PM_PID".into(), child.pid().to_string().into())]);
                             farewell = Some(tokio::spawn(async move {
                                 if let Ok(mut running) = exec::start(&spec, None, MOST_PRINTED).await {
@@ -144,7 +145,7 @@ impl Process {
                         }
                         if let StopBy::Signal(signal) = self.definition.stop_by {
                             // Where it has ended meanwhile its exit says so.
-                            let _ = child.signal(signal);
+                            let _ = child.ask_tree(signal);
                             // One that is stopped would not hear it.
                             let _ = child.signal(Signal::CONT);
                         }

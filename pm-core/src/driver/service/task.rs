@@ -200,7 +200,7 @@ impl Task {
             },
             Request::Stop { names, limit, answer } => match self.find(&names) {
                 Ok(()) => {
-                    let ids = names.iter().flat_map(|name| self.machine.replicas(name).to_vec()).collect();
+                    let ids = self.that_are_up(&names);
                     self.machine.handle(clock::now(), Input::Stop { names, limit });
                     self.waiters.push(Waiter::Stop { ids, stopped: Vec::new(), answer: StopAnswer::Some(answer) });
                 }
@@ -208,8 +208,9 @@ impl Task {
             },
             Request::StopAll { deadline, answer } => {
                 let now = clock::now();
-                let names: Vec<String> = self.machine.names().map(Into::into).collect();
-                let ids = names.iter().rev().flat_map(|name| self.machine.replicas(name).to_vec()).collect();
+                let mut names: Vec<String> = self.machine.names().map(Into::into).collect();
+                names.reverse();
+                let ids = self.that_are_up(&names);
                 self.machine.handle(now, Input::StopAll { deadline: deadline.map(|limit| now + limit) });
                 self.waiters.push(Waiter::Stop { ids, stopped: Vec::new(), answer: StopAnswer::All(answer) });
             }
@@ -253,6 +254,12 @@ impl Task {
         }
     }
 
+    /// The processes of these services that are there, or are to be.
+    fn that_are_up(&self, names: &[String]) -> Vec<ServiceId> {
+        let is_up = |id: &ServiceId| self.machine.state(*id).is_some_and(|state| !state.is_over());
+        names.iter().flat_map(|name| self.machine.replicas(name)).copied().filter(is_up).collect()
+    }
+
     fn add(&mut self, definitions: Vec<Arc<Definition>>) -> Result<(), BadService> {
         let rules = |one: &Arc<Definition>| (one.name.clone(), one.rules.clone(), one.replicas);
         self.machine.add(definitions.iter().map(rules).collect())?;
@@ -268,7 +275,7 @@ impl Task {
         if !by.is_empty() {
             return drop(answer.send(Err(RemoveError::Needed { service: name, by })));
         }
-        let ids = self.machine.replicas(&name).to_vec();
+        let ids = self.that_are_up(std::slice::from_ref(&name));
         self.machine.handle(clock::now(), Input::Remove { name });
         self.waiters.push(Waiter::Stop { ids, stopped: Vec::new(), answer: StopAnswer::Removed(answer) });
     }
@@ -488,7 +495,11 @@ impl Task {
                     Verdict::NotYet(_) if answer.is_closed() => {}
                     Verdict::NotYet(_) => self.waiters.push(Waiter::Condition { name, condition, answer }),
                     Verdict::Holds => drop(answer.send(Ok(()))),
-                    Verdict::Never(why) => drop(answer.send(Err(WaitError::Never { service: name, condition, why }))),
+                    Verdict::Never(why) => {
+                        let path = self.machine.path_to_failure(&name);
+                        let output = self.last(path.last().unwrap_or(&name), LAST_LINES);
+                        drop(answer.send(Err(WaitError::Never { service: name, condition, why, path, output })));
+                    }
                 },
                 Waiter::Stop { ids, mut stopped, answer } => {
                     let is_down = |id: &ServiceId| {

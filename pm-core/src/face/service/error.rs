@@ -135,7 +135,7 @@ pub enum WaitError {
     #[error(transparent)]
     NotFound(#[from] NoService),
     /// It cannot come to that any more, unless somebody intervenes.
-    #[error("{service} will not be {condition}: {why}")]
+    #[error("{service} will not be {condition}: {why}{}{}", along(.path), printed(.output))]
     Never {
         /// The service.
         service: String,
@@ -143,6 +143,10 @@ pub enum WaitError {
         condition: Condition,
         /// Why not.
         why: String,
+        /// From the service to the one that failed, each needing the next; the service alone where it failed itself.
+        path: Vec<String>,
+        /// The last lines that the one that failed printed.
+        output: Vec<String>,
     },
     /// The orchestrator is gone.
     #[error("the orchestrator has ended, and its services with it")]
@@ -164,6 +168,11 @@ pub enum RemoveError {
         /// Who needs it.
         by: Vec<String>,
     },
+}
+
+/// The path, where it says more than the reason does.
+fn along(path: &[String]) -> String {
+    if path.len() > 2 { format!(" ({})", path.join(" → ")) } else { String::new() }
 }
 
 fn last(said: Option<&str>) -> String {
