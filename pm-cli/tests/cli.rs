@@ -16,5 +16,7 @@ mod signals;
 mod streams;
 #[path = "cli/support.rs"]
 mod support;
+#[path = "cli/up.rs"]
+mod up;
 #[path = "cli/usage.rs"]
 mod usage;

@@ -309,7 +309,7 @@ impl Life {
     pub fn handle_timeout(&mut self, now: Time) {
         let is_due = |at: &mut Option<Time>| at.take_if(|at| *at <= now).is_some();
         if is_due(&mut self.start_by) {
-            self.fail(now, ExitCause::StartTimeout { limit: self.rules.start_limit }, false);
+            self.fail(now, ExitCause::NotReady { limit: self.rules.start_limit }, false);
         }
         if is_due(&mut self.runs_at) && !self.runs {
             self.runs = true;

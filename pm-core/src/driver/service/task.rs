@@ -568,7 +568,7 @@ impl Task {
         }
         let failed = ids.iter().find_map(|id| self.machine.life(*id).filter(|life| life.cause().is_some()));
         match failed.and_then(|life| life.cause()) {
-            Some(ExitCause::StartTimeout { limit }) => {
+            Some(ExitCause::NotReady { limit }) => {
                 let last = failed.and_then(|life| life.schedule(Check::Readiness)?.last()?.as_ref().err().cloned());
                 StartError::Timeout { service, limit: *limit, said: last, output }
             }
