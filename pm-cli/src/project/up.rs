@@ -115,19 +115,23 @@ async fn bring_up(
     orchestrator.add(plan.project.services).await.map_err(|error| CliError::Service(error.to_string()))?;
     let (down, asked_down) = mpsc::channel(1);
     let serving = Serving { orchestrator: orchestrator.clone(), enabled: wanted.clone(), says_when_ready: ready, down };
+    // Asked for before anybody else can ask for something: whoever waits for a service finds it started. What goes wrong is an event, and shown as one.
+    let mut starting = Box::pin({
+        let (orchestrator, with_needs) = (orchestrator.clone(), !plan.no_deps);
+        async move { drop(orchestrator.start_named(wanted, with_needs).await) }
+    });
+    tokio::select! {
+        biased;
+        () = &mut starting => {}
+        () = std::future::ready(()) => drop(tokio::spawn(starting)),
+    }
     let server = tokio::spawn(server::serve(listener, Arc::new(serving)));
     if plan.is_detached {
         super::detach::told_up();
     }
-    let starting = {
-        let (orchestrator, wanted) = (orchestrator.clone(), wanted.clone());
-        // What goes wrong is an event, and is shown as one.
-        tokio::spawn(async move { orchestrator.start_named(wanted, !plan.no_deps).await })
-    };
     let mut watch =
         Watch { orchestrator: orchestrator.clone(), signals, asked_down, exit_code_from: plan.exit_code_from };
     let end = watch.until_end(&mut events, &mut screen, plan.is_detached).await;
-    starting.abort();
     let before = orchestrator.list().await;
     let (code, down) = match end {
         End::Over => (code_of_all(&before), None),

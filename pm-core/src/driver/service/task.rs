@@ -62,6 +62,7 @@ pub(crate) struct Ends {
 /// Somebody who waits for something to come about.
 enum Waiter {
     Start { names: Vec<String>, answer: oneshot::Sender<Result<(), StartError>> },
+    Scale { name: String, replicas: u32, answer: oneshot::Sender<Result<(), StartError>> },
     Stop { ids: Vec<ServiceId>, stopped: Vec<Stopped>, answer: StopAnswer },
     Condition { name: String, condition: Condition, answer: oneshot::Sender<Result<(), WaitError>> },
 }
@@ -224,7 +225,7 @@ impl Task {
             Request::Scale { name, replicas, answer } => match self.find(std::slice::from_ref(&name)) {
                 Ok(()) => {
                     self.machine.handle(clock::now(), Input::Scale { name: name.clone(), replicas });
-                    self.waiters.push(Waiter::Start { names: vec![name], answer });
+                    self.waiters.push(Waiter::Scale { name, replicas, answer });
                 }
                 Err(error) => drop(answer.send(Err(error.into()))),
             },
@@ -491,6 +492,15 @@ impl Task {
                     None => self.waiters.push(Waiter::Start { names, answer }),
                     Some(result) => drop(answer.send(result)),
                 },
+                Waiter::Scale { name, replicas, answer } => {
+                    // Those that are too many must have gone.
+                    let is_whole = self.machine.replicas(&name).len() == replicas as usize;
+                    match is_whole.then(|| self.are_up(std::slice::from_ref(&name))).flatten() {
+                        None if answer.is_closed() => {}
+                        None => self.waiters.push(Waiter::Scale { name, replicas, answer }),
+                        Some(result) => drop(answer.send(result)),
+                    }
+                }
                 Waiter::Condition { name, condition, answer } => match self.machine.verdict(&name, condition) {
                     Verdict::NotYet(_) if answer.is_closed() => {}
                     Verdict::NotYet(_) => self.waiters.push(Waiter::Condition { name, condition, answer }),

@@ -185,7 +185,8 @@ impl Orchestrator {
         self.ask(|answer| Request::Restart { names, answer }).await.unwrap_or(Err(StartError::Gone))
     }
 
-    /// Has so many processes of a service: starts further ones where it is up, and stops the last ones. Returns when those that there are to be are up.
+    /// Has so many processes of a service: starts further ones where it is up, and stops the last ones. Returns when those that there are to be are up, and the
+    /// others gone.
     ///
     /// # Errors
     /// Those of [`Orchestrator::start_service`].
