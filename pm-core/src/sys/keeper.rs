@@ -115,8 +115,10 @@ struct Keeper {
 struct Unit {
     leader: i32,
     killing: bool,
-    /// What the leader leaves behind may end by itself.
-    lingers: bool,
+    /// What the leader leaves behind may end by itself, and is asked to by this signal.
+    lingers: Option<i32>,
+    /// Those that were asked.
+    asked: BTreeSet<i32>,
     ended: Option<Ended>,
     /// The processes of this unit that the keeper killed, without the leader.
     victims: BTreeSet<i32>,
@@ -297,9 +299,9 @@ impl Keeper {
                     let _ = tree::send(-leader, signal);
                 }
             }
-            Request::Linger { id } => {
-                if let Some(unit) = self.units.get_mut(&id) {
-                    unit.lingers = !unit.killing;
+            Request::Linger { id, signal } => {
+                if let Some(unit) = self.units.get_mut(&id).filter(|unit| !unit.killing) {
+                    unit.lingers = Some(signal);
                 }
             }
             Request::Kill { id } => self.kill_unit(id),
@@ -314,7 +316,14 @@ impl Keeper {
                 self.leaders.insert(pid, id);
                 self.units.insert(
                     id,
-                    Unit { leader: pid, killing: false, lingers: false, ended: None, victims: BTreeSet::new() },
+                    Unit {
+                        leader: pid,
+                        killing: false,
+                        lingers: None,
+                        asked: BTreeSet::new(),
+                        ended: None,
+                        victims: BTreeSet::new(),
+                    },
                 );
                 self.reply(&Reply::Started { id, pid: pid.cast_unsigned() });
             }
@@ -326,7 +335,7 @@ impl Keeper {
     fn kill_unit(&mut self, id: u64) {
         let Some(unit) = self.units.get_mut(&id) else { return };
         unit.killing = true;
-        unit.lingers = false;
+        unit.lingers = None;
         if let Some(ended) = &mut unit.ended {
             // What it left behind had time to end. It is killed like that of any other from here on.
             ended.since = Instant::now();
@@ -377,7 +386,7 @@ impl Keeper {
     fn reap_leader(&mut self, pid: i32, id: u64) {
         // The leader is a zombie, so the number of its group is not free. From here on no process of the group can fork:
         // the kernel looks for a fatal signal before it lets a fork through.
-        if !self.units.get(&id).is_some_and(|unit| unit.lingers) {
+        if !self.units.get(&id).is_some_and(|unit| unit.lingers.is_some()) {
             let _ = tree::send(-pid, libc::SIGKILL);
         }
         self.leaders.remove(&pid);
@@ -436,7 +445,7 @@ impl Keeper {
                 }
             }
         }
-        let lingers = |units: &HashMap<u64, Unit>, id: &u64| units.get(id).is_some_and(|unit| unit.lingers);
+        let lingers = |units: &HashMap<u64, Unit>, id: &u64| units.get(id).is_some_and(|unit| unit.lingers.is_some());
         for (id, pids) in &left {
             if lingers(&self.units, id) {
                 continue;
@@ -449,7 +458,8 @@ impl Keeper {
             let Some(unit) = self.units.get(&id) else { continue };
             let Some(ended) = &unit.ended else { continue };
             let mine = left.remove(&id).unwrap_or_default();
-            if unit.lingers && !mine.is_empty() {
+            if let Some(signal) = unit.lingers.filter(|_| !mine.is_empty()) {
+                self.ask(id, &mine, signal);
                 self.ending.push(id);
                 continue;
             }
@@ -461,6 +471,20 @@ impl Keeper {
                 self.ending.push(id);
                 self.look_again_by(deadline);
             }
+        }
+    }
+
+    /// Asks what a leader has left behind to end: those that the signal to its group has not reached.
+    fn ask(&mut self, id: u64, strays: &[i32], signal: i32) {
+        let Some(unit) = self.units.get_mut(&id) else { return };
+        for &pid in strays {
+            let group = Pid::from_raw(pid).and_then(|pid| rustix::process::getpgid(Some(pid)).ok());
+            let group = group.map_or(0, |group| group.as_raw_nonzero().get());
+            if group == unit.leader || unit.asked.len() >= VICTIMS || !unit.asked.insert(pid) {
+                continue;
+            }
+            // It is a child of this process and not reaped, so both numbers are its own.
+            let _ = tree::send(if group == pid { -pid } else { pid }, signal);
         }
     }
 

@@ -46,8 +46,9 @@ pub(crate) enum Request<'a> {
     LaunchFrom { id: u64, length: u64 },
     /// Send a signal to the unit's process group, if its leader has not been reaped.
     Signal { id: u64, signal: i32 },
-    /// When the unit's leader ends, leave those that it has started to end as well, until KILL.
-    Linger { id: u64 },
+    /// When the unit's leader ends, let those that it has started end as well, until KILL. Those that have left its group, and so have not had its
+    /// signal, get this one.
+    Linger { id: u64, signal: i32 },
     /// Kill all processes of the unit.
     Kill { id: u64 },
 }

@@ -133,15 +133,15 @@ impl Child {
     /// Sends `signal` like [`Child::signal`], and from then on, when the process has ended, lets those that it has started end as well: [`exited`](Self::exited) waits for
     /// them, and [`kill_tree`](Self::kill_tree) ends them. Without a keeper they are killed with the process.
     pub fn ask_tree(&self, signal: Signal) -> Result<(), SignalError> {
-        self.let_tree_end();
+        self.let_tree_end(signal);
         self.signal(signal)
     }
 
-    /// The same without a signal, for a process that is asked in another way.
-    pub fn let_tree_end(&self) {
+    /// The same for a process that is asked in another way; only what has left its group gets `signal`, once the process has ended.
+    pub fn let_tree_end(&self, signal: Signal) {
         if let Holder::Keeper { connection, id } = &self.holder {
             // Where it does not arrive they are killed with the process, as usual.
-            let _ = connection.ask(&Request::Linger { id: *id });
+            let _ = connection.ask(&Request::Linger { id: *id, signal: signal.0 });
         }
     }
 

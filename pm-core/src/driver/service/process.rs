@@ -135,7 +135,7 @@ impl Process {
                 order = self.orders.recv() => match order {
                     Some(Order::Terminate) => {
                         if let StopBy::Command(spec) = &self.definition.stop_by {
-                            child.let_tree_end();
+                            child.let_tree_end(Signal::TERM);
                             let spec = spec.with_variables(vec![("PM_PID".into(), child.pid().to_string().into())]);
                             farewell = Some(tokio::spawn(async move {
                                 if let Ok(mut running) = exec::start(&spec, None, MOST_PRINTED).await {
