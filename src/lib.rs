@@ -290,7 +290,9 @@ pub use any::{AnyTransport, UnknownTransport};
 
 #[cfg(feature = "service")]
 pub mod service {
-    #![doc = "Services: long-running processes that need each other. [`Orchestrator`] starts them in order, watches them, and stops them for good."]
+    #![doc = "Services: long-running processes that need each other. An [`Orchestrator`] starts them in the order of their needs, watches them, and stops"]
+    #![doc = "them for good; a [`Service`] says what runs, what it needs, and how it is known to be ready. docs/SERVICES.md has the words and what one may"]
+    #![doc = "rely on; `pm up` is this as a command."]
 
     pub use pm_core::face::service::*;
     pub use pm_core::machine::probe::Timing;
