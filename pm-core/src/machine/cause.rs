@@ -24,8 +24,13 @@ pub enum ExitCause {
         /// The grace that it had.
         grace: Duration,
     },
-    /// It was not ready in time: a worker that did not say READY, a service whose probe did not pass.
+    /// It did not say READY in time.
     StartTimeout {
+        /// The time that it had.
+        limit: Duration,
+    },
+    /// It was a service, and was not ready in time.
+    NotReady {
         /// The time that it had.
         limit: Duration,
     },
@@ -89,7 +94,8 @@ impl fmt::Display for ExitCause {
                     "killed: a cancelled stream had not ended, and it said nothing for {grace:?} after it was asked"
                 )
             }
-            ExitCause::StartTimeout { limit } => write!(f, "not ready within {limit:?}"),
+            ExitCause::StartTimeout { limit } => write!(f, "killed: it did not say READY within {limit:?}"),
+            ExitCause::NotReady { limit } => write!(f, "not ready within {limit:?}"),
             ExitCause::Unhealthy { reason } => write!(f, "not well any more: {reason}"),
             ExitCause::LinkLost { reason } => write!(f, "killed: its link was lost ({reason})"),
             ExitCause::Protocol { violation } => write!(f, "killed: it broke the protocol ({violation})"),

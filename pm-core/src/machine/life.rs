@@ -309,7 +309,7 @@ impl Life {
     pub fn handle_timeout(&mut self, now: Time) {
         let is_due = |at: &mut Option<Time>| at.take_if(|at| *at <= now).is_some();
         if is_due(&mut self.start_by) {
-            self.fail(now, ExitCause::StartTimeout { limit: self.rules.start_limit }, false);
+            self.fail(now, ExitCause::NotReady { limit: self.rules.start_limit }, false);
         }
         if is_due(&mut self.runs_at) && !self.runs {
             self.runs = true;
@@ -524,7 +524,8 @@ impl Life {
         self.pid = None;
         if !self.is_wanted {
             self.now = Now::Stopped;
-            let status = self.status;
+            // Of an earlier life it is, where there was no process to end.
+            let status = self.status.filter(|_| was_spawned);
             return self.say(Event::Stopped { status });
         }
         let success = match cause {
