@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::kits::Kit;
 use crate::processes::{PROCESS, TRANSPORT, has, helper_transport};
 use crate::roles::{BEGUN, Job};
+use crate::services;
 use crate::support::{ALL, LIMIT, LONG, MARK, TRANSPORTS, again, eventually, jobs, kill, mark, marked, run, state};
 
 /// How soon everything is gone once the manager is. That is the promise; a loaded machine may be slower, and the time is printed.
@@ -50,6 +51,13 @@ pub fn tests() -> Vec<Trial> {
             trials.push(Trial::test(format!("manager_killed::{scene}::{transport}"), test));
         }
     }
+    trials.push(Trial::test("manager_killed::services", || {
+        if has("setsid") {
+            // The transport is of no matter to them.
+            manager_killed("services", 9, ALL[0]);
+        }
+        Ok(())
+    }));
     for transport in TRANSPORTS {
         for kit in [Kit::Python, Kit::Node] {
             for (scene, least) in KIT_SCENES {
@@ -97,6 +105,11 @@ async fn play(scene: &str, transport: AnyTransport) -> Box<dyn std::any::Any> {
         both_have_begun();
         up();
         return Box::new(pool);
+    }
+    if scene == "services" {
+        let orchestrator = services::to_be_killed().await;
+        up();
+        return Box::new(orchestrator);
     }
     let (guarded, scene) = scene.strip_prefix("unguarded-").map_or((true, scene), |scene| (false, scene));
     let builder = jobs(transport).workers(2).on_notice(hook);

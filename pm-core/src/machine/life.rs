@@ -524,7 +524,8 @@ impl Life {
         self.pid = None;
         if !self.is_wanted {
             self.now = Now::Stopped;
-            let status = self.status;
+            // Of an earlier life it is, where there was no process to end.
+            let status = self.status.filter(|_| was_spawned);
             return self.say(Event::Stopped { status });
         }
         let success = match cause {

@@ -129,6 +129,8 @@ struct Child {
 struct Group {
     rules: Arc<Rules>,
     children: Vec<ServiceId>,
+    /// It goes with its last process. Without that it may have none, and get some again.
+    is_leaving: bool,
 }
 
 /// All services of one manager. See the [module](self).
@@ -196,7 +198,7 @@ impl Supervisor {
         self.order = graph.order().iter().map(|&at| Arc::from(names[at])).collect();
         for (name, rules, replicas) in services {
             let name: Arc<str> = name.into();
-            self.groups.insert(name.clone(), Group { rules: Arc::new(rules), children: Vec::new() });
+            self.groups.insert(name.clone(), Group { rules: Arc::new(rules), children: Vec::new(), is_leaving: false });
             for _ in 0..replicas {
                 self.add_child(&name);
             }
@@ -295,9 +297,13 @@ impl Supervisor {
         all
     }
 
-    /// Whether nothing is asked of a process of a service that could not be done yet.
-    pub fn is_settled(&self, id: ServiceId) -> bool {
-        self.children.get(&id).is_none_or(|child| child.request.is_none() && child.then == Then::Nothing)
+    /// Whether a process of a service is to end on request, and has not. A start that was asked for since then may follow that end, or
+    /// have taken its place.
+    pub fn is_stopping(&self, id: ServiceId) -> bool {
+        self.children.get(&id).is_some_and(|child| {
+            let is_asked = matches!(child.request, Some(Request::Stop { .. }));
+            is_asked || child.life.state() == State::Stopping && !child.life.returns()
+        })
     }
 
     /// Whether a process of any service is there, or is about to be.
@@ -334,8 +340,11 @@ impl Supervisor {
             Input::Scale { name, replicas } => self.scale(&name, replicas),
             Input::Remove { name } => {
                 if self.needed_by(&name).is_empty() {
+                    if let Some(group) = self.groups.get_mut(&*name) {
+                        group.is_leaving = true;
+                    }
                     self.request_stop(&name, None, Then::Remove);
-                    self.forget_if_empty(&name);
+                    self.forget_if_left(&name);
                 }
             }
             Input::Life(id, input) => {
@@ -435,7 +444,7 @@ impl Supervisor {
     fn request_start(&mut self, name: &str, is_named: bool, with_needs: bool) {
         for id in self.replicas(name).to_vec() {
             let Some(child) = self.children.get_mut(&id) else { continue };
-            if child.then == Then::Remove || matches!(child.request, Some(Request::Stop { then: Then::Remove, .. })) {
+            if child.is_going() {
                 continue;
             }
             if !is_named && child.life.state() == State::Completed {
@@ -498,17 +507,28 @@ impl Supervisor {
     }
 
     fn scale(&mut self, name: &str, replicas: u32) {
-        let Some((name, group)) = self.groups.get_key_value(name) else { return };
+        let Some((name, group)) = self.groups.get_key_value(name).filter(|(_, group)| !group.is_leaving) else {
+            return;
+        };
         let (name, ids) = (name.clone(), group.children.clone());
         let is_up = |id: &ServiceId| {
             let child = &self.children[id];
             child.life.state().is_up() || matches!(child.request, Some(Request::Start { .. }))
         };
         let any_up = ids.is_empty() || ids.iter().any(is_up);
-        for id in ids.iter().skip(replicas as usize) {
+        let (going, staying): (Vec<ServiceId>, Vec<ServiceId>) =
+            ids.iter().partition(|id| self.children[id].is_going());
+        for id in staying.iter().skip(replicas as usize) {
             self.request_stop_of(*id, None, Then::Remove);
         }
-        for _ in ids.len()..replicas as usize {
+        let mut missing = (replicas as usize).saturating_sub(staying.len());
+        for id in going.into_iter().take(missing) {
+            missing -= 1;
+            if let Some(child) = self.children.get_mut(&id) {
+                child.stay();
+            }
+        }
+        for _ in 0..missing {
             let id = self.add_child(&name);
             if any_up && let Some(child) = self.children.get_mut(&id) {
                 child.request = Some(Request::Start { with_needs: true });
@@ -540,9 +560,11 @@ impl Supervisor {
         self.effects.push_back(Effect::Removed(id));
     }
 
-    /// A service that was removed goes with its last process.
-    fn forget_if_empty(&mut self, name: &str) {
-        if self.groups.get(name).is_some_and(|group| group.children.is_empty()) {
+    /// A service that was removed goes with its last process, unless somebody has come to need it meanwhile.
+    fn forget_if_left(&mut self, name: &str) {
+        let is_needed = !self.needed_by(name).is_empty();
+        let Some(group) = self.groups.get_mut(name).filter(|group| group.children.is_empty()) else { return };
+        if std::mem::take(&mut group.is_leaving) && !is_needed {
             self.groups.remove(name);
             self.order.retain(|known| &**known != name);
         }
@@ -597,11 +619,8 @@ impl Supervisor {
         match then {
             Then::Remove => {
                 let name = child.name.clone();
-                let is_all = self.groups.get(&name).is_some_and(|group| group.children.len() == 1);
                 self.remove_child(id);
-                if is_all && self.needed_by(&name).is_empty() {
-                    self.forget_if_empty(&name);
-                }
+                self.forget_if_left(&name);
             }
             Then::Start { with_needs } => {
                 if let Some(child) = self.children.get_mut(&id) {
@@ -688,6 +707,20 @@ impl Child {
             (Some(Request::Start { .. }), state) if !state.is_up() => State::Waiting,
             (_, state) if !state.is_up() && self.skipped.is_some() => State::Skipped,
             (_, state) => state,
+        }
+    }
+
+    /// Whether it is to be forgotten once it has ended.
+    fn is_going(&self) -> bool {
+        self.then == Then::Remove || matches!(self.request, Some(Request::Stop { then: Then::Remove, .. }))
+    }
+
+    /// It was to go, and is not any more. Where it was told to end already it comes back.
+    fn stay(&mut self) {
+        if self.then == Then::Remove {
+            self.then = Then::Start { with_needs: true };
+        } else {
+            self.request = None;
         }
     }
 

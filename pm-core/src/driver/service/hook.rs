@@ -7,12 +7,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinError;
+
 use crate::driver::exec;
 use crate::driver::stderr;
 use crate::machine::spec::Spec;
 
 /// How long a hook may take.
 pub const HOOK_LIMIT: Duration = Duration::from_secs(30);
+
+/// So many hooks of one process of a service may run at a time. A service that crashes again and again must not fill the machine with them.
+pub(super) const MOST_AT_A_TIME: usize = 32;
 
 /// A command of a hook may print so much to each of its streams.
 const MOST_PRINTED: usize = 1 << 20;
@@ -73,10 +78,22 @@ impl Hook {
                 Hook::Command(spec) => command(&spec, occasion).await,
             }
         };
-        tokio::time::timeout(HOOK_LIMIT, done)
-            .await
-            .unwrap_or_else(|_| Err(format!("it took longer than {HOOK_LIMIT:?}")))
+        let limited = tokio::time::timeout(HOOK_LIMIT, done);
+        // In a task of its own, whose panic is an error like any other.
+        match tokio::spawn(limited).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(format!("it took longer than {HOOK_LIMIT:?}")),
+            Err(error) => Err(panicked(error)),
+        }
     }
+}
+
+/// What a panic said.
+fn panicked(error: JoinError) -> String {
+    let Ok(payload) = error.try_into_panic() else { return "the runtime ends".into() };
+    let said = payload.downcast_ref::<String>().map(String::as_str);
+    let said = said.or_else(|| payload.downcast_ref::<&str>().copied());
+    said.map_or_else(|| "it panicked".into(), |said| format!("it panicked: {said}"))
 }
 
 async fn command(spec: &Spec, occasion: Occasion) -> Result<(), String> {

@@ -69,20 +69,19 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Opens it, with its directories. What stands there stays.
+    /// Opens it, with its directories. What stands there stays. The error names the file.
     pub(super) fn open(settings: LogFile) -> io::Result<Self> {
+        let of = |error| named(&settings.path, &error);
         if let Some(directory) = settings.path.parent() {
-            fs::create_dir_all(directory)?;
+            fs::create_dir_all(directory).map_err(of)?;
         }
-        let mut log = Log { settings, file: None, bytes: 0, scratch: Vec::new(), lost: 0, is_torn: false };
-        log.reopen()?;
-        Ok(log)
+        let (file, bytes) = append(&settings.path).map_err(of)?;
+        Ok(Log { settings, file: Some(file), bytes, scratch: Vec::new(), lost: 0, is_torn: false })
     }
 
     fn reopen(&mut self) -> io::Result<()> {
-        // What a service prints may be secret.
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&self.settings.path)?;
-        self.bytes = file.metadata()?.len();
+        let (file, bytes) = append(&self.settings.path)?;
+        self.bytes = bytes;
         self.file = Some(file);
         Ok(())
     }
@@ -117,7 +116,7 @@ impl Log {
             }
             Err(error) => {
                 self.lost += lines;
-                (self.lost == lines).then_some(error)
+                (self.lost == lines).then(|| named(&self.settings.path, &error))
             }
         }
     }
@@ -180,6 +179,19 @@ impl Log {
         }
         self.reopen()
     }
+}
+
+/// Opens a file to write at its end, which is where it says.
+fn append(path: &Path) -> io::Result<(File, u64)> {
+    // What a service prints may be secret. And a pipe with a name that nobody reads is an error, and no wait.
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let bytes = file.metadata()?.len();
+    Ok((file, bytes))
+}
+
+/// The error with the file that it is about.
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// More than this is not kept for the next write.

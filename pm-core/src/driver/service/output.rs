@@ -29,12 +29,6 @@ const LONGEST_PIECE: usize = 64 << 10;
 /// What is kept of each service for errors, and for those who look at it.
 const TAIL: usize = 16 << 10;
 
-/// After the end of a process its last words may still be in the pipe. Whoever else holds the pipe is not waited for.
-const LAST_WORDS: Duration = Duration::from_millis(100);
-
-/// As much as a pipe can hold, where nobody has made it larger.
-const MOST_LAST_WORDS: usize = 64 << 10;
-
 /// How long what a service prints waits for a reader that is slow, before it is dropped for that one.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -53,7 +47,8 @@ pub struct Output {
     pub stream: OutputStream,
     /// When that was read.
     pub at: SystemTime,
-    /// The lines, each with its line break; or, where [`Output::is_whole`] is false, 64 KiB of one that goes on in what comes next.
+    /// The lines, each with its line break; or, where [`Output::is_whole`] is false, 64 KiB of one that goes on in what comes next. Empty
+    /// where there is nothing to say but what was missed.
     pub text: Bytes,
     /// Whether all lines of the text are whole.
     pub is_whole: bool,
@@ -118,7 +113,7 @@ impl Reader {
     }
 }
 
-async fn pump(pipe: pipe::Receiver, stream: OutputStream, sink: &Sink, mut ended: watch::Receiver<bool>) {
+async fn pump(pipe: pipe::Receiver, stream: OutputStream, sink: &Arc<Sink>, mut ended: watch::Receiver<bool>) {
     let mut splitter = Splitter::default();
     let mut queued = Vec::new();
     loop {
@@ -127,30 +122,31 @@ async fn pump(pipe: pipe::Receiver, stream: OutputStream, sink: &Sink, mut ended
             readable = pipe.readable() => readable.is_ok(),
             _ = ended.wait_for(|ended| *ended) => break,
         };
-        if !is_readable || read(&pipe, stream, sink, &mut splitter, &mut queued) == Some(0) {
+        let next = |buffer: &mut [u8]| pipe.try_read(buffer);
+        if !is_readable || read(next, stream, sink, &mut splitter, &mut queued) == Some(0) {
             break;
         }
         sink.pass_on(&mut queued).await;
     }
-    let last_words = async {
-        let mut total = 0;
-        while total < MOST_LAST_WORDS && pipe.readable().await.is_ok() {
-            match read(&pipe, stream, sink, &mut splitter, &mut queued) {
-                Some(0) => break,
-                Some(count) => total += count,
-                None => {}
-            }
-            sink.pass_on(&mut queued).await;
+    // Its last words are in the pipe by now. Whoever else holds the pipe may go on for ever, and is not waited for.
+    let mut left = rustix::io::ioctl_fionread(&pipe).unwrap_or(0);
+    while left > 0 {
+        // What the runtime last heard of the pipe may be older than what is in it, so the pipe itself is asked.
+        let now = |buffer: &mut [u8]| Ok(rustix::io::read(&pipe, buffer)?);
+        match read(now, stream, sink, &mut splitter, &mut queued) {
+            None | Some(0) => break,
+            Some(count) => left = left.saturating_sub(count as u64),
         }
-    };
-    let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
+        sink.pass_on(&mut queued).await;
+    }
     splitter.finish(|piece| queued.extend(sink.take(stream, piece)));
     sink.pass_on(&mut queued).await;
+    sink.own_up(stream);
 }
 
 /// Reads what is there. None where nothing is; 0 at the end.
 fn read(
-    pipe: &pipe::Receiver,
+    how: impl FnOnce(&mut [u8]) -> io::Result<usize>,
     stream: OutputStream,
     sink: &Sink,
     splitter: &mut Splitter,
@@ -158,7 +154,7 @@ fn read(
 ) -> Option<usize> {
     READ.with_borrow_mut(|buffer| {
         buffer.resize(BUFFER, 0);
-        match pipe.try_read(buffer) {
+        match how(buffer) {
             Ok(count) => {
                 splitter.take(&buffer[..count], |piece| queued.extend(sink.take(stream, piece)));
                 Some(count)
@@ -247,19 +243,31 @@ struct State {
     /// Looked for until it is found.
     ready: Option<(Regex, Incarnation)>,
     missed: u64,
+    /// Somebody waits for room to say so.
+    is_owning_up: bool,
 }
 
 impl Sink {
     pub(super) fn new(
         id: ServiceId,
         label: Arc<str>,
-        log: Option<Log>,
         listeners: broadcast::Sender<Output>,
         reader: Option<mpsc::Sender<Output>>,
         said: Box<dyn Fn(Said) + Send + Sync>,
     ) -> Self {
-        let state = State { log, tail: std::collections::VecDeque::new(), ready: None, missed: 0 };
+        let state =
+            State { log: None, tail: std::collections::VecDeque::new(), ready: None, missed: 0, is_owning_up: false };
         Sink { id, label, listeners, reader, said, state: Mutex::new(state) }
+    }
+
+    /// From now on, writes to this log.
+    pub(super) fn log_to(&self, log: Log) {
+        self.state().log = Some(log);
+    }
+
+    /// Whether it writes to a log.
+    pub(super) fn has_log(&self) -> bool {
+        self.state().log.is_some()
     }
 
     /// From now on, looks for a line that matches.
@@ -308,8 +316,35 @@ impl Sink {
         if piece.is_whole && !text.ends_with(b"\n") {
             text.push(b'\n');
         }
-        let (id, label, is_whole) = (self.id, self.label.clone(), piece.is_whole);
-        Some(Output { id, label, stream, at, text: text.into(), is_whole, missed: 0 })
+        Some(self.output(stream, at, text.into(), piece.is_whole))
+    }
+
+    fn output(&self, stream: OutputStream, at: SystemTime, text: Bytes, is_whole: bool) -> Output {
+        Output { id: self.id, label: self.label.clone(), stream, at, text, is_whole, missed: 0 }
+    }
+
+    /// Tells the one reader what it has missed, as soon as it has room: nothing may follow that could say it.
+    fn own_up(self: &Arc<Self>, stream: OutputStream) {
+        let Some(reader) = self.reader.clone() else { return };
+        let mut state = self.state();
+        if state.missed == 0 || std::mem::replace(&mut state.is_owning_up, true) {
+            return;
+        }
+        drop(state);
+        let sink = self.clone();
+        tokio::spawn(async move {
+            // An error says that nobody reads any more.
+            let room = reader.reserve().await;
+            let mut state = sink.state();
+            state.is_owning_up = false;
+            let missed = std::mem::take(&mut state.missed);
+            drop(state);
+            if let Ok(room) = room
+                && missed > 0
+            {
+                room.send(Output { missed, ..sink.output(stream, SystemTime::now(), Bytes::new(), true) });
+            }
+        });
     }
 
     /// Hands on what was taken. Waits for the one reader that everything waits for, but not for ever.

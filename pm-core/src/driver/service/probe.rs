@@ -1,6 +1,7 @@
 //! Probes: one question to one service, and what its answer says.
 
 use std::net::IpAddr;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -57,15 +58,14 @@ async fn http(host: &str, port: u16, request: &HttpRequest, expected: u16) -> Re
     *message.method_mut() = request.method.clone();
     *message.uri_mut() = request.target.clone();
     *message.headers_mut() = request.headers.clone();
-    let sent = sender.send_request(message);
+    let mut sent = pin!(sender.send_request(message));
     let response = tokio::select! {
         biased;
-        response = sent => response.map_err(failed)?,
-        ended = connection => match ended {
-            Err(error) => return Err(failed(error)),
-            Ok(()) => return Err(format!("http://{host}:{port}{}: closed without an answer", request.target)),
-        },
+        response = &mut sent => response,
+        // A server that closes after its answer has given it by then, and where it has not that is an error.
+        _ = connection => sent.await,
     };
+    let response = response.map_err(failed)?;
     let status = response.status();
     if status.as_u16() == expected {
         return Ok(());
@@ -138,6 +138,26 @@ mod tests {
         assert_eq!(failed, "http://127.0.0.1:PORT/health: 503 Service Unavailable, not 200");
         assert!(asked(b"SSH-2.0-OpenSSH\r\n").await.is_err());
         assert!(asked(b"").await.is_err());
+    }
+
+    /// The connection ends together with the answer.
+    #[tokio::test]
+    async fn an_old_server_closes_after_its_answer() {
+        for answer in
+            ["HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nwell"]
+        {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let server = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let count = stream.read(&mut [0; 4096]).unwrap();
+                assert!(count > 0);
+                stream.write_all(answer.as_bytes()).unwrap();
+            });
+            let (target, _) = Probe::http(format!("http://127.0.0.1:{port}/health")).check().unwrap();
+            assert_eq!(ask(&target, Duration::from_secs(5)).await, Ok(()), "{answer:?}");
+            server.join().unwrap();
+        }
     }
 
     #[tokio::test]

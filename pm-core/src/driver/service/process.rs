@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::notify::{Message, NotifySocket};
 use super::output::{Reader, Sink};
@@ -65,6 +65,22 @@ struct Streams {
     notify: Option<NotifySocket>,
 }
 
+/// A task that ends where this is dropped.
+#[derive(Debug)]
+pub(super) struct AbortOnDrop(AbortHandle);
+
+impl AbortOnDrop {
+    pub(super) fn of<T>(task: &JoinHandle<T>) -> Self {
+        AbortOnDrop(task.abort_handle())
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 impl Process {
     /// Lives through the incarnation. Dropping it kills the process and all that it has started.
     pub(super) async fn run(mut self) {
@@ -121,7 +137,9 @@ impl Process {
         let follow = |pipe, stream| self.reader.follow(pipe, stream, self.sink.clone(), has_ended.clone());
         let printed = [follow(stdout, OutputStream::Stdout), follow(stderr, OutputStream::Stderr)];
         // Dropped, and with that killed, where the process ends before it.
-        let mut farewell: Option<JoinHandle<()>> = None;
+        let mut farewell = None;
+        // Nobody is left to say anything else.
+        let mut is_left = false;
         let exit = loop {
             let heard = async {
                 match &notify {
@@ -132,16 +150,16 @@ impl Process {
             tokio::select! {
                 biased;
                 exit = child.exited() => break exit,
-                order = self.orders.recv() => match order {
+                order = self.orders.recv(), if !is_left => match order {
                     Some(Order::Terminate) => {
                         if let StopBy::Command(spec) = &self.definition.stop_by {
                             child.let_tree_end(Signal::TERM);
                             let spec = spec.with_variables(vec![("PM_PID".into(), child.pid().to_string().into())]);
-                            farewell = Some(tokio::spawn(async move {
+                            farewell = Some(AbortOnDrop::of(&tokio::spawn(async move {
                                 if let Ok(mut running) = exec::start(&spec, None, MOST_PRINTED).await {
                                     let _ = running.ended().await;
                                 }
-                            }));
+                            })));
                         }
                         if let StopBy::Signal(signal) = self.definition.stop_by {
                             // Where it has ended meanwhile its exit says so.
@@ -151,8 +169,11 @@ impl Process {
                         }
                     }
                     Some(Order::Signal(signal)) => drop(child.signal(signal)),
-                    // Nobody is left to say anything else.
-                    Some(Order::Kill) | None => child.kill_tree(),
+                    Some(Order::Kill) => child.kill_tree(),
+                    None => {
+                        is_left = true;
+                        child.kill_tree();
+                    }
                 },
                 message = heard => match message {
                     Ok(message) => self.heard(message).await,
@@ -161,9 +182,7 @@ impl Process {
                 },
             }
         };
-        if let Some(farewell) = farewell {
-            farewell.abort();
-        }
+        drop(farewell);
         let _ = ended.send(true);
         for one in printed {
             // Its last words come before its end.

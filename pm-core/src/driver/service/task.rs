@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::task::JoinSet;
 
-use super::hook::{Moment, Occasion};
+use super::hook::{MOST_AT_A_TIME, Moment, Occasion};
 use super::log::Log;
 use super::output::{Output, Reader, Said, Sink};
 use super::probe;
-use super::process::{News, Order, Process};
+use super::process::{AbortOnDrop, News, Order, Process};
 use crate::driver::clock;
 use crate::driver::launch::{Exit, LaunchError};
 use crate::face::service::{
@@ -29,6 +29,12 @@ const LISTENERS: usize = 1024;
 
 /// News of processes that wait for this task.
 const NEWS: usize = 256;
+
+/// Orders to one process that wait for its task: it is being made, and takes none.
+const ORDERS: usize = 16;
+
+/// So many of them are not for signals, so that the end of a service, which is one or two orders, always finds room.
+const ORDERS_TO_END: usize = 4;
 
 /// So many lines are told of a service that failed.
 const LAST_LINES: usize = 20;
@@ -48,6 +54,7 @@ pub(crate) enum Request {
     Signal { name: String, signal: Signal, answer: oneshot::Sender<Result<u32, NoService>> },
     Wait { name: String, condition: Condition, answer: oneshot::Sender<Result<(), WaitError>> },
     List(oneshot::Sender<Vec<Info>>),
+    Info { name: String, answer: oneshot::Sender<Result<Vec<Info>, NoService>> },
     Last { name: String, lines: usize, answer: oneshot::Sender<Result<Vec<String>, NoService>> },
 }
 
@@ -81,12 +88,18 @@ struct Kept {
     sink: Arc<Sink>,
     /// To the task of its incarnation.
     orders: Option<mpsc::Sender<Order>>,
-    probes: BTreeMap<Check, AbortHandle>,
+    probes: BTreeMap<Check, AbortOnDrop>,
+    /// What its hooks take of while they run.
+    hooks: Arc<Semaphore>,
+    /// It was said that there is no log.
+    has_lost_log: bool,
     /// Why it could not be started.
     not_started: Option<Arc<LaunchError>>,
     /// It was killed at its limit; and what was left when it had ended.
     was_killed: bool,
     exit: Option<Exit>,
+    /// It could not even be killed.
+    is_unkillable: bool,
     status: Option<String>,
     last_pid: Option<u32>,
 }
@@ -145,8 +158,8 @@ impl Task {
                     None => std::future::pending().await,
                 }
             };
+            // None of these goes before the others: a service may have news without end.
             tokio::select! {
-                biased;
                 news = self.heard.recv() => if let Some(news) = news { self.hear(news) },
                 aside = self.aside.recv() => if let Some((id, event)) = aside { self.say(id, event) },
                 request = asked.recv() => match request {
@@ -224,8 +237,15 @@ impl Task {
             },
             Request::Scale { name, replicas, answer } => match self.find(std::slice::from_ref(&name)) {
                 Ok(()) => {
+                    let has_none = self.machine.replicas(&name).is_empty();
+                    let is_up = has_none || !self.that_are_up(std::slice::from_ref(&name)).is_empty();
                     self.machine.handle(clock::now(), Input::Scale { name: name.clone(), replicas });
-                    self.waiters.push(Waiter::Scale { name, replicas, answer });
+                    // Of a service that is down there is nothing to wait for.
+                    if is_up {
+                        self.waiters.push(Waiter::Scale { name, replicas, answer });
+                    } else {
+                        let _ = answer.send(Ok(()));
+                    }
                 }
                 Err(error) => drop(answer.send(Err(error.into()))),
             },
@@ -238,7 +258,14 @@ impl Task {
                 Ok(()) => self.waiters.push(Waiter::Condition { name, condition, answer }),
                 Err(error) => drop(answer.send(Err(error.into()))),
             },
-            Request::List(answer) => drop(answer.send(self.list())),
+            Request::List(answer) => {
+                let names: Vec<&str> = self.machine.names().collect();
+                let _ = answer.send(self.info(&names));
+            }
+            Request::Info { name, answer } => {
+                let info = self.find(std::slice::from_ref(&name)).map(|()| self.info(&[&name]));
+                let _ = answer.send(info);
+            }
             Request::Last { name, lines, answer } => {
                 let last = self.find(std::slice::from_ref(&name)).map(|()| self.last(&name, lines));
                 let _ = answer.send(last);
@@ -277,14 +304,18 @@ impl Task {
             return drop(answer.send(Err(RemoveError::Needed { service: name, by })));
         }
         let ids = self.that_are_up(std::slice::from_ref(&name));
-        self.machine.handle(clock::now(), Input::Remove { name });
+        self.machine.handle(clock::now(), Input::Remove { name: name.clone() });
+        if !self.machine.contains(&name) {
+            self.definitions.remove(&name);
+        }
         self.waiters.push(Waiter::Stop { ids, stopped: Vec::new(), answer: StopAnswer::Removed(answer) });
     }
 
     /// To so many processes.
     fn signal(&self, name: &str, signal: Signal) -> u32 {
         let orders = self.machine.replicas(name).iter().filter_map(|id| self.kept.get(id)?.orders.as_ref());
-        orders.filter(|orders| orders.try_send(Order::Signal(signal)).is_ok()).count() as u32
+        let with_room = orders.filter(|orders| orders.capacity() > ORDERS_TO_END);
+        with_room.filter(|orders| orders.try_send(Order::Signal(signal)).is_ok()).count() as u32
     }
 
     fn last(&self, name: &str, lines: usize) -> Vec<String> {
@@ -296,13 +327,13 @@ impl Task {
             .collect()
     }
 
-    fn list(&self) -> Vec<Info> {
+    /// What there is to know of all processes of these services.
+    fn info(&self, names: &[&str]) -> Vec<Info> {
         let now = clock::now();
-        let names: Vec<&str> = self.machine.names().collect();
-        names.iter().flat_map(|name| self.machine.replicas(name)).filter_map(|id| self.info(now, *id)).collect()
+        names.iter().flat_map(|name| self.machine.replicas(name)).filter_map(|id| self.info_of(now, *id)).collect()
     }
 
-    fn info(&self, now: Time, id: ServiceId) -> Option<Info> {
+    fn info_of(&self, now: Time, id: ServiceId) -> Option<Info> {
         let (kept, life) = (self.kept.get(&id)?, self.machine.life(id)?);
         let (name, replica) = self.machine.name_of(id)?;
         Some(Info {
@@ -343,11 +374,6 @@ impl Task {
         let Some((name, replica)) = self.machine.name_of(id) else { return };
         let Some(definition) = self.definitions.get(name).cloned() else { return };
         let label: Arc<str> = if replica == 1 { name.into() } else { format!("{name}-{replica}").into() };
-        let log = definition.log.as_ref().map(|settings| Log::open(settings.of_replica(replica)));
-        let (log, failed) = match log.transpose() {
-            Ok(log) => (log, None),
-            Err(error) => (None, Some(error.to_string())),
-        };
         let (news, asides) = (self.news.downgrade(), self.asides.clone());
         let said = move |said| match said {
             Said::Ready(incarnation) => {
@@ -362,7 +388,7 @@ impl Task {
             Said::LogLost(error) => drop(asides.try_send((id, Event::LogLost { error: error.to_string() }))),
         };
         let (listeners, reader) = (self.output.clone(), self.sink.clone());
-        let sink = Sink::new(id, label.clone(), log, listeners, reader, Box::new(said));
+        let sink = Sink::new(id, label.clone(), listeners, reader, Box::new(said));
         let kept = Kept {
             definition,
             label,
@@ -370,27 +396,46 @@ impl Task {
             sink: Arc::new(sink),
             orders: None,
             probes: BTreeMap::new(),
+            hooks: Arc::new(Semaphore::new(MOST_AT_A_TIME)),
+            has_lost_log: false,
             not_started: None,
             was_killed: false,
             exit: None,
+            is_unkillable: false,
             status: None,
             last_pid: None,
         };
         self.kept.insert(id, kept);
-        if let Some(error) = failed {
-            self.say(id, Event::LogLost { error });
+        self.open_log(id);
+    }
+
+    /// Opens the log of a process of a service, unless it is open. Where that fails it is said once, and tried again at the next start.
+    fn open_log(&mut self, id: ServiceId) {
+        let Some(kept) = self.kept.get_mut(&id) else { return };
+        let Some(settings) = kept.definition.log.as_ref().filter(|_| !kept.sink.has_log()) else { return };
+        match Log::open(settings.of_replica(kept.replica)) {
+            Ok(log) => kept.sink.log_to(log),
+            Err(error) => {
+                if !std::mem::replace(&mut kept.has_lost_log, true) {
+                    self.say(id, Event::LogLost { error: error.to_string() });
+                }
+            }
         }
     }
 
     fn carry_out_for(&mut self, id: ServiceId, effect: life::Effect) {
+        if let life::Effect::Spawn(_) = effect {
+            self.open_log(id);
+        }
         let Some(kept) = self.kept.get_mut(&id) else { return };
         match effect {
             life::Effect::Spawn(incarnation) => {
-                let (orders, received) = mpsc::channel(16);
+                let (orders, received) = mpsc::channel(ORDERS);
                 kept.orders = Some(orders);
                 kept.not_started = None;
                 kept.was_killed = false;
                 kept.exit = None;
+                kept.is_unkillable = false;
                 kept.status = None;
                 let process = Process {
                     definition: kept.definition.clone(),
@@ -427,9 +472,8 @@ impl Task {
                     // Where nobody hears it, all is being dropped.
                     let _ = news.send(News::Life(id, life::Input::Answered(incarnation, check, answer))).await;
                 });
-                if let Some(earlier) = kept.probes.insert(check, asked.abort_handle()) {
-                    earlier.abort();
-                }
+                // An earlier one that is still under way ends with that.
+                kept.probes.insert(check, AbortOnDrop::of(&asked));
             }
             life::Effect::Terminate(_) => kept.order(Order::Terminate),
             life::Effect::Kill(_) => {
@@ -450,13 +494,18 @@ impl Task {
             Event::Restarted { .. } => Some((Moment::Restart, None)),
             Event::Stopped { status } => Some((Moment::Stop, status.as_ref().map(ExitStatus::to_string))),
             Event::Crashed { cause, .. } => Some((Moment::Crash, Some(cause.to_string()))),
+            Event::Unkillable { .. } => {
+                kept.is_unkillable = true;
+                None
+            }
             _ => None,
         };
         if matches!(event, Event::Stopped { .. } | Event::Crashed { .. } | Event::Completed { .. }) {
-            for (_, asked) in std::mem::take(&mut kept.probes) {
-                asked.abort();
-            }
+            kept.probes.clear();
             kept.orders = None;
+        }
+        if let Event::Stopped { status } = event {
+            self.has_stopped(id, status);
         }
         if let Some((moment, cause)) = moment {
             self.run_hooks(id, moment, cause);
@@ -464,13 +513,34 @@ impl Task {
         self.say(id, event);
     }
 
+    /// Notes how a process ended on request, for all that wait for that: it may be started again before they are looked after.
+    fn has_stopped(&mut self, id: ServiceId, status: Option<ExitStatus>) {
+        let Some(kept) = self.kept.get(&id) else { return };
+        let stopped = kept.stopped(status);
+        for waiter in &mut self.waiters {
+            if let Waiter::Stop { ids, stopped: all, .. } = waiter
+                && ids.contains(&id)
+            {
+                ids.retain(|other| *other != id);
+                all.push(stopped.clone());
+            }
+        }
+    }
+
     fn run_hooks(&self, id: ServiceId, moment: Moment, cause: Option<String>) {
         let Some(kept) = self.kept.get(&id) else { return };
         for (_, hook) in kept.definition.hooks.iter().filter(|(of, _)| *of == moment) {
+            let Ok(room) = kept.hooks.clone().try_acquire_owned() else {
+                let error = format!("it was not run: {MOST_AT_A_TIME} that began before it have not ended");
+                self.say(id, Event::HookFailed { hook: moment.name(), error });
+                continue;
+            };
             let (hook, asides) = (hook.clone(), self.asides.clone());
             let occasion = Occasion { service: kept.label.clone(), moment, pid: kept.last_pid, cause: cause.clone() };
             tokio::spawn(async move {
-                if let Err(error) = hook.run(occasion).await {
+                let result = hook.run(occasion).await;
+                drop(room);
+                if let Err(error) = result {
                     let _ = asides.send((id, Event::HookFailed { hook: moment.name(), error })).await;
                 }
             });
@@ -511,14 +581,11 @@ impl Task {
                         drop(answer.send(Err(WaitError::Never { service: name, condition, why, path, output })));
                     }
                 },
-                Waiter::Stop { ids, mut stopped, answer } => {
-                    let is_down = |id: &ServiceId| {
-                        self.machine.state(*id).is_none_or(|state| state.is_over()) && self.machine.is_settled(*id)
-                    };
-                    let (down, up): (Vec<_>, Vec<_>) = ids.into_iter().partition(is_down);
-                    stopped.extend(down.iter().filter_map(|id| self.stopped(*id)));
-                    if !up.is_empty() {
-                        self.waiters.push(Waiter::Stop { ids: up, stopped, answer });
+                Waiter::Stop { mut ids, stopped, answer } => {
+                    // One that somebody wants up again before it was told to end does not stop.
+                    ids.retain(|id| self.machine.is_stopping(*id));
+                    if !ids.is_empty() {
+                        self.waiters.push(Waiter::Stop { ids, stopped, answer });
                         continue;
                     }
                     match answer {
@@ -531,22 +598,14 @@ impl Task {
         }
     }
 
-    fn stopped(&self, id: ServiceId) -> Option<Stopped> {
-        let kept = self.kept.get(&id)?;
-        let exit = kept.exit.as_ref();
-        Some(Stopped {
-            label: kept.label.clone(),
-            exit: exit.map(|exit| exit.status),
-            was_killed: kept.was_killed,
-            swept: exit.map(|exit| exit.strays.clone()).unwrap_or_default(),
-            survivors: exit.map(|exit| exit.survivors.clone()).unwrap_or_default(),
-        })
-    }
-
     /// Whether all of them are up: ready, where something says that they are. None where that is not known yet.
     fn are_up(&self, names: &[String]) -> Option<Result<(), StartError>> {
         let mut all = Some(Ok(()));
         for name in names {
+            if !self.machine.contains(name) {
+                // Somebody has removed it meanwhile.
+                return Some(Err(StartError::Stopped { service: name.clone() }));
+            }
             let readiness = self.definitions.get(name).map_or(Readiness::Spawned, |one| one.rules.readiness);
             let condition = if readiness == Readiness::Spawned { Condition::Started } else { Condition::Healthy };
             let has_completed = self.machine.verdict(name, Condition::CompletedSuccessfully) == Verdict::Holds;
@@ -591,6 +650,20 @@ impl Task {
 }
 
 impl Kept {
+    /// How it ended on request. No status is no process, or one that is still there.
+    fn stopped(&self, status: Option<ExitStatus>) -> Stopped {
+        let exit = self.exit.as_ref().filter(|_| status.is_some());
+        let mut survivors = exit.map(|exit| exit.survivors.clone()).unwrap_or_default();
+        survivors.extend(self.last_pid.filter(|_| self.is_unkillable));
+        Stopped {
+            label: self.label.clone(),
+            exit: status,
+            was_killed: self.was_killed && (status.is_some() || self.is_unkillable),
+            swept: exit.map(|exit| exit.strays.clone()).unwrap_or_default(),
+            survivors,
+        }
+    }
+
     fn order(&self, order: Order) {
         // There is room for more orders than a life has; and one whose task has ended needs none.
         if let Some(orders) = &self.orders {

@@ -79,6 +79,7 @@ impl fmt::Display for Stopped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.label)?;
         match self.exit {
+            None if !self.survivors.is_empty() => f.write_str("has not ended")?,
             None => f.write_str("was not running")?,
             Some(_) if self.was_killed => f.write_str("killed: it did not stop in time")?,
             Some(exit) => write!(f, "{exit}")?,

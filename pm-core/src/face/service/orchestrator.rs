@@ -232,13 +232,8 @@ impl Orchestrator {
     /// # Errors
     /// There is none of that name.
     pub async fn info(&self, name: &str) -> Result<Vec<Info>, NoService> {
-        let all = self.list().await;
-        let found: Vec<Info> = all.iter().filter(|info| info.name == name).cloned().collect();
-        if found.is_empty() {
-            let known = all.iter().filter(|info| info.replica == 1).map(|info| info.name.clone()).collect();
-            return Err(NoService { name: name.into(), known });
-        }
-        Ok(found)
+        let name = name.into();
+        self.ask(|answer| Request::Info { name, answer }).await.unwrap_or(Ok(Vec::new()))
     }
 
     /// Whether a process of the service lives.

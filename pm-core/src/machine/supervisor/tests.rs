@@ -485,6 +485,57 @@ fn scaling_adds_and_removes_the_last() {
 }
 
 #[test]
+fn who_is_to_go_and_is_wanted_again_stays_or_comes_back() {
+    let mut world = World::new(1, vec![("web", plain(vec![]), GOOD)]);
+    let scale = |replicas| Input::Scale { name: "web".into(), replicas };
+    world.start("web");
+    world.handle(scale(3));
+    world.run(at(2000));
+    world.handle(scale(1));
+    world.handle(scale(2));
+    world.run(at(4000));
+    let numbers = |world: &World| {
+        let ids = world.machine.replicas("web").iter();
+        ids.map(|id| (world.machine.name_of(*id).unwrap().1, world.machine.state(*id).unwrap())).collect::<Vec<_>>()
+    };
+    assert_eq!(numbers(&world), [(1, State::Running), (2, State::Running)], "{}", world.story());
+    world.handle(scale(0));
+    world.run(at(6000));
+    assert_eq!((numbers(&world), world.machine.contains("web")), (vec![], true), "{}", world.story());
+    world.handle(scale(1));
+    world.run(at(8000));
+    assert_eq!(numbers(&world), [(1, State::Running)], "{}", world.story());
+    world.handle(Input::Remove { name: "web".into() });
+    world.handle(scale(5));
+    world.run(at(9000));
+    assert!(!world.machine.contains("web"), "{}", world.story());
+}
+
+/// A stop that nothing follows, one that a start follows, and one that a start takes the place of.
+#[test]
+fn it_is_known_what_stops() {
+    let mut world =
+        World::new(1, vec![("db", plain(vec![]), GOOD), ("api", plain(needs("db", Condition::Started)), GOOD)]);
+    let stop = |name: &str| Input::Stop { names: vec![name.into()], limit: None };
+    world.start("api");
+    world.run(at(2000));
+    let [db, api] = ["db", "api"].map(|name| world.machine.replicas(name)[0]);
+    assert!(!world.machine.is_stopping(db));
+    world.handle(Input::StopAll { deadline: None });
+    assert!(world.machine.is_stopping(db) && world.machine.is_stopping(api), "db waits for api");
+    world.start("db");
+    assert!(!world.machine.is_stopping(db), "it was not told yet, and stays");
+    world.run(at(3000));
+    assert_eq!([world.state("db"), world.state("api")], [State::Running, State::Stopped], "{}", world.story());
+    world.handle(stop("db"));
+    world.start("db");
+    assert!(world.machine.is_stopping(db), "it was told, and starts again afterwards");
+    world.run(at(5000));
+    assert!(!world.machine.is_stopping(db));
+    assert_eq!((world.state("db"), world.starts("db")), (State::Running, 2), "{}", world.story());
+}
+
+#[test]
 fn what_cannot_be_is_refused_when_it_is_added() {
     let mut machine = Supervisor::new(1);
     let add = |machine: &mut Supervisor, name: &str, rules| {
