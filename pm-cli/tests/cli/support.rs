@@ -81,6 +81,11 @@ pub(crate) fn pool<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>)
     pm("pool", args)
 }
 
+/// Another command with these arguments.
+pub(crate) fn command<S: AsRef<std::ffi::OsStr>>(name: &str, args: impl IntoIterator<Item = S>) -> Pm {
+    pm(name, args)
+}
+
 /// `pm bench` with these arguments.
 pub(crate) fn bench<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Pm {
     pm("bench", args)
