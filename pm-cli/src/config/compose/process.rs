@@ -185,9 +185,7 @@ impl Process<'_> {
         };
         let mut words = Vec::new();
         for word in node.list(&what)? {
-            let text = word.text(&format!("each of {what}"))?;
-            no_shell(text, &word.at, warnings);
-            words.push(text);
+            words.push(word.text(&format!("each of {what}"))?);
         }
         let (program, args) =
             words.split_first().ok_or_else(|| fields.wrong("entrypoint", "it is empty: name a program"))?;
