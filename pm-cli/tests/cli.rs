@@ -4,6 +4,8 @@
 
 #[path = "cli/bench.rs"]
 mod bench;
+#[path = "cli/compose.rs"]
+mod compose;
 #[path = "cli/faults.rs"]
 mod faults;
 #[path = "cli/jobs.rs"]

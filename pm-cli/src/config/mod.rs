@@ -3,29 +3,35 @@
 //! | module | reads |
 //! |---|---|
 //! | [`native`] | `pm.toml` |
+//! | [`compose`] | `process-compose.yaml` |
 //! | [`procfile`] | `Procfile` |
 //! | [`variables`] | files of variables, and `${NAME}` in texts |
 //! | [`values`] | times and sizes as they stand in a file |
 //! | [`place`] | which line of a file something stands in |
 
+pub mod compose;
 pub mod native;
 pub mod place;
 pub mod procfile;
 pub mod values;
 pub mod variables;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use pm::service::Service;
+use pm::service::{Service, State};
 use thiserror::Error;
 
 use place::Place;
 
 /// The files that are looked for where none is named, the first that is there.
-pub const FILES: [&str; 2] = ["pm.toml", "Procfile"];
+pub const FILES: [&str; 4] = ["pm.toml", "process-compose.yaml", "process-compose.yml", "Procfile"];
+
+/// Files that process-compose puts on top of the one that it finds. pm does not.
+const OVERRIDES: [&str; 4] =
+    ["compose.override.yml", "compose.override.yaml", "process-compose.override.yml", "process-compose.override.yaml"];
 
 /// The longest file that is read, in bytes.
 const LONGEST: u64 = 4 << 20;
@@ -45,6 +51,42 @@ pub struct Project {
     pub services: Vec<Service>,
     /// Those that are not started unless they are named.
     pub disabled: BTreeSet<String>,
+    /// Those that take the whole project along when they end.
+    pub ends: BTreeMap<String, Ends>,
+    /// What stands in the file and does nothing: each with the file and its line, for people.
+    pub warnings: Vec<String>,
+}
+
+/// What a project is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be shown, or to be spoken to where it is up. No command is run for it.
+    Look,
+    /// To be started.
+    Start,
+}
+
+/// Which ends of a service are the end of the project, with the exit code of the service. A stop that was asked for never is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// All, once it is not to be started again.
+    pub any: bool,
+    /// Those that are no success.
+    pub failure: bool,
+    /// That it is not started because what it needs can no longer be.
+    pub skipped: bool,
+}
+
+impl Ends {
+    /// Whether a service in this state takes the project along.
+    pub fn holds(self, state: State) -> bool {
+        match state {
+            State::Completed => self.any,
+            State::Failed | State::GaveUp => self.any || self.failure,
+            State::Skipped => self.skipped,
+            _ => false,
+        }
+    }
 }
 
 /// A file that no project can be made of.
@@ -90,11 +132,19 @@ pub struct Wrong {
 }
 
 impl Project {
-    /// Reads the file that is named, or the first of [`FILES`] in the working directory.
+    /// Reads the file that is named, or the first of [`FILES`] in the working directory, to look at it.
     ///
     /// # Errors
     /// [`ConfigError`], with the line and what is wrong there.
     pub fn read(file: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::read_for(file, Purpose::Look)
+    }
+
+    /// Reads it for this purpose.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with the line and what is wrong there.
+    pub fn read_for(file: Option<&Path>, purpose: Purpose) -> Result<Self, ConfigError> {
         let named = match file {
             Some(file) => file.to_owned(),
             None => FILES.iter().map(PathBuf::from).find(|path| path.exists()).ok_or(ConfigError::NoFile)?,
@@ -109,14 +159,29 @@ impl Project {
         let text = fs::read_to_string(&path).map_err(unreadable)?;
         let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
         let is_procfile = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("Procfile"));
-        let read = if is_procfile { procfile::read(&text, &directory) } else { native::read(&text, &directory) };
-        let Parts { name, logs, services, disabled } =
+        let is_compose = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
+        let read = match (is_procfile, is_compose) {
+            (true, _) => procfile::read(&text, &directory),
+            (false, true) if file.is_none() => {
+                no_override(&directory).and_then(|()| compose::read(&text, &directory, purpose))
+            }
+            (false, true) => compose::read(&text, &directory, purpose),
+            (false, false) => native::read(&text, &directory),
+        };
+        let shown = named.display().to_string();
+        let Parts { name, logs, services, disabled, ends, warnings } =
             read.map_err(|wrong| ConfigError::Bad { path: named, place: Place::of(&text, wrong) })?;
+        let line = |at: usize| text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1;
+        let warning = |Wrong { at, problem }| match at {
+            Some(at) => format!("{shown}:{}: {problem}", line(at.start)),
+            None => format!("{shown}: {problem}"),
+        };
+        let warnings = warnings.into_iter().map(warning).collect();
         let name = name.unwrap_or_else(|| {
             directory.file_name().map_or_else(|| "project".into(), |name| name.to_string_lossy().into_owned())
         });
         let logs = directory.join(logs.unwrap_or_else(|| ".pm/logs".into()));
-        Ok(Project { name, file: path, directory, logs, services, disabled })
+        Ok(Project { name, file: path, directory, logs, services, disabled, ends, warnings })
     }
 
     /// The names of the services that are started where none is named.
@@ -137,6 +202,22 @@ pub struct Parts {
     pub services: Vec<Service>,
     /// Those that are not started unless they are named.
     pub disabled: BTreeSet<String>,
+    /// Those that take the whole project along when they end.
+    pub ends: BTreeMap<String, Ends>,
+    /// What stands in the file and does nothing, and where.
+    pub warnings: Vec<Wrong>,
+}
+
+/// process-compose puts another file on top of the one that it finds. Without it this would be another project.
+fn no_override(directory: &Path) -> Result<(), Wrong> {
+    match OVERRIDES.iter().find(|name| directory.join(name).exists()) {
+        Some(name) => {
+            let problem =
+                format!("{name} stands beside it, and pm does not merge files; name the one that is meant with -f");
+            Err(Wrong { at: None, problem })
+        }
+        None => Ok(()),
+    }
 }
 
 /// Looks for needs that cannot be: what does not exist, cycles, what is never ready. `place` says where a service stands.

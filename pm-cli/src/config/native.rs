@@ -455,7 +455,7 @@ pub fn read(text: &str, directory: &Path) -> Result<Parts, Wrong> {
         return Err(whole("no service stands in it: write [service.NAME] and its command".into()));
     }
     check(&services, place)?;
-    Ok(Parts { name: file.name, logs, services, disabled })
+    Ok(Parts { name: file.name, logs, services, disabled, ..Parts::default() })
 }
 
 /// The line on which a table begins, or all of an inline one.

@@ -27,8 +27,8 @@ use std::time::Duration;
 
 use crate::cli::Command;
 use crate::cli::project::{GraphArgs, LogsArgs, UpArgs};
-use crate::config::{self, Project};
-use crate::error::CliError;
+use crate::config::{self, Project, Purpose};
+use crate::error::{CliError, say};
 use wire::Question;
 
 /// Carries out a command that is about a project.
@@ -68,6 +68,7 @@ pub fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Graph(args) => graph(&args),
         Command::Check(args) => {
             let project = Project::read(args.file.as_deref()).map_err(CliError::Config)?;
+            warn(&project);
             let names: Vec<&str> = project.services.iter().map(|one| one.name()).collect();
             Ok(client::print(&format!("{}: {} services: {}\n", project.name, names.len(), names.join(", "))))
         }
@@ -83,7 +84,10 @@ fn run_up(args: UpArgs) -> Result<ExitCode, CliError> {
     if args.in_background {
         detach::leave_session();
     }
-    let project = Project::read(args.project.file.as_deref()).map_err(CliError::Config)?;
+    // Who starts another pm for it does not run it.
+    let purpose = if args.detach || args.wait { Purpose::Look } else { Purpose::Start };
+    let project = Project::read_for(args.project.file.as_deref(), purpose).map_err(CliError::Config)?;
+    warn(&project);
     let plan = up::Plan {
         names: args.names,
         no_deps: args.no_deps,
@@ -98,6 +102,13 @@ fn run_up(args: UpArgs) -> Result<ExitCode, CliError> {
     let wanted = plan.wanted()?;
     detach::start(&plan.project, &plan.names, plan.no_deps)?;
     if args.wait { detach::wait(&plan.project.file, wanted, args.wait_timeout) } else { Ok(ExitCode::SUCCESS) }
+}
+
+/// Says what stands in the file and does nothing.
+fn warn(project: &Project) {
+    for warning in &project.warnings {
+        say(warning);
+    }
 }
 
 fn logs(args: LogsArgs) -> Result<ExitCode, CliError> {

@@ -13,8 +13,8 @@ use tokio::sync::{broadcast, mpsc};
 use super::screen::{Screen, Style};
 use super::server::{self, Down, Serving};
 use super::{meeting, wire};
-use crate::config::Project;
 use crate::config::native::says_when_ready;
+use crate::config::{Ends, Project};
 use crate::error::{CliError, code, say};
 
 /// So many pieces of output wait for a slow terminal, 64 KiB at most each.
@@ -112,6 +112,7 @@ async fn bring_up(
     let signals = Signals::new().map_err(CliError::Runtime)?;
     let ready: BTreeMap<String, bool> =
         plan.project.services.iter().map(|one| (one.name().to_string(), says_when_ready(one))).collect();
+    let ends = plan.project.ends;
     orchestrator.add(plan.project.services).await.map_err(|error| CliError::Service(error.to_string()))?;
     let (down, asked_down) = mpsc::channel(1);
     let serving = Serving { orchestrator: orchestrator.clone(), enabled: wanted.clone(), says_when_ready: ready, down };
@@ -130,7 +131,7 @@ async fn bring_up(
         super::detach::told_up();
     }
     let mut watch =
-        Watch { orchestrator: orchestrator.clone(), signals, asked_down, exit_code_from: plan.exit_code_from };
+        Watch { orchestrator: orchestrator.clone(), signals, asked_down, exit_code_from: plan.exit_code_from, ends };
     let end = watch.until_end(&mut events, &mut screen, plan.is_detached).await;
     let before = orchestrator.list().await;
     let (code, down) = match end {
@@ -180,6 +181,8 @@ struct Watch {
     signals: Signals,
     asked_down: mpsc::Receiver<Down>,
     exit_code_from: Option<String>,
+    /// Services that take all others along when they end.
+    ends: BTreeMap<String, Ends>,
 }
 
 impl Watch {
@@ -217,6 +220,11 @@ impl Watch {
     /// Whether nothing is left to wait for.
     async fn end(&self, is_detached: bool) -> Option<End> {
         let services = self.orchestrator.list().await;
+        let takes_all_along = |info: &&Info| self.ends.get(&info.name).is_some_and(|ends| ends.holds(info.state));
+        if let Some(ended) = services.iter().find(takes_all_along) {
+            // What is a success is one whatever its exit code.
+            return Some(End::ExitCode(if wire::is_bad_end(ended.state) { exit_code(ended) } else { 0 }));
+        }
         if let Some(name) = &self.exit_code_from {
             let mut of_it = services.iter().filter(|info| info.name == *name);
             let ended = of_it.find(|info| info.state.is_over() && info.state != State::Idle)?;
@@ -231,18 +239,16 @@ impl Watch {
     async fn stop(&mut self, limit: Option<Duration>) -> Vec<Stopped> {
         let orchestrator = self.orchestrator.clone();
         let mut stopped = tokio::spawn(async move { orchestrator.stop_all(limit).await });
-        loop {
-            tokio::select! {
-                stopped = &mut stopped => return stopped.unwrap_or_default(),
-                _ = self.signals.next() => {
-                    say("killing what has not stopped");
-                    let orchestrator = self.orchestrator.clone();
-                    let mut killed = tokio::spawn(async move { orchestrator.stop_all(Some(Duration::ZERO)).await });
-                    tokio::select! {
-                        killed = &mut killed => return killed.unwrap_or_default(),
-                        // The keeper kills what is left when this program has gone.
-                        code = self.signals.next() => std::process::exit(code.into()),
-                    }
+        tokio::select! {
+            stopped = &mut stopped => stopped.unwrap_or_default(),
+            _ = self.signals.next() => {
+                say("killing what has not stopped");
+                let orchestrator = self.orchestrator.clone();
+                let mut killed = tokio::spawn(async move { orchestrator.stop_all(Some(Duration::ZERO)).await });
+                tokio::select! {
+                    killed = &mut killed => killed.unwrap_or_default(),
+                    // The keeper kills what is left when this program has gone.
+                    code = self.signals.next() => std::process::exit(code.into()),
                 }
             }
         }
