@@ -386,7 +386,7 @@ impl Keeper {
     fn reap_leader(&mut self, pid: i32, id: u64) {
         // The leader is a zombie, so the number of its group is not free. From here on no process of the group can fork:
         // the kernel looks for a fatal signal before it lets a fork through.
-        if !self.units.get(&id).is_some_and(|unit| unit.lingers.is_some()) {
+        if self.units.get(&id).is_none_or(|unit| unit.lingers.is_none()) {
             let _ = tree::send(-pid, libc::SIGKILL);
         }
         self.leaders.remove(&pid);
