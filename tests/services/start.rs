@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 use pm::core::driver::launch::LaunchError;
-use pm::service::{BadService, Condition, Orchestrator, Service, StartError, State, WaitError};
+use pm::service::{BadService, Condition, Orchestrator, Service, StartError, State, Stdin, WaitError};
 use pm::{ExitCause, ExitStatus, Spec, SpecBuilder};
 
 use super::{Events, RESTS, info, orchestrator, pid, printed, sh, shell, state, wait, while_there};
-use crate::support::{LONG, Scratch, contains, gone_within, one, within};
+use crate::support::{LONG, Scratch, contains, eventually, gone_within, one, within};
 
 pub fn tests() -> Vec<Trial> {
     [
@@ -20,12 +20,17 @@ pub fn tests() -> Vec<Trial> {
         one("services::start::a_bad_working_directory_is_an_error", a_bad_working_directory),
         one("services::start::a_name_that_is_unknown_or_taken_is_an_error", a_name_that_is_unknown_or_taken),
         one("services::start::an_end_before_it_is_ready_is_told_with_its_last_lines", an_end_before_it_is_ready),
+        one(
+            "services::start::an_error_is_told_with_the_lines_of_its_own_life",
+            an_error_is_told_with_the_lines_of_its_own_life,
+        ),
         one("services::start::an_end_of_one_without_a_probe_is_told_by_events_and_waits", an_end_without_a_probe),
         one("services::start::arguments_reach_a_service_unchanged", arguments_reach_a_service_unchanged),
         one("services::start::what_is_up_is_not_started_again", what_is_up_is_not_started_again),
         one("services::start::started_again_after_each_sort_of_end", started_again_after_each_sort_of_end),
         one("services::start::a_dropped_start_goes_on", a_dropped_start_goes_on),
         one("services::start::it_is_told_who_it_is", it_is_told_who_it_is),
+        one("services::start::it_has_three_descriptors", it_has_three_descriptors),
         one("services::start::the_shared_orchestrator_is_one", the_shared_orchestrator_is_one),
     ]
     .into_iter()
@@ -155,6 +160,20 @@ async fn an_end_before_it_is_ready() {
     assert_eq!((a.state, a.exit, a.pid), (State::Failed, Some(ExitStatus::Code(1)), None));
 }
 
+/// What an earlier life printed is no reason why this one failed.
+async fn an_error_is_told_with_the_lines_of_its_own_life() {
+    let (orchestrator, scratch) = (orchestrator(), Scratch::new());
+    let tried = scratch.path("tried");
+    let script = format!("test -e {0} && exit 2; echo > {0}; echo alas; exit 1", tried.display());
+    orchestrator.add([shell("a", &script).health(while_there(&scratch.path("never"))).build().unwrap()]).await.unwrap();
+    for expected in [&["alas"][..], &[]] {
+        let error = within(orchestrator.start_service("a")).await.unwrap_err();
+        let StartError::Failed { output, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(output, expected);
+    }
+    assert_eq!(orchestrator.last_lines("a", 10).await.unwrap(), ["alas"], "whoever looks at it sees all of them");
+}
+
 /// Nothing says when such a service is ready, so it is up as soon as there is a process; what becomes of it is told later.
 async fn an_end_without_a_probe() {
     let orchestrator = orchestrator();
@@ -240,6 +259,20 @@ async fn it_is_told_who_it_is() {
     within(orchestrator.start_many([shell("who", script).title("Who?").build().unwrap()])).await.unwrap();
     // Its standard input is empty, and not that of this program.
     assert_eq!(printed(&orchestrator, "who", 2).await, ["who 1", "0"]);
+}
+
+/// And its standard input is that of this program, where it is to be.
+async fn it_has_three_descriptors() {
+    let orchestrator = orchestrator();
+    let with = shell("with", RESTS).stdin(Stdin::Inherit).build().unwrap();
+    within(orchestrator.start_many([with, shell("without", RESTS).build().unwrap()])).await.unwrap();
+    let own = fs::read_link("/proc/self/fd/0").unwrap();
+    for (name, stdin) in [("with", own), ("without", "/dev/null".into())] {
+        let directory = format!("/proc/{}/fd", pid(&orchestrator, name).await);
+        // A shell has more of them while it reads a script.
+        eventually("it rests", || fs::read_dir(&directory).is_ok_and(|fds| fds.count() == 3)).await;
+        assert_eq!(fs::read_link(format!("{directory}/0")).unwrap(), stdin);
+    }
 }
 
 async fn the_shared_orchestrator_is_one() {

@@ -4,6 +4,7 @@
 //! to files it waits for the disk; services that print more than that are held up by their pipes, and by nothing else.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -239,7 +240,9 @@ pub(super) enum Said {
 
 struct State {
     log: Option<Log>,
-    tail: std::collections::VecDeque<u8>,
+    tail: VecDeque<u8>,
+    /// So much of the tail is of this life.
+    fresh: usize,
     /// Looked for until it is found.
     ready: Option<(Regex, Incarnation)>,
     missed: u64,
@@ -255,8 +258,7 @@ impl Sink {
         reader: Option<mpsc::Sender<Output>>,
         said: Box<dyn Fn(Said) + Send + Sync>,
     ) -> Self {
-        let state =
-            State { log: None, tail: std::collections::VecDeque::new(), ready: None, missed: 0, is_owning_up: false };
+        let state = State { log: None, tail: VecDeque::new(), fresh: 0, ready: None, missed: 0, is_owning_up: false };
         Sink { id, label, listeners, reader, said, state: Mutex::new(state) }
     }
 
@@ -270,16 +272,29 @@ impl Sink {
         self.state().log.is_some()
     }
 
-    /// From now on, looks for a line that matches.
-    pub(super) fn look_for(&self, ready: Option<Regex>, of: Incarnation) {
-        self.state().ready = ready.map(|ready| (ready, of));
+    /// Another life begins. From now on, looks for a line that matches.
+    pub(super) fn begin(&self, ready: Option<Regex>, of: Incarnation) {
+        let mut state = self.state();
+        state.ready = ready.map(|ready| (ready, of));
+        state.fresh = 0;
     }
 
     /// The last lines, as text, with what is no UTF-8 replaced and control characters escaped.
     pub(super) fn last(&self, lines: usize) -> Vec<String> {
+        self.last_of(lines, TAIL)
+    }
+
+    /// The same of this life alone.
+    pub(super) fn last_of_this_life(&self, lines: usize) -> Vec<String> {
+        let fresh = self.state().fresh;
+        self.last_of(lines, fresh)
+    }
+
+    fn last_of(&self, lines: usize, bytes: usize) -> Vec<String> {
         let mut state = self.state();
-        let is_cut = state.tail.len() >= TAIL;
-        let text = String::from_utf8_lossy(state.tail.make_contiguous()).into_owned();
+        let earlier = state.tail.len().saturating_sub(bytes);
+        let is_cut = earlier == 0 && state.tail.len() >= TAIL;
+        let text = String::from_utf8_lossy(&state.tail.make_contiguous()[earlier..]).into_owned();
         drop(state);
         let all: Vec<&str> = text.lines().collect();
         let first = usize::from(is_cut && all.len() > 1).max(all.len().saturating_sub(lines));
@@ -299,9 +314,9 @@ impl Sink {
         let surplus = (state.tail.len() + end.len() + 1).saturating_sub(TAIL).min(state.tail.len());
         state.tail.drain(..surplus);
         state.tail.extend(end);
-        if piece.is_whole && !piece.text.ends_with(b"\n") {
-            state.tail.push_back(b'\n');
-        }
+        let is_unended = piece.is_whole && !piece.text.ends_with(b"\n");
+        state.tail.extend(is_unended.then_some(b'\n'));
+        state.fresh = (state.fresh + end.len() + usize::from(is_unended)).min(state.tail.len());
         let is_ready = |(ready, _): &mut (Regex, Incarnation)| piece.lines().any(|line| ready.is_match(line));
         if let Some((_, incarnation)) = state.ready.take_if(is_ready) {
             (self.said)(Said::Ready(incarnation));

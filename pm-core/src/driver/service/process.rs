@@ -130,10 +130,10 @@ impl Process {
 
     async fn live(&mut self, mut child: Child, streams: Streams) {
         let Streams { stdout, stderr, notify } = streams;
+        self.sink.begin(self.definition.ready_line.clone(), self.incarnation);
         // Before anything that it says can be heard.
         self.tell(News::Life(self.id, life::Input::Spawned(self.incarnation, child.pid()))).await;
         let (ended, has_ended) = watch::channel(false);
-        self.sink.look_for(self.definition.ready_line.clone(), self.incarnation);
         let follow = |pipe, stream| self.reader.follow(pipe, stream, self.sink.clone(), has_ended.clone());
         let printed = [follow(stdout, OutputStream::Stdout), follow(stderr, OutputStream::Stderr)];
         // Dropped, and with that killed, where the process ends before it.

@@ -327,6 +327,12 @@ impl Task {
             .collect()
     }
 
+    /// What a service printed last in its last life, for an error.
+    fn last_words(&self, name: &str) -> Vec<String> {
+        let kept = self.machine.replicas(name).iter().filter_map(|id| self.kept.get(id));
+        kept.flat_map(|kept| kept.sink.last_of_this_life(LAST_LINES)).collect()
+    }
+
     /// What there is to know of all processes of these services.
     fn info(&self, names: &[&str]) -> Vec<Info> {
         let now = clock::now();
@@ -492,7 +498,8 @@ impl Task {
                 Some((Moment::Start, None))
             }
             Event::Restarted { .. } => Some((Moment::Restart, None)),
-            Event::Stopped { status } => Some((Moment::Stop, status.as_ref().map(ExitStatus::to_string))),
+            // One that had no process has not ended.
+            Event::Stopped { status } => status.map(|status| (Moment::Stop, Some(status.to_string()))),
             Event::Crashed { cause, .. } => Some((Moment::Crash, Some(cause.to_string()))),
             Event::Unkillable { .. } => {
                 kept.is_unkillable = true;
@@ -577,7 +584,7 @@ impl Task {
                     Verdict::Holds => drop(answer.send(Ok(()))),
                     Verdict::Never(why) => {
                         let path = self.machine.path_to_failure(&name);
-                        let output = self.last(path.last().unwrap_or(&name), LAST_LINES);
+                        let output = self.last_words(path.last().unwrap_or(&name));
                         drop(answer.send(Err(WaitError::Never { service: name, condition, why, path, output })));
                     }
                 },
@@ -622,7 +629,7 @@ impl Task {
     fn why_not(&self, name: &str, why: String) -> StartError {
         let path = self.machine.path_to_failure(name);
         let service = path.last().map_or(name, String::as_str).to_string();
-        let output = self.last(&service, LAST_LINES);
+        let output = self.last_words(&service);
         let ids = self.machine.replicas(&service);
         if path.len() > 1 {
             let why =
