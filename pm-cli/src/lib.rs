@@ -3,7 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`cli`] | the command line as it was written |
-//! | [`config`] | the files of projects: pm.toml, Procfile |
+//! | [`config`] | the files of projects: pm.toml, process-compose.yaml, Procfile |
 //! | [`project`] | `pm up`, and the commands that speak to a project |
 //! | [`plan`] | the same, checked and resolved: what can be carried out |
 //! | [`pool`] | `pm pool`: carries the plan out |

@@ -9,7 +9,7 @@ use pm::core::units;
 /// Which project it is about.
 #[derive(Debug, Args)]
 pub struct FileArg {
-    /// The file of the project: pm.toml or a Procfile [default: the first of them that is here]
+    /// The file of the project: pm.toml, process-compose.yaml or a Procfile [default: the first of them that is here]
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
 }
@@ -60,7 +60,7 @@ pub struct ShowArgs {
 /// `pm logs`.
 #[derive(Debug, Args)]
 pub struct LogsArgs {
-    /// The file of the project: pm.toml or a Procfile [default: the first of them that is here]
+    /// The file of the project: pm.toml, process-compose.yaml or a Procfile [default: the first of them that is here]
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// The services [default: all]

@@ -74,7 +74,7 @@ pub struct Entry {
     /// Whether it is started again when it has ended: `never` (the default), `on_failure` or `always`; or a table with more to say.
     #[serde(default)]
     pub restart: RestartEntry,
-    /// Exit codes that are a success: [0] by default.
+    /// Exit codes that are a success: 0 alone by default.
     pub success: Option<Vec<i32>>,
     /// How it is stopped.
     #[serde(default)]
