@@ -61,6 +61,19 @@ pub enum Command {
     Check(project::FileArg),
     /// Print the JSON schema of pm.toml, for editors
     Schema,
+    /// Print what a shell needs to complete the commands and options of pm
+    #[command(long_about = COMPLETIONS_ABOUT)]
+    Completions {
+        /// For which shell
+        #[arg(value_name = "SHELL", value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages, one for each command, into a directory
+    Man {
+        /// The directory, which is made where it is missing: man/man1 below ~/.local/share, for one
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// Hold the processes of another program; it starts this by itself
     #[command(hide = true)]
     Keeper,
@@ -250,6 +263,13 @@ pub(crate) fn hinted(mut error: clap::Error) -> clap::Error {
 }
 
 const POOL_USAGE: &str = "pm pool [OPTIONS] -- COMMAND [ARGS…]";
+
+const COMPLETIONS_ABOUT: &str = "\
+Print what a shell needs to complete the commands and options of pm.
+
+  bash: pm completions bash > ~/.local/share/bash-completion/completions/pm
+  zsh:  pm completions zsh > \"${fpath[1]}/_pm\"
+  fish: pm completions fish > ~/.config/fish/completions/pm.fish";
 
 const BENCH_ABOUT: &str = "\
 Measure the transports side by side, and say which one to pick on this machine.

@@ -5,6 +5,7 @@
 //! | [`cli`] | the command line as it was written |
 //! | [`config`] | the files of projects: pm.toml, process-compose.yaml, Procfile |
 //! | [`project`] | `pm up`, and the commands that speak to a project |
+//! | [`manual`] | completions for shells, and pages for man(1) |
 //! | [`plan`] | the same, checked and resolved: what can be carried out |
 //! | [`pool`] | `pm pool`: carries the plan out |
 //! | [`bench`](mod@bench) | `pm bench`: measures the transports side by side |
@@ -21,6 +22,7 @@ pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod manual;
 pub mod plan;
 pub mod pool;
 pub mod project;
@@ -53,6 +55,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>, stdout: Stdout) -> ExitCode
         cli::Command::Pool(args) => pool(*args, stdout),
         cli::Command::Bench(args) => bench(args, stdout),
         cli::Command::Keeper => Err(keeper()),
+        cli::Command::Completions { shell } => Ok(manual::completions(shell)),
+        cli::Command::Man { directory } => manual::pages(&directory),
         command => project::run(command),
     };
     match done {

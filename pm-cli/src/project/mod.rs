@@ -76,7 +76,9 @@ pub fn run(command: Command) -> Result<ExitCode, CliError> {
             let schema = serde_json::to_string_pretty(&config::native::schema()).unwrap_or_default();
             Ok(client::print(&(schema + "\n")))
         }
-        Command::Pool(_) | Command::Bench(_) | Command::Keeper => Ok(ExitCode::SUCCESS),
+        Command::Pool(_) | Command::Bench(_) | Command::Keeper | Command::Completions { .. } | Command::Man { .. } => {
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::support::{Dir, has, pool};
+use crate::support::{Dir, command, has, pool};
 
 #[test]
 fn help_is_help() {
@@ -137,4 +137,19 @@ fn the_keeper_is_no_command_for_people() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(64), "{output:?}");
+}
+
+#[test]
+fn completions_and_pages_know_each_command() {
+    let dir = Dir::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let text = command("completions", [shell]).run("").expect(0).text();
+        for name in ["pool", "bench", "up", "graph"] {
+            assert!(text.contains(name), "{shell}: {name}");
+        }
+    }
+    command("man", [dir.join("man1")]).run("").expect(0);
+    let page = std::fs::read_to_string(dir.join("man1/pm-up.1")).unwrap();
+    assert!(page.contains("exit\\-code\\-from"), "{page}");
+    command("man", ["/dev/null/x"]).run("").refused(2, &["/dev/null/x", "cannot be written to"]);
 }
