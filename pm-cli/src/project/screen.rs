@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
-use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use pm::OutputStream;
 use pm::service::{Event, Happening, Output};
@@ -11,6 +10,9 @@ use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::wire::{self, EventRow};
+
+/// How long what is left may take to be written at the end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How it is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +39,9 @@ impl Style {
 
 /// The thread that writes.
 pub struct Screen {
-    thread: JoinHandle<()>,
+    /// Told that nothing more comes; and that all is written.
+    end: oneshot::Sender<()>,
+    written: oneshot::Receiver<()>,
     /// Told when nobody reads standard output any more.
     pub closed: oneshot::Receiver<()>,
 }
@@ -55,17 +59,21 @@ impl Screen {
     ) -> io::Result<Self> {
         let (close, closed) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        let ((end, ended), (done, written)) = (oneshot::channel(), oneshot::channel());
         let printer = Printer { style, width, colours: HashMap::new(), line: Vec::new(), open: None };
-        let thread = std::thread::Builder::new()
-            .name("pm-screen".into())
-            .spawn(move || runtime.block_on(show(printer, output, events, close)))?;
-        Ok(Screen { thread, closed })
+        std::thread::Builder::new().name("pm-screen".into()).spawn(move || {
+            runtime.block_on(show(printer, output, events, close, ended));
+            // Whoever is in a hurry does not wait for it.
+            let _ = done.send(());
+        })?;
+        Ok(Screen { end, written, closed })
     }
 
-    /// Waits until all is written. What feeds it must have been dropped.
-    pub fn finish(self) {
-        // A thread that panicked has said so.
-        let _ = self.thread.join();
+    /// Waits until all that has come is written, but not for a terminal that stands still. What comes after it is not shown.
+    pub async fn finish(self) {
+        // A thread that has ended already needs no word.
+        let _ = self.end.send(());
+        let _ = tokio::time::timeout(LAST_WORDS, self.written).await;
     }
 }
 
@@ -74,13 +82,21 @@ async fn show(
     mut output: mpsc::Receiver<Output>,
     mut events: broadcast::Receiver<Happening>,
     close: oneshot::Sender<()>,
+    ended: oneshot::Receiver<()>,
 ) {
-    let mut close = Some(close);
+    let (mut close, mut ended, mut is_ending) = (Some(close), ended, false);
     let (mut has_output, mut has_events) = (true, true);
     let mut out = io::BufWriter::with_capacity(64 << 10, io::stdout());
     while has_output || has_events {
+        if is_ending && output.is_empty() && events.is_empty() {
+            break;
+        }
         let written = tokio::select! {
             biased;
+            _ = &mut ended, if !is_ending => {
+                is_ending = true;
+                Ok(())
+            }
             happening = events.recv(), if has_events => match happening {
                 Ok(happening) => out.flush().and_then(|()| printer.happening(&happening)),
                 Err(broadcast::error::RecvError::Lagged(missed)) => printer.note(&format!("{missed} events were missed here")),

@@ -3,18 +3,22 @@
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pm::Signal;
 use pm::service::{Condition, Orchestrator, Stopped, WaitError};
 use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::wire::{self, Answer, EventRow, LONGEST_QUESTION, Question};
 
 /// So many are answered at the same time. Others wait.
 const MOST_CLIENTS: usize = 256;
+
+/// So many listen to what happens, beside those.
+const MOST_LISTENERS: usize = 64;
 
 /// Who has asked nothing by then is not waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,6 +43,8 @@ pub struct Serving {
     pub says_when_ready: BTreeMap<String, bool>,
     /// Where the end of the project is asked for.
     pub down: mpsc::Sender<Down>,
+    /// The project is going down: nothing is started any more.
+    pub is_ending: AtomicBool,
 }
 
 /// Answers until it is dropped.
@@ -49,10 +55,16 @@ pub async fn serve(listener: StdListener, serving: Arc<Serving>) -> std::io::Res
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let own = rustix::process::geteuid().as_raw();
-    let room = Arc::new(Semaphore::new(MOST_CLIENTS));
+    let (room, stalls) = (Arc::new(Semaphore::new(MOST_CLIENTS)), Arc::new(Semaphore::new(MOST_LISTENERS)));
+    // They end with this one, whatever they do: none of them is to keep the project alive.
+    let mut clients = tokio::task::JoinSet::new();
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return Ok(()) };
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = clients.join_next() => continue,
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             // No descriptor is left: it passes.
             Err(_) => {
@@ -62,17 +74,21 @@ pub async fn serve(listener: StdListener, serving: Arc<Serving>) -> std::io::Res
         };
         // The socket is for its user alone; who could pass its directory all the same is turned away here.
         if stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0) {
-            let serving = serving.clone();
-            tokio::spawn(async move {
+            let (serving, stalls) = (serving.clone(), stalls.clone());
+            clients.spawn(async move {
                 // Whoever goes away needs no answer.
-                let _ = answer(stream, &serving).await;
-                drop(permit);
+                let _ = answer(stream, &serving, permit, &stalls).await;
             });
         }
     }
 }
 
-async fn answer(stream: UnixStream, serving: &Serving) -> std::io::Result<()> {
+async fn answer(
+    stream: UnixStream,
+    serving: &Serving,
+    permit: OwnedSemaphorePermit,
+    stalls: &Semaphore,
+) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
     let asked = tokio::time::timeout(PATIENCE, wire::read::<Question>(&mut read, LONGEST_QUESTION)).await;
@@ -81,12 +97,9 @@ async fn answer(stream: UnixStream, serving: &Serving) -> std::io::Result<()> {
         Ok(Ok(None)) | Err(_) => return Ok(()),
         Ok(Err(error)) => {
             let message = format!("pm of another version? This is no question: {error}");
-            return wire::write(&mut write, &Answer::Failed { message }).await;
+            return send(&mut write, &Answer::Failed { message }).await;
         }
     };
-    if let Question::Events = question {
-        return events(&mut write, serving).await;
-    }
     if let Question::Down { limit_ms } = question {
         return take_down(&mut write, serving, limit_ms.map(Duration::from_millis)).await;
     }
@@ -95,10 +108,28 @@ async fn answer(stream: UnixStream, serving: &Serving) -> std::io::Result<()> {
         let mut rest = [0];
         let _ = tokio::io::AsyncReadExt::read(&mut read, &mut rest).await;
     };
+    if let Question::Events = question {
+        // Those who listen for long are not to stand in the way of those who have one question.
+        drop(permit);
+        let Ok(_stall) = stalls.try_acquire() else {
+            let message = format!("{MOST_LISTENERS} listen to this project already");
+            return send(&mut write, &Answer::Failed { message }).await;
+        };
+        return tokio::select! {
+            ended = events(&mut write, serving) => ended,
+            () = gone => Ok(()),
+        };
+    }
     tokio::select! {
-        answer = reply(question, serving) => wire::write(&mut write, &answer).await,
+        answer = reply(question, serving) => send(&mut write, &answer).await,
         () = gone => Ok(()),
     }
+}
+
+/// Writes an answer. Who does not read it is not waited for.
+async fn send(write: &mut (impl tokio::io::AsyncWrite + Unpin), answer: &Answer) -> std::io::Result<()> {
+    let late = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
+    tokio::time::timeout(PATIENCE, wire::write(write, answer)).await.map_err(late)?
 }
 
 /// Whoever asked may go away: it ends all the same.
@@ -111,7 +142,7 @@ async fn take_down(
     // Where somebody else ends it already there is nothing more to say.
     let _ = serving.down.send(Down { limit, done, answered }).await;
     let stopped = stopped.await.unwrap_or_default().into_iter().map(Into::into).collect();
-    let result = wire::write(write, &Answer::Stopped { stopped }).await;
+    let result = send(write, &Answer::Stopped { stopped }).await;
     drop(written);
     result
 }
@@ -132,12 +163,17 @@ async fn events(write: &mut (impl tokio::io::AsyncWrite + Unpin), serving: &Serv
             },
             Err(RecvError::Closed) => return Ok(()),
         };
-        wire::write(write, &Answer::Event(row)).await?;
+        send(write, &Answer::Event(row)).await?;
     }
 }
 
 async fn reply(question: Question, serving: &Serving) -> Answer {
     let orchestrator = &serving.orchestrator;
+    let starts = matches!(question, Question::Start { .. } | Question::Restart { .. } | Question::Scale { .. });
+    // Relaxed: who asks at the same moment may be served still.
+    if starts && serving.is_ending.load(Ordering::Relaxed) {
+        return Answer::Failed { message: "the project is going down: nothing is started any more".into() };
+    }
     match question {
         Question::Ps => {
             let services = orchestrator.list().await.into_iter().map(Into::into).collect();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pm::service::{Event, Happening, Info, Orchestrator, State, Stopped};
@@ -56,6 +57,10 @@ impl Plan {
             return Err(CliError::Service(format!("there is no service {name:?}; there are {known}")));
         }
         let mut wanted = if self.names.is_empty() { self.project.enabled() } else { self.names.clone() };
+        if wanted.is_empty() && self.exit_code_from.is_none() {
+            let problem = "all services of the file are disabled: name those that are to start";
+            return Err(CliError::Service(problem.into()));
+        }
         wanted.extend(self.exit_code_from.iter().filter(|name| !wanted.contains(name)).cloned().collect::<Vec<_>>());
         Ok(wanted)
     }
@@ -73,6 +78,8 @@ enum End {
     Down(Down),
     /// Nobody reads standard output any more.
     Closed,
+    /// What keeps the services is gone.
+    Broken,
 }
 
 /// Carries it out.
@@ -101,11 +108,12 @@ async fn bring_up(
     listener: std::os::unix::net::UnixListener,
 ) -> Result<ExitCode, CliError> {
     let (sender, output) = mpsc::channel(MOST_WAITING);
-    let orchestrator = match plan.is_detached {
-        true => Orchestrator::start(),
-        false => Orchestrator::builder().output(sender).start(),
+    // In the background nobody reads, and the screen is to see the end of it.
+    let builder = match plan.is_detached {
+        true => Orchestrator::builder(),
+        false => Orchestrator::builder().output(sender),
     };
-    let orchestrator = orchestrator.map_err(CliError::Runtime)?;
+    let orchestrator = builder.start().map_err(CliError::Runtime)?;
     let width = plan.project.services.iter().map(|one| one.name().len()).max().unwrap_or(0);
     let mut screen = Screen::start(plan.style, width, output, orchestrator.events()).map_err(CliError::Runtime)?;
     let mut events = orchestrator.events();
@@ -115,7 +123,13 @@ async fn bring_up(
     let ends = plan.project.ends;
     orchestrator.add(plan.project.services).await.map_err(|error| CliError::Service(error.to_string()))?;
     let (down, asked_down) = mpsc::channel(1);
-    let serving = Serving { orchestrator: orchestrator.clone(), enabled: wanted.clone(), says_when_ready: ready, down };
+    let serving = Arc::new(Serving {
+        orchestrator: orchestrator.clone(),
+        enabled: wanted.clone(),
+        says_when_ready: ready,
+        down,
+        is_ending: AtomicBool::new(false),
+    });
     // Asked for before anybody else can ask for something: whoever waits for a service finds it started. What goes wrong is an event, and shown as one.
     let mut starting = Box::pin({
         let (orchestrator, with_needs) = (orchestrator.clone(), !plan.no_deps);
@@ -126,7 +140,7 @@ async fn bring_up(
         () = &mut starting => {}
         () = std::future::ready(()) => drop(tokio::spawn(starting)),
     }
-    let server = tokio::spawn(server::serve(listener, Arc::new(serving)));
+    let server = tokio::spawn(server::serve(listener, serving.clone()));
     if plan.is_detached {
         super::detach::told_up();
     }
@@ -140,22 +154,30 @@ async fn bring_up(
         End::Signal(code) => (code, None),
         End::Closed => (code::CLOSED, None),
         End::Down(down) => (code_of_all(&before), Some(down)),
+        End::Broken => {
+            say("what keeps the services has ended unexpectedly, and they with it; this is a bug of pm");
+            (code::FAILED, None)
+        }
     };
-    let stopped = watch.stop(down.as_ref().and_then(|down| down.limit)).await;
+    serving.is_ending.store(true, Ordering::Relaxed);
+    let (stopped, downs) = watch.stop(down).await;
     let is_left = stopped.iter().any(|one| !one.survivors.is_empty());
     tell_failures(&orchestrator, &before).await;
     for one in stopped.iter().filter(|one| !one.is_clean()) {
         say(one);
     }
-    if let Some(down) = down {
+    for down in downs {
         // Whoever asked may have gone.
-        let _ = down.done.send(stopped);
+        let _ = down.done.send(stopped.clone());
         // The answer is written by the server, which ends with this program.
         let _ = tokio::time::timeout(LAST_ANSWER, down.answered).await;
     }
     server.abort();
-    drop((watch, orchestrator, events));
-    screen.finish();
+    tokio::select! {
+        () = screen.finish() => {}
+        // A terminal that stands still is not waited for by those who are in a hurry.
+        code = watch.signals.next() => std::process::exit(code.into()),
+    }
     Ok(ExitCode::from(if is_left && code == 0 { code::FAILED } else { code }))
 }
 
@@ -193,8 +215,10 @@ impl Watch {
         is_detached: bool,
     ) -> End {
         let mut is_closed = false;
+        let orchestrator = self.orchestrator.clone();
         loop {
             tokio::select! {
+                () = orchestrator.ended() => return End::Broken,
                 code = self.signals.next() => return End::Signal(code),
                 Some(down) = self.asked_down.recv() => return End::Down(down),
                 _ = &mut screen.closed, if !is_closed => {
@@ -209,50 +233,76 @@ impl Watch {
                         // Some may have been missed.
                         Err(_) => true,
                     };
-                    if may_be_over && let Some(end) = self.end(is_detached).await {
-                        return end;
+                    if !may_be_over {
+                        continue;
+                    }
+                    tokio::select! {
+                        code = self.signals.next() => return End::Signal(code),
+                        end = end(&orchestrator, &self.ends, self.exit_code_from.as_deref(), is_detached) => {
+                            if let Some(end) = end {
+                                return end;
+                            }
+                        }
                     }
                 }
             }
         }
     }
 
-    /// Whether nothing is left to wait for.
-    async fn end(&self, is_detached: bool) -> Option<End> {
-        let services = self.orchestrator.list().await;
-        let takes_all_along = |info: &&Info| self.ends.get(&info.name).is_some_and(|ends| ends.holds(info.state));
-        if let Some(ended) = services.iter().find(takes_all_along) {
-            // What is a success is one whatever its exit code.
-            return Some(End::ExitCode(if wire::is_bad_end(ended.state) { exit_code(ended) } else { 0 }));
-        }
-        if let Some(name) = &self.exit_code_from {
-            let mut of_it = services.iter().filter(|info| info.name == *name);
-            let ended = of_it.find(|info| info.state.is_over() && info.state != State::Idle)?;
-            return Some(End::ExitCode(exit_code(ended)));
-        }
-        // In the background somebody may start one again.
-        let is_over = services.iter().all(|info| info.state.is_over()) && !is_detached;
-        is_over.then_some(End::Over)
-    }
-
-    /// Stops all. The second signal kills, the third does not wait for that.
-    async fn stop(&mut self, limit: Option<Duration>) -> Vec<Stopped> {
-        let orchestrator = self.orchestrator.clone();
-        let mut stopped = tokio::spawn(async move { orchestrator.stop_all(limit).await });
-        tokio::select! {
-            stopped = &mut stopped => stopped.unwrap_or_default(),
-            _ = self.signals.next() => {
-                say("killing what has not stopped");
-                let orchestrator = self.orchestrator.clone();
-                let mut killed = tokio::spawn(async move { orchestrator.stop_all(Some(Duration::ZERO)).await });
-                tokio::select! {
-                    killed = &mut killed => killed.unwrap_or_default(),
-                    // The keeper kills what is left when this program has gone.
-                    code = self.signals.next() => std::process::exit(code.into()),
+    /// Stops all. The second signal kills, the third does not wait for that; another `pm down` may say that it is to be quicker.
+    async fn stop(&mut self, down: Option<Down>) -> (Vec<Stopped>, Vec<Down>) {
+        let stop = |limit| {
+            let orchestrator = self.orchestrator.clone();
+            tokio::spawn(async move { orchestrator.stop_all(limit).await })
+        };
+        let mut stopped = stop(down.as_ref().and_then(|down| down.limit));
+        let mut downs: Vec<Down> = down.into_iter().collect();
+        let mut is_killing = false;
+        loop {
+            tokio::select! {
+                stopped = &mut stopped => return (stopped.unwrap_or_default(), downs),
+                Some(down) = self.asked_down.recv() => {
+                    // The first answer knows what had to be killed, for both.
+                    if let Some(limit) = down.limit {
+                        drop(stop(Some(limit)));
+                    }
+                    downs.push(down);
                 }
+                // The keeper kills what is left when this program has gone.
+                code = self.signals.next() => match is_killing {
+                    true => std::process::exit(code.into()),
+                    false => {
+                        say("killing what has not stopped");
+                        is_killing = true;
+                        drop(stop(Some(Duration::ZERO)));
+                    }
+                },
             }
         }
     }
+}
+
+/// Whether nothing is left to wait for.
+async fn end(
+    orchestrator: &Orchestrator,
+    ends: &BTreeMap<String, Ends>,
+    exit_code_from: Option<&str>,
+    is_detached: bool,
+) -> Option<End> {
+    let services = orchestrator.list().await;
+    let takes_all_along = |info: &&Info| ends.get(&info.name).is_some_and(|ends| ends.holds(info.state));
+    if let Some(ended) = services.iter().find(takes_all_along) {
+        // What is a success is one whatever its exit code.
+        return Some(End::ExitCode(if wire::is_bad_end(ended.state) { exit_code(ended) } else { 0 }));
+    }
+    if let Some(name) = exit_code_from {
+        let mut of_it = services.iter().filter(|info| info.name == *name);
+        let ended = of_it.find(|info| info.state.is_over() && info.state != State::Idle)?;
+        return Some(End::ExitCode(exit_code(ended)));
+    }
+    // In the background somebody may start one again.
+    let is_over = services.iter().all(|info| info.state.is_over()) && !is_detached;
+    is_over.then_some(End::Over)
 }
 
 /// Whether a service may be over after this.
@@ -279,28 +329,46 @@ fn exit_code(info: &Info) -> u8 {
     }
 }
 
-/// The signals that end a project.
+/// The signals that end a project. Those that were ignored when it began are left alone: nohup(1) and shells without job control mean that.
 struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-    hang_up: tokio::signal::unix::Signal,
+    interrupt: Option<tokio::signal::unix::Signal>,
+    terminate: Option<tokio::signal::unix::Signal>,
+    hang_up: Option<tokio::signal::unix::Signal>,
 }
 
 impl Signals {
     fn new() -> io::Result<Self> {
+        let ignored = ignored();
+        let heard = |kind: SignalKind| {
+            let is_ignored = ignored & 1 << (kind.as_raw_value() - 1) != 0;
+            (!is_ignored).then(|| signal(kind)).transpose()
+        };
         Ok(Signals {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
+            interrupt: heard(SignalKind::interrupt())?,
+            terminate: heard(SignalKind::terminate())?,
+            hang_up: heard(SignalKind::hangup())?,
         })
     }
 
     /// The exit code of the next one. Cancel safe.
     async fn next(&mut self) -> u8 {
+        async fn heard(signal: &mut Option<tokio::signal::unix::Signal>) {
+            match signal {
+                Some(signal) => drop(signal.recv().await),
+                None => std::future::pending().await,
+            }
+        }
         tokio::select! {
-            _ = self.interrupt.recv() => code::INTERRUPTED,
-            _ = self.terminate.recv() => code::TERMINATED,
-            _ = self.hang_up.recv() => code::HUNG_UP,
+            () = heard(&mut self.interrupt) => code::INTERRUPTED,
+            () = heard(&mut self.terminate) => code::TERMINATED,
+            () = heard(&mut self.hang_up) => code::HUNG_UP,
         }
     }
+}
+
+/// The signals that this process ignores, a bit each.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }

@@ -354,7 +354,8 @@ impl Life {
         matches!(self.now, Now::Starting | Now::Up | Now::Unhealthy)
     }
 
-    fn has_process(&self) -> bool {
+    /// Whether it has a process, or one is being made.
+    pub fn has_process(&self) -> bool {
         matches!(self.unit.phase(), Phase::Starting | Phase::Ready | Phase::Draining | Phase::Stopping)
     }
 

@@ -612,7 +612,7 @@ impl Supervisor {
             }
             return true;
         }
-        if child.then == Then::Nothing || child.life.state().is_up() {
+        if child.then == Then::Nothing || child.life.state() == State::Stopping {
             return false;
         }
         let then = child.then;
@@ -625,8 +625,11 @@ impl Supervisor {
             Then::Start { with_needs } => {
                 if let Some(child) = self.children.get_mut(&id) {
                     child.then = Then::Nothing;
-                    child.skipped = None;
-                    child.request = Some(Request::Start { with_needs });
+                    // One that was not well comes back by itself.
+                    if !child.life.has_process() {
+                        child.skipped = None;
+                        child.request = Some(Request::Start { with_needs });
+                    }
                 }
             }
             Then::Nothing => {}

@@ -260,6 +260,11 @@ impl Orchestrator {
         self.ends.output.subscribe()
     }
 
+    /// Waits until what keeps the services has ended: the runtime on which it was started is gone. Its services are gone with it.
+    pub async fn ended(&self) {
+        self.ends.requests.closed().await;
+    }
+
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
         let (answer, answered) = oneshot::channel();
         self.ends.requests.send(request(answer)).await.ok()?;

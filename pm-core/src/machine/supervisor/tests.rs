@@ -213,6 +213,10 @@ impl World {
 
     /// What must hold at any time.
     fn check(&self) {
+        for (id, child) in &self.machine.children {
+            let ends = child.life.state() == State::Stopping;
+            assert!(child.then == Then::Nothing || ends, "{id:?} {child:#?}\n{}", self.story());
+        }
         for (id, known) in &self.known {
             let (state, name) = (self.machine.state(*id).unwrap(), &self.names[id]);
             let has_process = known.process.is_some();
@@ -621,7 +625,8 @@ fn generated_systems_never_hang_and_always_stop() {
         for _ in 0..12 {
             let name = names[random.below(count as u64) as usize].clone();
             let names = vec![name.clone()];
-            world.handle(match random.below(8) {
+            world.handle(match random.below(9) {
+                8 => Input::StopAll { deadline: Some(world.now + Duration::from_millis(random.below(100))) },
                 0..=3 => Input::Start { names, with_needs: random.below(4) > 0 },
                 4 => Input::Stop { names, limit: None },
                 5 => Input::Restart { names },
@@ -629,12 +634,17 @@ fn generated_systems_never_hang_and_always_stop() {
                 _ => Input::Stop { names, limit: Some(Duration::ZERO) },
             });
             world.check();
-            let until = world.now + Duration::from_millis(random.below(3000));
+            let until =
+                world.now + Duration::from_millis([0, random.below(10), random.below(3000)][random.below(3) as usize]);
             world.run(until);
         }
         // Whoever still waits does so for something that may still come.
         let until = world.now + Duration::from_secs(30);
         world.run(until);
+        for (id, child) in &world.machine.children {
+            let is_asked = matches!(child.request, Some(Request::Stop { .. }));
+            assert!(!is_asked, "seed {seed}: {id:?} is to stop and is not told\n{}", world.story());
+        }
         for (id, name) in &world.names {
             if world.machine.state(*id) != Some(State::Waiting) {
                 continue;
