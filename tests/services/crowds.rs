@@ -6,17 +6,19 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Trial;
 use pm::Spec;
 use pm::core::driver::launch::LaunchError;
-use pm::service::{Condition, LogFile, Orchestrator, Service, StartError, State, WaitError, When};
-use pm::{ExitCause, ExitStatus};
+use pm::service::{Condition, LogFile, Need, Orchestrator, Restart, Service, StartError, State, WaitError, When};
+use pm::{ExitCause, ExitStatus, Signal};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{DEAF, Events, RESTS, at_once, orchestrator, pid, sh, shell, state, wait, while_there};
 use crate::support::{
-    LONG, Scratch, alone, descriptors, eventually, gone_within, keeper, kill, one, resident, run, within, zombies,
+    LIMIT, LONG, MARK, Scratch, alone, descriptors, eventually, gone_within, keeper, kill, mark, marked, one, resident,
+    run, within, zombies,
 };
 
 pub fn tests() -> Vec<Trial> {
     let mut trials = one("services::crowds::a_hundred_start_and_stop_together", a_hundred_start_and_stop_together);
+    trials.extend(one("services::crowds::requests_all_at_once_are_all_answered", requests_all_at_once));
     trials.push(alone("services::crowds::starts_and_stops_leave_nothing", || {
         run(starts_and_stops_leave_nothing());
         Ok(())
@@ -52,6 +54,74 @@ async fn a_hundred_start_and_stop_together() {
     println!("100 services were up after {up:?}, and stopped after {:?}", began.elapsed() - up);
     assert_eq!(stopped.len(), 100);
     assert!(stopped.iter().all(|one| one.is_clean() && one.exit.is_some()), "{stopped:?}");
+}
+
+/// Several who know nothing of each other ask for anything, of services that need each other and fail. Each is answered, and what is stopped
+/// at last stays so.
+async fn requests_all_at_once() {
+    const ASKERS: u32 = 6;
+    const REQUESTS: u32 = 40;
+    let (orchestrator, mark) = (orchestrator(), mark());
+    let marked_shell = |name: &str, script: &str| {
+        let spec = Spec::program("sh").arg("-c").arg(script).env(MARK, &mark).build().expect("a Spec");
+        Service::new(name, spec).stop_limit(Duration::from_millis(50)).restart(Restart {
+            max: Some(3),
+            delay: Duration::from_millis(5),
+            ..Restart::when(When::Always)
+        })
+    };
+    let restarts = |on: &str, condition| Need { restart: true, ..Need::new(on, condition) };
+    let services = [
+        marked_shell("db", "echo up; exec sleep 1000").ready_line("up"),
+        marked_shell("api", RESTS).need(restarts("db", Condition::Healthy)),
+        marked_shell("web", "echo up; sleep 0.05; exit 1")
+            .ready_line("up")
+            .needs("api", Condition::Started)
+            .replicas(2),
+        marked_shell("deaf", DEAF).ready_line("deaf").need(restarts("db", Condition::Healthy)),
+    ];
+    orchestrator.add(services.map(|one| one.build().expect("a service"))).await.expect("services");
+    let askers = (0..ASKERS).map(|asker| {
+        let orchestrator = orchestrator.clone();
+        tokio::spawn(async move {
+            // Any sequence will do, as long as no two have the same.
+            let mut state = asker + 1;
+            let mut below = |bound: u32| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 16) % bound
+            };
+            for _ in 0..REQUESTS {
+                let name = ["db", "api", "web", "deaf"][below(4) as usize];
+                let what = below(9);
+                let asked = async {
+                    match what {
+                        0 | 1 => drop(orchestrator.start_service(name).await),
+                        2 => drop(orchestrator.stop(name).await),
+                        3 => drop(orchestrator.restart(name).await),
+                        4 => drop(orchestrator.scale(name, 1 + below(3)).await),
+                        5 => drop(orchestrator.start_all().await),
+                        6 => drop(orchestrator.stop_all(Some(Duration::from_millis(20))).await),
+                        7 => drop(orchestrator.signal(name, Signal::KILL).await),
+                        _ => drop(orchestrator.stop_within([name], Some(Duration::ZERO)).await),
+                    }
+                };
+                let answered = tokio::time::timeout(LIMIT, asked).await;
+                assert!(answered.is_ok(), "{what} of {name} is not answered: {:#?}", orchestrator.list().await);
+            }
+        })
+    });
+    for asker in askers.collect::<Vec<_>>() {
+        asker.await.expect("all are answered");
+    }
+    within(orchestrator.stop_all(None)).await;
+    let left = orchestrator.list().await;
+    assert!(left.iter().all(|info| info.pid.is_none() && info.state.is_over()), "{left:#?}");
+    assert!(marked(&mark).is_empty());
+    within(orchestrator.start_named(["api"], true)).await.expect("it starts as ever");
+    assert_eq!(
+        within(orchestrator.stop_all(None)).await.len(),
+        orchestrator.info("api").await.unwrap().len() + orchestrator.info("db").await.unwrap().len()
+    );
 }
 
 /// Services of each sort, so that all that is opened for one is opened.
@@ -157,7 +227,7 @@ pub async fn to_be_killed() -> Orchestrator {
         shell("stray", stray).ready_line("up").build(),
         shell("deaf", DEAF).ready_line("deaf").build(),
         shell("starts", RESTS).health(while_there(&never)).build(),
-        shell("flaps", "exit 1").restart(pm::service::Restart { max: None, ..at_once(When::Always) }).build(),
+        shell("flaps", "exit 1").restart(Restart { max: None, ..at_once(When::Always) }).build(),
         Service::new("floods", Spec::program("yes").build().expect("a Spec")).build(),
     ];
     orchestrator.add(services.map(|one| one.expect("a service"))).await.expect("services");

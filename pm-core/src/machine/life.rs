@@ -354,8 +354,7 @@ impl Life {
         matches!(self.now, Now::Starting | Now::Up | Now::Unhealthy)
     }
 
-    /// Whether it has a process, or one is being made.
-    pub fn has_process(&self) -> bool {
+    fn has_process(&self) -> bool {
         matches!(self.unit.phase(), Phase::Starting | Phase::Ready | Phase::Draining | Phase::Stopping)
     }
 

@@ -306,6 +306,11 @@ impl Supervisor {
         })
     }
 
+    /// Whether a process of a service is to be forgotten once it has ended.
+    pub fn is_going(&self, id: ServiceId) -> bool {
+        self.children.get(&id).is_some_and(Child::is_going)
+    }
+
     /// Whether a process of any service is there, or is about to be.
     pub fn is_up(&self) -> bool {
         self.children.values().any(|child| child.request.is_some() || child.life.state().is_up())
@@ -615,7 +620,7 @@ impl Supervisor {
         if child.then == Then::Nothing || child.life.state() == State::Stopping {
             return false;
         }
-        let then = child.then;
+        let (then, state) = (child.then, child.life.state());
         match then {
             Then::Remove => {
                 let name = child.name.clone();
@@ -626,7 +631,7 @@ impl Supervisor {
                 if let Some(child) = self.children.get_mut(&id) {
                     child.then = Then::Nothing;
                     // One that was not well comes back by itself.
-                    if !child.life.has_process() {
+                    if !matches!(state, State::Starting | State::Running | State::Healthy | State::Unhealthy) {
                         child.skipped = None;
                         child.request = Some(Request::Start { with_needs });
                     }

@@ -69,7 +69,7 @@ pub(crate) struct Ends {
 /// Somebody who waits for something to come about.
 enum Waiter {
     Start { names: Vec<String>, answer: oneshot::Sender<Result<(), StartError>> },
-    Scale { name: String, replicas: u32, answer: oneshot::Sender<Result<(), StartError>> },
+    Scale { name: String, answer: oneshot::Sender<Result<(), StartError>> },
     Stop { ids: Vec<ServiceId>, stopped: Vec<Stopped>, answer: StopAnswer },
     Condition { name: String, condition: Condition, answer: oneshot::Sender<Result<(), WaitError>> },
 }
@@ -242,7 +242,7 @@ impl Task {
                     self.machine.handle(clock::now(), Input::Scale { name: name.clone(), replicas });
                     // Of a service that is down there is nothing to wait for.
                     if is_up {
-                        self.waiters.push(Waiter::Scale { name, replicas, answer });
+                        self.waiters.push(Waiter::Scale { name, answer });
                     } else {
                         let _ = answer.send(Ok(()));
                     }
@@ -569,12 +569,12 @@ impl Task {
                     None => self.waiters.push(Waiter::Start { names, answer }),
                     Some(result) => drop(answer.send(result)),
                 },
-                Waiter::Scale { name, replicas, answer } => {
-                    // Those that are too many must have gone.
-                    let is_whole = self.machine.replicas(&name).len() == replicas as usize;
+                Waiter::Scale { name, answer } => {
+                    // Those that are too many must have gone. How many there are then may be for somebody else to say, who has asked since.
+                    let is_whole = !self.machine.replicas(&name).iter().any(|id| self.machine.is_going(*id));
                     match is_whole.then(|| self.are_up(std::slice::from_ref(&name))).flatten() {
                         None if answer.is_closed() => {}
-                        None => self.waiters.push(Waiter::Scale { name, replicas, answer }),
+                        None => self.waiters.push(Waiter::Scale { name, answer }),
                         Some(result) => drop(answer.send(result)),
                     }
                 }
