@@ -160,7 +160,19 @@ impl CliError {
 /// Tells people. Where nobody reads standard error any more, nobody is told, and the exit code says what there is to say.
 pub fn say(text: impl std::fmt::Display) {
     use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "pm: {text}");
+    // What a service or a file said may be part of it: it is not to pass for another line, or to move the cursor. Lines that are meant begin with spaces.
+    let text = text.to_string();
+    let mut lines = text.split('\n');
+    let mut shown = Vec::new();
+    crate::project::screen::printable(lines.next().unwrap_or_default().as_bytes(), &mut shown);
+    for line in lines {
+        shown.push(b'\n');
+        if !line.starts_with("  ") {
+            shown.extend_from_slice(b"  ");
+        }
+        crate::project::screen::printable(line.as_bytes(), &mut shown);
+    }
+    let _ = writeln!(std::io::stderr(), "pm: {}", String::from_utf8_lossy(&shown));
 }
 
 /// The error with all that caused it, on one line.

@@ -41,7 +41,7 @@ async fn code_hears_of_each_moment() {
     // Which of both is first is not known.
     let mut first = [within(heard.recv()).await.unwrap(), within(heard.recv()).await.unwrap()];
     first.sort_by(|a, b| a.service.cmp(&b.service));
-    assert_eq!(first.each_ref().map(|one| (&*one.service, one.moment)), [("a", Moment::Start), ("a-2", Moment::Start)]);
+    assert_eq!(first.each_ref().map(|one| (&*one.service, one.moment)), [("a", Moment::Start), ("a#2", Moment::Start)]);
     assert!(first[0].cause.is_none());
     let mut next_of =
         async |moment| within(heard.recv()).await.filter(|one| one.moment == moment).expect("that moment");

@@ -232,14 +232,14 @@ async fn up_and_down_in_numbers() {
     let before: Vec<u32> = orchestrator.info("a").await.unwrap().iter().map(|one| one.pid.unwrap()).collect();
     let mut events = Events::of(&orchestrator);
     within(orchestrator.scale("a", 1)).await.unwrap();
-    removed(&mut events, &["a-2", "a-3", "a-4"]).await;
+    removed(&mut events, &["a#2", "a#3", "a#4"]).await;
     assert_eq!(labels().await, "a healthy");
     assert_eq!(pid(&orchestrator, "a").await, before[0]);
     before[1..].iter().for_each(|pid| gone_within(*pid, Duration::ZERO));
     within(orchestrator.scale("a", 2)).await.unwrap();
     assert_eq!(labels().await, "a healthy, a-2 healthy");
     within(orchestrator.scale("a", 0)).await.unwrap();
-    removed(&mut events, &["a", "a-2"]).await;
+    removed(&mut events, &["a", "a#2"]).await;
     assert_eq!(orchestrator.info("a").await.unwrap(), [], "it is there, without a process");
     within(orchestrator.scale("a", 1)).await.unwrap();
     assert_eq!(labels().await, "a healthy");

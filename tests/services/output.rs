@@ -182,7 +182,7 @@ async fn each_replica_has_a_log() {
     let a = shell("a", "echo $PM_REPLICA").replicas(3).log(LogFile::new(scratch.path("a.log")));
     orchestrator.add([a.build().unwrap()]).await.unwrap();
     ends(&orchestrator, "a").await;
-    for (name, line) in [("a.log", "1"), ("a-2.log", "2"), ("a-3.log", "3")] {
+    for (name, line) in [("a.log", "1"), ("a#2.log", "2"), ("a#3.log", "3")] {
         assert_eq!(records(&scratch.path(name)), [format!("stdout F {line}")]);
     }
 }

@@ -229,6 +229,18 @@ pub fn check(services: &[Service], place: impl Fn(&str) -> Option<std::ops::Rang
     use pm::core::machine::supervisor::{BadService, Supervisor};
 
     let all = services.iter().map(|one| (one.name().to_string(), one.rules().clone(), one.replicas())).collect();
+    for (at, service) in services.iter().enumerate() {
+        let path = |one: &Service| one.log().map(|log| log.path.clone());
+        if let Some(other) = services[..at].iter().find(|other| path(other).is_some() && path(other) == path(service)) {
+            let problem = format!(
+                "{:?} and {:?} have one log: {:?}",
+                other.name(),
+                service.name(),
+                path(service).unwrap_or_default()
+            );
+            return Err(Wrong { at: place(service.name()), problem });
+        }
+    }
     let Err(error) = Supervisor::new(0).add(all) else { return Ok(()) };
     let who = match &error {
         BadService::Graph(BadGraph::Twice(name)) => Some(name),

@@ -32,14 +32,14 @@ fn parse(text: &str) -> Result<Vec<(String, String)>, (usize, String)> {
         let at_name = rest.trim_start();
         let at_name = at_name.strip_prefix("export ").map_or(at_name, str::trim_start);
         let Some((name, after)) = at_name.split_once('=').filter(|(name, _)| !name.contains('\n')) else {
-            return Err((number, format!("{trimmed:?} is no variable: write NAME=value")));
+            return Err((number, "this is no variable: write NAME=value".into()));
         };
         let name = name.trim_end();
         let is_name = !name.starts_with(|c: char| c.is_ascii_digit())
             && !name.is_empty()
             && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
         if !is_name {
-            return Err((number, format!("{name:?} cannot be the name of a variable")));
+            return Err((number, "what stands before the = cannot be the name of a variable".into()));
         }
         let after = after.trim_start_matches([' ', '\t']);
         let (value, left) = match after.chars().next() {
@@ -56,7 +56,7 @@ fn parse(text: &str) -> Result<Vec<(String, String)>, (usize, String)> {
         };
         let (tail, following) = left.split_once('\n').unwrap_or((left, ""));
         if !(tail.trim().is_empty() || tail.trim_start().starts_with('#')) {
-            return Err((number, format!("{:?} stands behind the value of {name}", tail.trim())));
+            return Err((number, format!("something stands behind the value of {name}")));
         }
         variables.push((name.to_string(), value));
         rest = following;
@@ -167,10 +167,10 @@ mod tests {
 
     #[test]
     fn what_is_no_variable_is_an_error_with_its_line() {
-        assert_eq!(parse("A=1\nB\n").unwrap_err(), (2, "\"B\" is no variable: write NAME=value".into()));
+        assert_eq!(parse("A=1\nB\n").unwrap_err(), (2, "this is no variable: write NAME=value".into()));
         assert_eq!(parse("\n1A=1").unwrap_err().0, 2);
         assert_eq!(parse("A=\"x\n").unwrap_err(), (1, "the quote of A is never closed".into()));
-        assert_eq!(parse("A='x' y").unwrap_err(), (1, "\"y\" stands behind the value of A".into()));
+        assert_eq!(parse("A='x' y").unwrap_err(), (1, "something stands behind the value of A".into()));
     }
 
     #[test]

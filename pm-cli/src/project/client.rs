@@ -99,6 +99,13 @@ pub fn print(text: &str) -> ExitCode {
     }
 }
 
+/// A text of a service as it may stand on a terminal, on one line.
+fn shown(text: &str) -> String {
+    let mut line = Vec::new();
+    super::screen::printable(text.as_bytes(), &mut line);
+    String::from_utf8_lossy(&line).replace('\x1b', "\\u{1b}")
+}
+
 /// The table of `pm ps`.
 fn table(rows: &[Row]) -> String {
     let header = ["SERVICE", "STATE", "PID", "RESTARTS", "UPTIME", "CPU", "MEMORY", "WHY"].map(String::from);
@@ -117,7 +124,7 @@ fn table(rows: &[Row]) -> String {
             or_dash(row.pid.map(|_| seconds(Duration::from_millis(row.lived_ms)))),
             or_dash(cpu),
             or_dash(row.rss_bytes.map(|bytes| format!("{:.1} MB", bytes as f64 / 1e6))),
-            row.why.clone().or_else(|| row.status.clone()).unwrap_or_default(),
+            shown(row.why.as_deref().or(row.status.as_deref()).unwrap_or_default()),
         ]
     }));
     let width = |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -168,7 +175,7 @@ pub fn events(file: Option<&Path>, json: bool) -> Result<ExitCode, CliError> {
             let line = if json {
                 serde_json::to_string(&row).unwrap_or_default()
             } else {
-                format!("{} {} {}", row.time, row.service, row.text)
+                format!("{} {} {}", row.time, row.service, shown(&row.text))
             };
             if print(&(line + "\n")) != ExitCode::SUCCESS {
                 return Ok(ExitCode::from(code::CLOSED));

@@ -14,17 +14,17 @@ use crate::error::{CliError, code};
 /// What a project in the background says when it is reached at its socket.
 const UP: &str = "up";
 
-/// Starts this program again, as a project in the background, and waits until it is reached. What it says itself goes to `pm.log` beside the
-/// logs of its services.
+/// Starts this program again, as a project in the background, and waits until it is reached. What it says itself goes to `.pm/background.log`.
 ///
 /// # Errors
 /// What keeps it from being up.
 pub fn start(project: &Project, names: &[String], no_deps: bool) -> Result<(), CliError> {
-    let log = project.logs.join("pm.log");
+    let log = project.directory.join(".pm").join("background.log");
     let refused =
         |source| CliError::Log { path: log.clone(), problem: "cannot be written".into(), source: Some(source) };
-    fs::create_dir_all(&project.logs).map_err(refused)?;
-    let written = OpenOptions::new().create(true).append(true).mode(0o600).open(&log).map_err(refused)?;
+    fs::create_dir_all(project.directory.join(".pm")).map_err(refused)?;
+    // What the last one said is of no use to this one.
+    let written = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&log).map_err(refused)?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0_of_this();
     command.args(["up", "--in-background", "-f"]).arg(&project.file);
@@ -32,6 +32,10 @@ pub fn start(project: &Project, names: &[String], no_deps: bool) -> Result<(), C
         command.arg("--no-deps");
     }
     command.arg("--").args(names);
+    // What else this process was given, such as a lock of a script, is not for the project.
+    pm::core::driver::launch::keep_descriptors_private();
+    // A directory in which nothing of it is would be kept busy.
+    command.current_dir(&project.directory);
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(written).spawn().map_err(CliError::Runtime)?;
     let mut said = String::new();

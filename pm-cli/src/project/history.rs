@@ -48,8 +48,8 @@ struct Source {
     file: Option<(BufReader<File>, u64)>,
     /// A line that is not whole yet.
     partial: Vec<u8>,
-    /// Pieces of a line that is longer than a record.
-    pieces: Vec<u8>,
+    /// Pieces of a line that is longer than a record, of each stream.
+    pieces: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// Shows them.
@@ -60,7 +60,9 @@ pub fn show(project: &Project, wanted: &Wanted) -> Result<ExitCode, CliError> {
     let mut sources = sources(project, &wanted.names)?;
     let watch = if wanted.follow { Some(watch(&sources)?) } else { None };
     let since = wanted.since.and_then(|age| SystemTime::now().checked_sub(age));
-    let since = since.map(|at| humantime::format_rfc3339_millis(at).to_string());
+    // What is older than that has no time in a log.
+    let since =
+        since.filter(|at| *at >= SystemTime::UNIX_EPOCH).map(|at| humantime::format_rfc3339_millis(at).to_string());
     let mut records = Vec::new();
     for (number, source) in sources.iter_mut().enumerate() {
         let mut own = source.all(number).map_err(|error| source.refused(error))?;
@@ -80,6 +82,9 @@ pub fn show(project: &Project, wanted: &Wanted) -> Result<ExitCode, CliError> {
             }
             let mut line = Vec::new();
             printable(&record.text, &mut line);
+            if line.contains(&0x1b) {
+                line.extend_from_slice(b"\x1b[0m");
+            }
             write!(out, "{:width$} | ", sources[record.service].label)?;
             out.write_all(&line)?;
             out.write_all(b"\n")?;
@@ -123,8 +128,8 @@ fn sources(project: &Project, names: &[String]) -> Result<Vec<Source>, CliError>
             if replica > service.replicas().max(1) && !path.exists() {
                 break;
             }
-            let label = if replica == 1 { service.name().into() } else { format!("{}-{replica}", service.name()) };
-            sources.push(Source { label, path, file: None, partial: Vec::new(), pieces: Vec::new() });
+            let label = if replica == 1 { service.name().into() } else { format!("{}#{replica}", service.name()) };
+            sources.push(Source { label, path, file: None, partial: Vec::new(), pieces: BTreeMap::new() });
         }
     }
     Ok(sources)
@@ -187,28 +192,33 @@ impl Source {
                 continue;
             }
             let line = std::mem::take(&mut self.partial);
-            let Some((time, is_whole, text)) = parse(&line[..line.len() - 1]) else { continue };
-            self.pieces.extend_from_slice(&text);
-            if is_whole {
-                records.push(Record { time, service: number, text: std::mem::take(&mut self.pieces) });
+            let Some((time, stream, is_whole, mut text)) = parse(&line[..line.len() - 1]) else { continue };
+            if !is_whole {
+                self.pieces.entry(stream).or_default().append(&mut text);
+                continue;
             }
+            if let Some(mut pieces) = self.pieces.remove(&stream) {
+                pieces.append(&mut text);
+                text = pieces;
+            }
+            records.push(Record { time, service: number, text });
         }
     }
 }
 
 /// The parts of a record: `TIME STREAM F text`, or JSON. None where it is neither.
-fn parse(line: &[u8]) -> Option<(String, bool, Vec<u8>)> {
+fn parse(line: &[u8]) -> Option<(String, Vec<u8>, bool, Vec<u8>)> {
     if line.first() == Some(&b'{') {
         let record: serde_json::Value = serde_json::from_slice(line).ok()?;
         let text = |name: &str| record.get(name).and_then(|value| value.as_str()).map(str::to_owned);
         let is_partial = record.get("partial").and_then(serde_json::Value::as_bool).unwrap_or(false);
-        return Some((text("time")?, !is_partial, text("text")?.into_bytes()));
+        return Some((text("time")?, text("stream")?.into_bytes(), !is_partial, text("text")?.into_bytes()));
     }
     let mut parts = line.splitn(4, |byte| *byte == b' ');
     let time = String::from_utf8(parts.next()?.to_vec()).ok()?;
-    let _stream = parts.next()?;
+    let stream = parts.next()?.to_vec();
     let is_whole = parts.next()? == b"F";
-    Some((time, is_whole, parts.next()?.to_vec()))
+    Some((time, stream, is_whole, parts.next()?.to_vec()))
 }
 
 /// What says that a log has changed.
@@ -246,9 +256,9 @@ mod tests {
     #[test]
     fn records_of_both_forms() {
         let line = b"2026-12-01T00:00:00.000Z stderr P a  b";
-        assert_eq!(parse(line), Some(("2026-12-01T00:00:00.000Z".into(), false, b"a  b".to_vec())));
+        assert_eq!(parse(line), Some(("2026-12-01T00:00:00.000Z".into(), b"stderr".to_vec(), false, b"a  b".to_vec())));
         let json = br#"{"time":"2026","stream":"stdout","text":"a"}"#;
-        assert_eq!(parse(json), Some(("2026".into(), true, b"a".to_vec())));
+        assert_eq!(parse(json), Some(("2026".into(), b"stdout".to_vec(), true, b"a".to_vec())));
         assert_eq!(parse(b"half"), None);
     }
 }

@@ -19,8 +19,14 @@ use crate::error::CliError;
 pub fn file(named: Option<&Path>) -> Result<PathBuf, CliError> {
     let found = named.map(Path::to_owned).or_else(|| FILES.iter().map(PathBuf::from).find(|path| path.exists()));
     let named = found.ok_or(CliError::Config(ConfigError::NoFile))?;
-    // Both ways to one file are one project.
-    named.canonicalize().map_err(|source| CliError::Config(ConfigError::Unreadable { path: named, source }))
+    // Both ways to one directory lead to one project. A file that is linked into several is several projects: their directories differ.
+    let found = || -> io::Result<PathBuf> {
+        fs::metadata(&named)?;
+        let path = std::path::absolute(&named)?;
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(path.parent().unwrap_or(Path::new("/")).canonicalize()?.join(name))
+    };
+    found().map_err(|source| CliError::Config(ConfigError::Unreadable { path: named, source }))
 }
 
 /// The socket of the project of this file.
@@ -38,9 +44,11 @@ pub fn socket(file: &Path) -> Result<PathBuf, CliError> {
 /// The directory of this user's sockets: `$XDG_RUNTIME_DIR/pm`, or `/tmp/pm-UID`.
 fn directory() -> Result<PathBuf, CliError> {
     let uid = rustix::process::getuid().as_raw();
-    let path = match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| Path::new(dir).is_dir()) {
+    // That of somebody else is met after sudo and su.
+    let is_own = |dir: &std::ffi::OsString| fs::metadata(dir).is_ok_and(|found| found.is_dir() && found.uid() == uid);
+    let path = match std::env::var_os("XDG_RUNTIME_DIR").filter(is_own) {
         Some(runtime) => PathBuf::from(runtime).join("pm"),
-        None => std::env::temp_dir().join(format!("pm-{uid}")),
+        None => PathBuf::from(format!("/tmp/pm-{uid}")),
     };
     let refused = |source| CliError::Meeting { path: path.clone(), source };
     match fs::DirBuilder::new().mode(0o700).create(&path) {

@@ -153,6 +153,7 @@ impl Printer {
         if output.missed > 0 {
             self.note(&format!("{}: {} lines were dropped here; its log has them", output.label, output.missed))?;
         }
+        // A colour that one line of a service sets is not to reach those of others.
         let text = output.text.strip_suffix(b"\n").unwrap_or(&output.text);
         for line in text.split(|byte| *byte == b'\n') {
             self.line.clear();
@@ -175,10 +176,11 @@ impl Printer {
                     }
                     self.name(&output.label);
                 }
+                let before = self.line.len();
                 printable(line, &mut self.line);
                 if output.is_whole {
                     self.open = None;
-                    if self.style == Style::Colours {
+                    if self.line[before..].contains(&0x1b) {
                         self.line.extend_from_slice(b"\x1b[0m");
                     }
                     self.line.push(b'\n');
@@ -231,8 +233,7 @@ impl Printer {
             let row = serde_json::json!({ "time": time, "service": "", "event": "note", "text": text });
             return writeln!(io::stdout(), "{row}");
         }
-        // Whoever does not read it does not hear it.
-        let _ = writeln!(io::stderr(), "pm: {text}");
+        crate::error::say(text);
         Ok(())
     }
 }

@@ -86,9 +86,9 @@ fn commands_speak_to_a_project_that_is_up() {
 
     pm(&dir, "scale", &["api", "3"]).expect(0);
     pm(&dir, "wait", &["api"]).expect(0);
-    assert_eq!(state("api-3"), "running");
+    assert_eq!(state("api#3"), "running");
     pm(&dir, "scale", &["api", "1"]).expect(0);
-    assert_eq!(state("api-2"), "");
+    assert_eq!(state("api#2"), "");
 
     pm(&dir, "start", &["extra"]).expect(0);
     pm(&dir, "wait", &["extra", "--for", "started"]).expect(0);
@@ -106,7 +106,7 @@ fn commands_speak_to_a_project_that_is_up() {
     // Those of replicas that are gone are history, too.
     let mut lines: Vec<&str> = logs.lines().collect();
     lines.sort();
-    assert_eq!(lines, ["api   | api 1", "api-2 | api 2", "api-3 | api 3"]);
+    assert_eq!(lines, ["api   | api 1", "api#2 | api 2", "api#3 | api 3"]);
 
     pm(&dir, "down", &[]).expect(0);
     assert!(running.ends_within(Duration::from_secs(10)));
@@ -128,6 +128,12 @@ fn in_the_background_and_back() {
     assert!(pm(&dir, "ps", &[]).expect(0).text().contains("healthy"));
     pm(&dir, "down", &[]).expect(0);
     pm(&dir, "ps", &[]).refused(5, &[]);
+    // It has gone, and its place is free.
+    let began = Instant::now();
+    while run_in_background(&dir, &["-d"]).0 == Some(4) {
+        assert!(began.elapsed() < Duration::from_secs(20), "the first one does not end");
+    }
+    pm(&dir, "down", &[]).expect(0);
     // One that cannot come up says so at once, with the reason and the last words.
     let bad =
         project("[service.a]\nshell = \"echo oh no; exit 1\"\n[service.b]\nshell = \"sleep 1000\"\nneeds = [\"a\"]\n");
@@ -239,6 +245,79 @@ fn nobody_reads_any_more() {
     running.end().expect(141);
 }
 
+/// A client that listens and does not read, and one that says nothing.
+#[test]
+fn clients_hold_up_nobody() {
+    let dir = project("[service.a]\nshell = \"exec sleep 1000\"\n");
+    let running = up(&dir, &[]);
+    let mut listeners: Vec<Running> = (0..3).map(|_| here(&dir, "events", &[]).start()).collect();
+    let socket = std::fs::read_dir(dir.join("pm")).unwrap().map(|entry| entry.unwrap().path());
+    let socket = socket.into_iter().find(|path| path.extension().is_some_and(|it| it == "sock")).unwrap();
+    let silent: Vec<_> = (0..300).map(|_| std::os::unix::net::UnixStream::connect(&socket).unwrap()).collect();
+    drop(silent);
+    pm(&dir, "restart", &["a"]).expect(0);
+    listeners[0].line();
+    running.signal(Signal::TERM);
+    running.end().expect(143);
+    for listener in listeners {
+        listener.end().expect(0);
+    }
+}
+
+#[test]
+fn nothing_is_started_while_it_goes_down() {
+    let dir = project(
+        "[service.a]\nshell = \"exec sleep 1000\"\n\
+         [service.b]\nshell = \"trap 'sleep 0.5; exit' TERM; echo up; while :; do sleep 0.01; done\"\nneeds = [\"a\"]\nhealth = { line = \"up\" }\n",
+    );
+    let running = up(&dir, &[]);
+    let down = here(&dir, "down", &["--json"]).start();
+    let began = Instant::now();
+    while !pm(&dir, "ps", &[]).text().contains("stopping") {
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
+    pm(&dir, "start", &["a"]).refused(1, &["the project is going down"]);
+    let stopped = down.end().expect(0).objects();
+    assert!(stopped.len() == 2 && stopped.iter().all(|row| row["clean"] == true), "{stopped:?}");
+    running.end().expect(0);
+}
+
+#[test]
+fn a_terminal_that_stands_still_holds_up_no_end() {
+    let dir = project("[service.a]\nshell = \"exec yes\"\n");
+    let running = here(&dir, "up", &[]).start();
+    let began = Instant::now();
+    // Nobody reads: the pipe is full in a moment.
+    while !pm(&dir, "ps", &[]).text().contains("running") {
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
+    running.signal(Signal::TERM);
+    assert!(running.ends_within(Duration::from_secs(10)), "it waits for its reader");
+    running.end().expect(143);
+}
+
+#[test]
+fn what_is_ignored_stays_ignored() {
+    let dir = project("[service.a]\nshell = \"exec sleep 1000\"\n");
+    let pm_path = env!("CARGO_BIN_EXE_pm");
+    let mut nohup = std::process::Command::new("nohup")
+        .args([pm_path, "up"])
+        .current_dir(dir.path())
+        .env("XDG_RUNTIME_DIR", dir.path())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    while pm(&dir, "wait", &[]).code != Some(0) {
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&nohup), Signal::HUP).unwrap();
+    assert!(pm(&dir, "ps", &[]).expect(0).text().contains("running"));
+    pm(&dir, "down", &[]).expect(0);
+    assert!(nohup.wait().unwrap().success());
+}
+
 #[test]
 fn json_for_programs() {
     let dir = project("[service.a]\nshell = \"echo one; echo two >&2\"\n");
@@ -255,7 +334,7 @@ fn json_for_programs() {
 fn lines_are_shown_as_they_may_be() {
     let dir = project("[service.a]\nshell = \"printf '\\\\033[31mred\\\\033[0m \\\\033[2J\\\\000 end'\"\n");
     let done = pm(&dir, "up", &[]).expect(0);
-    assert_eq!(done.text(), "a | \u{1b}[31mred\u{1b}[0m \\u{1b}[2J\\u{0} end\n");
+    assert_eq!(done.text(), "a | \u{1b}[31mred\u{1b}[0m \\u{1b}[2J\\u{0} end\u{1b}[0m\n");
 }
 
 #[test]

@@ -132,6 +132,9 @@ pub enum Verdict {
     GiveUp,
 }
 
+/// No delay is longer, whatever is asked for: 100 years.
+const FAR: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 /// So many deaths are remembered where there is no limit to them.
 const ENOUGH: usize = 64;
 
@@ -187,7 +190,8 @@ impl Deaths {
 
     fn delay(&mut self) -> Duration {
         let doublings = (self.recent.len() as u32).saturating_sub(1).min(20);
-        let delay = (self.budget.first_delay * (1 << doublings)).min(self.budget.longest_delay);
+        let longest = self.budget.longest_delay.min(FAR);
+        let delay = self.budget.first_delay.saturating_mul(1 << doublings).min(longest);
         delay.mul_f64(0.75 + 0.5 * self.random.unit())
     }
 }
@@ -294,6 +298,8 @@ mod tests {
             let ideal = (100 << n.min(20)).min(10_000) as f64 / 1000.0;
             assert!((0.75..1.25).contains(&(delay.as_secs_f64() / ideal)), "{delay:?} is not about {ideal} s");
         }
+        let far = Budget::crash_loops(20, Duration::MAX).backoff(Duration::MAX, Duration::MAX);
+        assert!(restarts(&mut Deaths::new(far, 1), at(0), Death::Starting), "and no panic");
         assert_eq!(delays(7), delays(7));
         assert_ne!(delays(7), delays(8));
         let mut deaths = Deaths::new(budget, 1);

@@ -195,6 +195,11 @@ impl Life {
         self.was_ready
     }
 
+    /// Whether its process has lived for a second, or is ready.
+    pub fn runs(&self) -> bool {
+        self.pid.is_some() && self.runs
+    }
+
     /// Whether its process was made in this life, or in the last one where it waits for the next.
     pub fn was_spawned(&self) -> bool {
         self.pid.is_some() || self.status.is_some()

@@ -300,6 +300,22 @@ impl Spec {
         &self.args
     }
 
+    /// The name of the program, without its directory and its arguments, which may be secrets.
+    ///
+    /// ```
+    /// use pm_core::machine::spec::Spec;
+    ///
+    /// assert_eq!(Spec::program("/usr/bin/psql").arg("--password=x").build()?.program_name(), "psql");
+    /// # Ok::<(), pm_core::machine::spec::BadSpec>(())
+    /// ```
+    pub fn program_name(&self) -> String {
+        match &self.program {
+            Program::Role(role) => role.clone(),
+            Program::Path(path) => Path::new(path).file_name().unwrap_or(path).to_string_lossy().into_owned(),
+            Program::Visitor(path) => path.to_string_lossy().into_owned(),
+        }
+    }
+
     /// The program and its arguments as one would type them, for people.
     ///
     /// ```

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::cause::ExitCause;
 use super::graph::{BadGraph, Graph};
 use super::life::{self, Life};
+use super::restart::When;
 use super::service::{Condition, Event, Need, Readiness, Rules, ServiceId, State, Verdict};
 use super::time::Time;
 
@@ -75,8 +76,8 @@ pub enum BadService {
     /// Its needs, or its name.
     #[error(transparent)]
     Graph(#[from] BadGraph),
-    /// It needs that another one is healthy, and nothing says whether that is so.
-    #[error("{from:?} needs {on:?} to be {condition}, but nothing says when it is: {hint}")]
+    /// It needs something of another one that never comes.
+    #[error("{from:?} needs {on:?} to be {condition}, but {hint}")]
     NeverReady {
         /// What has the need.
         from: String,
@@ -88,6 +89,9 @@ pub enum BadService {
         hint: &'static str,
     },
 }
+
+/// Why one that is always started again cannot be needed to end.
+const NO_END: &str = "it is always started again: have it restart on failure alone, or need something else of it";
 
 /// What is asked of one process, and could not be done yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +106,15 @@ enum Then {
     Nothing,
     Start { with_needs: bool },
     Remove,
+}
+
+/// Why a restart is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// Somebody wants it.
+    ByName,
+    /// What it is restarted with comes back from a crash.
+    ByACrash,
 }
 
 /// Why a process was not started.
@@ -180,10 +193,16 @@ impl Supervisor {
             for need in &own.needs {
                 let other = rules[need.on.as_str()];
                 let hint = match (need.condition, other.readiness) {
-                    (Condition::Healthy, Readiness::Spawned) => "give it a probe, or need it to be running",
+                    (Condition::Healthy, Readiness::Spawned) => {
+                        "nothing says when it is: give it a probe, or need it to be running"
+                    }
                     (Condition::LogReady, Readiness::Spawned | Readiness::Asked(_))
                     | (Condition::LogReady, Readiness::Told { by_line: false }) => {
-                        "name the line that it prints when it is ready"
+                        "nothing says when it is: name the line that it prints then"
+                    }
+                    (Condition::CompletedSuccessfully, _) if other.restart.when == When::Always => NO_END,
+                    (Condition::Completed, _) if other.restart.when == When::Always && other.restart.max.is_none() => {
+                        NO_END
                     }
                     _ => continue,
                 };
@@ -411,12 +430,15 @@ impl Supervisor {
                     Event::Crashed { restart: Some(_), .. } | Event::Completed { restart: Some(_), .. }
                 )
             );
+            if let life::Effect::Event(Event::Starting { .. }) = &effect {
+                child.skipped = None;
+            }
             self.effects.push_back(Effect::Life(id, effect));
         }
         if comes_back {
             let name = child.name.clone();
             for name in self.restarted_with(&name) {
-                self.request_restart(&name);
+                self.request_restart(&name, Asked::ByACrash);
             }
         }
     }
@@ -490,10 +512,10 @@ impl Supervisor {
     }
 
     fn restart(&mut self, name: &str) {
-        self.request_restart(name);
+        self.request_restart(name, Asked::ByName);
         // One that is not up is just started: nobody has to go down with it.
         for other in self.restarted_with(name) {
-            self.request_restart(&other);
+            self.request_restart(&other, Asked::ByName);
         }
         let is_down = |id: &ServiceId| !self.children[id].life.state().is_up();
         if self.replicas(name).iter().all(is_down) {
@@ -502,9 +524,17 @@ impl Supervisor {
     }
 
     /// Has what is up stop and start again.
-    fn request_restart(&mut self, name: &str) {
+    fn request_restart(&mut self, name: &str, asked: Asked) {
         for id in self.replicas(name).to_vec() {
-            let is_up = self.children.get(&id).is_some_and(|child| child.life.state().is_up());
+            let is_up = self.children.get(&id).is_some_and(|child| {
+                // A stop that was asked for never restarts, whoever crashes meanwhile.
+                let is_leaving = match (&child.request, child.then) {
+                    (Some(Request::Stop { then, .. }), _) => !matches!(then, Then::Start { .. }),
+                    (_, Then::Start { .. }) => false,
+                    _ => child.life.state() == State::Stopping && !child.life.returns(),
+                };
+                child.life.state().is_up() && (asked == Asked::ByName || !is_leaving)
+            });
             if is_up {
                 self.request_stop_of(id, None, Then::Start { with_needs: true });
             }
@@ -734,7 +764,7 @@ impl Child {
 
     /// The name, with the number of the replica where there are others.
     fn label(&self) -> String {
-        if self.replica == 1 { self.name.to_string() } else { format!("{}-{}", self.name, self.replica) }
+        if self.replica == 1 { self.name.to_string() } else { format!("{}#{}", self.name, self.replica) }
     }
 
     fn how_it_ended(&self) -> String {
@@ -774,6 +804,7 @@ impl Child {
                 Verdict::Holds
             }
             Condition::Running if matches!(state, State::Running | State::Healthy | State::Unhealthy) => Verdict::Holds,
+            Condition::Running if state == State::Starting && self.life.runs() => Verdict::Holds,
             Condition::Healthy if state == State::Healthy => Verdict::Holds,
             Condition::LogReady if self.life.was_ready() && matches!(state, State::Healthy | State::Completed) => {
                 Verdict::Holds

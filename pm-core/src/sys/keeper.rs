@@ -117,6 +117,8 @@ struct Unit {
     killing: bool,
     /// What the leader leaves behind may end by itself, and is asked to by this signal.
     lingers: Option<i32>,
+    /// Its group has had a signal already.
+    was_asked: bool,
     /// Those that were asked.
     asked: BTreeSet<i32>,
     ended: Option<Ended>,
@@ -299,9 +301,10 @@ impl Keeper {
                     let _ = tree::send(-leader, signal);
                 }
             }
-            Request::Linger { id, signal } => {
+            Request::Linger { id, signal, was_asked } => {
                 if let Some(unit) = self.units.get_mut(&id).filter(|unit| !unit.killing) {
                     unit.lingers = Some(signal);
+                    unit.was_asked = was_asked;
                 }
             }
             Request::Kill { id } => self.kill_unit(id),
@@ -320,6 +323,7 @@ impl Keeper {
                         leader: pid,
                         killing: false,
                         lingers: None,
+                        was_asked: false,
                         asked: BTreeSet::new(),
                         ended: None,
                         victims: BTreeSet::new(),
@@ -386,8 +390,10 @@ impl Keeper {
     fn reap_leader(&mut self, pid: i32, id: u64) {
         // The leader is a zombie, so the number of its group is not free. From here on no process of the group can fork:
         // the kernel looks for a fatal signal before it lets a fork through.
-        if self.units.get(&id).is_none_or(|unit| unit.lingers.is_none()) {
-            let _ = tree::send(-pid, libc::SIGKILL);
+        match self.units.get(&id).and_then(|unit| Some((unit.lingers?, unit.was_asked))) {
+            None => drop(tree::send(-pid, libc::SIGKILL)),
+            Some((signal, false)) => drop(tree::send(-pid, signal)),
+            Some((_, true)) => {}
         }
         self.leaders.remove(&pid);
         let (status, counted) = wait::reap(pid).unwrap_or((ExitStatus::Lost, Counted::default()));
@@ -460,6 +466,10 @@ impl Keeper {
             let mine = left.remove(&id).unwrap_or_default();
             if let Some(signal) = unit.lingers.filter(|_| !mine.is_empty()) {
                 self.ask(id, &mine, signal);
+                if let Some(ended) = self.units.get_mut(&id).and_then(|unit| unit.ended.as_mut()) {
+                    // From their end on it takes a moment to be sure that nobody is left.
+                    ended.since = now;
+                }
                 self.ending.push(id);
                 continue;
             }

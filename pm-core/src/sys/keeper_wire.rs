@@ -47,8 +47,8 @@ pub(crate) enum Request<'a> {
     /// Send a signal to the unit's process group, if its leader has not been reaped.
     Signal { id: u64, signal: i32 },
     /// When the unit's leader ends, let those that it has started end as well, until KILL. Those that have left its group, and so have not had its
-    /// signal, get this one.
-    Linger { id: u64, signal: i32 },
+    /// signal, get this one; its group too, unless it `was_asked` already.
+    Linger { id: u64, signal: i32, was_asked: bool },
     /// Kill all processes of the unit.
     Kill { id: u64 },
 }

@@ -178,7 +178,7 @@ processes:
     namespace: ci
     depends_on:
       worker: {condition: process_started}
-      worker-1: {condition: process_completed}
+      worker-1: {condition: process_started}
     availability: {exit_on_end: true}
 
   debugger:
@@ -228,7 +228,7 @@ web: zsh -ec 'node web.js' in /shop
   stop 10s, log /shop/logs/web.log 2097152x1000
 tests: zsh -ec 'make test' in /shop
   env PC_PROC_NAME=tests PC_REPLICA_NUM=0 LOG_LEVEL=debug URL=http://localhost:8080/dev
-  needs worker-0 (started), worker-1 (completed)
+  needs worker-0 (started), worker-1 (started)
   restart Never Some(0) 1s..1s success [0]
   stop 10s, log /shop/.pm/logs/tests.log 1048576x3
 debugger: zsh -ec gdb in /shop

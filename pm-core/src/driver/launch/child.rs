@@ -133,15 +133,19 @@ impl Child {
     /// Sends `signal` like [`Child::signal`], and from then on, when the process has ended, lets those that it has started end as well: [`exited`](Self::exited) waits for
     /// them, and [`kill_tree`](Self::kill_tree) ends them. Without a keeper they are killed with the process.
     pub fn ask_tree(&self, signal: Signal) -> Result<(), SignalError> {
-        self.let_tree_end(signal);
+        self.linger(signal, true);
         self.signal(signal)
     }
 
-    /// The same for a process that is asked in another way; only what has left its group gets `signal`, once the process has ended.
+    /// The same for a process that is asked in another way: what it has started gets `signal` once the process has ended.
     pub fn let_tree_end(&self, signal: Signal) {
+        self.linger(signal, false);
+    }
+
+    fn linger(&self, signal: Signal, was_asked: bool) {
         if let Holder::Keeper { connection, id } = &self.holder {
             // Where it does not arrive they are killed with the process, as usual.
-            let _ = connection.ask(&Request::Linger { id: *id, signal: signal.0 });
+            let _ = connection.ask(&Request::Linger { id: *id, signal: signal.0, was_asked });
         }
     }
 

@@ -29,4 +29,6 @@ pub use keeper::{KEEPER_ROLE, KEEPER_VARIABLE, roles_called, run_if_keeper, serv
 pub use launcher::{Guard, launch};
 pub use program::{check_interpreter, resolve_program};
 
+pub use crate::sys::inherited::keep_descriptors_private;
+
 pub use crate::sys::command::{Command, MAX_DESCRIPTORS, Resource, UNIT_VARIABLE};

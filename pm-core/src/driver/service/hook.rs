@@ -97,7 +97,7 @@ fn panicked(error: JoinError) -> String {
 }
 
 async fn command(spec: &Spec, occasion: Occasion) -> Result<(), String> {
-    let line = spec.command_line();
+    let line = spec.program_name();
     let mut variables: Vec<(OsString, OsString)> = vec![
         ("PM_SERVICE".into(), occasion.service.to_string().into()),
         ("PM_EVENT".into(), occasion.moment.name().into()),

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -34,14 +34,14 @@ impl LogFile {
         LogFile { path: path.into(), max_bytes: 10 << 20, keep: 5, json: false }
     }
 
-    /// That of one replica: of further ones with their number before the ending.
+    /// That of one replica: of further ones with `#` and their number before the ending.
     pub fn of_replica(&self, replica: u32) -> LogFile {
         if replica == 1 {
             return self.clone();
         }
         let stem = self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let ending = self.path.extension().map(|ending| format!(".{}", ending.to_string_lossy())).unwrap_or_default();
-        let path = self.path.parent().unwrap_or(Path::new("")).join(format!("{stem}-{replica}{ending}"));
+        let path = self.path.parent().unwrap_or(Path::new("")).join(format!("{stem}#{replica}{ending}"));
         LogFile { path, ..self.clone() }
     }
 }
@@ -61,6 +61,8 @@ pub(super) struct Log {
     settings: LogFile,
     file: Option<File>,
     bytes: u64,
+    /// It is set aside when it has so many bytes: later than it should be where that has failed.
+    rotate_at: u64,
     scratch: Vec<u8>,
     /// Lines that could not be written since the last that could.
     lost: u64,
@@ -76,7 +78,10 @@ impl Log {
             fs::create_dir_all(directory).map_err(of)?;
         }
         let (file, bytes) = append(&settings.path).map_err(of)?;
-        Ok(Log { settings, file: Some(file), bytes, scratch: Vec::new(), lost: 0, is_torn: false })
+        // Whoever wrote it last may have been killed in the midst of a record.
+        let is_torn = ends_torn(&settings.path);
+        let rotate_at = settings.max_bytes;
+        Ok(Log { settings, file: Some(file), bytes, rotate_at, scratch: Vec::new(), lost: 0, is_torn })
     }
 
     fn reopen(&mut self) -> io::Result<()> {
@@ -142,8 +147,8 @@ impl Log {
     }
 
     fn put(&mut self, records: &[u8]) -> io::Result<()> {
-        if self.settings.max_bytes > 0 && self.bytes >= self.settings.max_bytes {
-            self.rotate()?;
+        if self.settings.max_bytes > 0 && self.bytes >= self.rotate_at {
+            self.rotate();
         }
         if self.file.is_none() {
             self.reopen()?;
@@ -165,20 +170,33 @@ impl Log {
         Ok(())
     }
 
-    /// Sets the file aside. The oldest goes.
-    fn rotate(&mut self) -> io::Result<()> {
-        self.file = None;
+    /// Sets the file aside. The oldest goes. Where that fails the file grows on, for lines are worth more than its size.
+    fn rotate(&mut self) {
         let path = &self.settings.path;
         for number in (1..self.settings.keep).rev() {
             let _ = fs::rename(aside(path, number), aside(path, number + 1));
         }
-        if self.settings.keep == 0 {
-            fs::remove_file(path)?;
-        } else {
-            fs::rename(path, aside(path, 1))?;
-        }
-        self.reopen()
+        let moved = if self.settings.keep == 0 { fs::remove_file(path) } else { fs::rename(path, aside(path, 1)) };
+        self.rotate_at = match moved {
+            Ok(()) => self.settings.max_bytes,
+            // Somebody has removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.settings.max_bytes,
+            Err(_) => self.bytes.saturating_add(self.settings.max_bytes),
+        };
+        self.file = None;
     }
+}
+
+/// Whether the last record of a file is not whole.
+fn ends_torn(path: &Path) -> bool {
+    let last = || -> io::Result<u8> {
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, length.checked_sub(1).ok_or(io::ErrorKind::UnexpectedEof)?)?;
+        Ok(byte[0])
+    };
+    last().is_ok_and(|byte| byte != b'\n')
 }
 
 /// Opens a file to write at its end, which is where it says.
@@ -256,6 +274,34 @@ mod tests {
             ["9", "8", "7"]
         );
         assert!(!aside(&path, 3).exists());
+    }
+
+    #[test]
+    fn a_log_that_was_removed_or_cannot_be_set_aside_goes_on() {
+        let path = directory("removed").join("web.log");
+        let settings = LogFile { max_bytes: 100, keep: 2, ..LogFile::new(&path) };
+        let mut log = Log::open(settings.clone()).unwrap();
+        let write = |log: &mut Log, n: u32| {
+            let text = format!("{n} {}\n", "x".repeat(90));
+            assert!(log.write(SystemTime::UNIX_EPOCH, OutputStream::Stdout, piece(&text)).is_none());
+        };
+        write(&mut log, 1);
+        fs::remove_file(&path).unwrap();
+        write(&mut log, 2);
+        assert!(fs::read_to_string(&path).unwrap().contains(" F 2 "));
+        // Nothing can take the place of a directory.
+        fs::create_dir_all(aside(&path, 1).join("x")).unwrap();
+        fs::create_dir_all(aside(&path, 2).join("x")).unwrap();
+        for n in 3..9 {
+            write(&mut log, n);
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        assert!((2..9).all(|n| text.contains(&format!(" F {n} "))), "{text}");
+        // The next one begins on a line of its own where this one was killed in the midst of one.
+        fs::write(&path, "2026 stdout F half").unwrap();
+        let mut log = Log::open(settings).unwrap();
+        write(&mut log, 9);
+        assert!(fs::read_to_string(&path).unwrap().contains("F half\n1970-01-01T00:00:00.000Z stdout F 9 "));
     }
 
     #[test]

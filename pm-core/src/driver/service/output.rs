@@ -120,8 +120,9 @@ async fn pump(pipe: pipe::Receiver, stream: OutputStream, sink: &Arc<Sink>, mut 
     loop {
         let is_readable = tokio::select! {
             biased;
-            readable = pipe.readable() => readable.is_ok(),
+            // First, for somebody else who holds the pipe may fill it for ever.
             _ = ended.wait_for(|ended| *ended) => break,
+            readable = pipe.readable() => readable.is_ok(),
         };
         let next = |buffer: &mut [u8]| pipe.try_read(buffer);
         if !is_readable || read(next, stream, sink, &mut splitter, &mut queued) == Some(0) {

@@ -78,7 +78,7 @@ async fn http(host: &str, port: u16, request: &HttpRequest, expected: u16) -> Re
 }
 
 async fn command(spec: &Spec, expected: i32) -> Result<(), String> {
-    let line = spec.command_line();
+    let line = spec.program_name();
     let mut running = exec::start(spec, None, MOST_PRINTED).await.map_err(|error| format!("{line}: {error}"))?;
     let status = match running.ended().await {
         Ok(status) => status,

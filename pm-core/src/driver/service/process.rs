@@ -41,6 +41,8 @@ pub(super) enum News {
     NotStarted(ServiceId, Arc<LaunchError>),
     /// How it ended, and what ended with it; before the machine hears of it.
     Ended(ServiceId, Exit),
+    /// The command that asks it to end could not be started.
+    StopFailed(ServiceId, String),
     /// What it says that it is doing.
     Status(ServiceId, String),
 }
@@ -137,6 +139,7 @@ impl Process {
         let follow = |pipe, stream| self.reader.follow(pipe, stream, self.sink.clone(), has_ended.clone());
         let printed = [follow(stdout, OutputStream::Stdout), follow(stderr, OutputStream::Stderr)];
         // Dropped, and with that killed, where the process ends before it.
+        let stop_failed = Arc::new(tokio::sync::Notify::new());
         let mut farewell = None;
         // Nobody is left to say anything else.
         let mut is_left = false;
@@ -155,9 +158,15 @@ impl Process {
                         if let StopBy::Command(spec) = &self.definition.stop_by {
                             child.let_tree_end(Signal::TERM);
                             let spec = spec.with_variables(vec![("PM_PID".into(), child.pid().to_string().into())]);
+                            let (id, news, failed) = (self.id, self.news.clone(), stop_failed.clone());
                             farewell = Some(AbortOnDrop::of(&tokio::spawn(async move {
-                                if let Ok(mut running) = exec::start(&spec, None, MOST_PRINTED).await {
-                                    let _ = running.ended().await;
+                                match exec::start(&spec, None, MOST_PRINTED).await {
+                                    Ok(mut running) => drop(running.ended().await),
+                                    Err(error) => {
+                                        let error = crate::face::service::chain(&error);
+                                        let _ = news.send(News::StopFailed(id, error)).await;
+                                        failed.notify_one();
+                                    }
                                 }
                             })));
                         }
@@ -175,6 +184,8 @@ impl Process {
                         child.kill_tree();
                     }
                 },
+                // Nobody has told it that it should end, so the signal does.
+                () = stop_failed.notified() => drop(child.ask_tree(Signal::TERM)),
                 message = heard => match message {
                     Ok(message) => self.heard(message).await,
                     // The socket is this process's own: it does not fail.

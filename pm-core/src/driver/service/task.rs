@@ -14,6 +14,7 @@ use super::probe;
 use super::process::{AbortOnDrop, News, Order, Process};
 use crate::driver::clock;
 use crate::driver::launch::{Exit, LaunchError};
+use crate::face::service::MOST_REPLICAS;
 use crate::face::service::{
     BadService, Definition, Happening, Info, NoService, RemoveError, StartError, Stopped, WaitError,
 };
@@ -193,6 +194,7 @@ impl Task {
                     self.say(id, Event::Swept { pids: swept });
                 }
             }
+            News::StopFailed(id, error) => self.say(id, Event::HookFailed { hook: "stop.command", error }),
             News::Status(id, text) => {
                 if let Some(kept) = self.kept.get_mut(&id) {
                     kept.status = Some(text.clone());
@@ -235,10 +237,14 @@ impl Task {
                 }
                 Err(error) => drop(answer.send(Err(error.into()))),
             },
+            Request::Scale { replicas, answer, .. } if replicas > MOST_REPLICAS => {
+                let _ = answer.send(Err(BadService::Replicas(replicas).into()));
+            }
             Request::Scale { name, replicas, answer } => match self.find(std::slice::from_ref(&name)) {
                 Ok(()) => {
                     let has_none = self.machine.replicas(&name).is_empty();
                     let is_up = has_none || !self.that_are_up(std::slice::from_ref(&name)).is_empty();
+                    self.overtake(&name);
                     self.machine.handle(clock::now(), Input::Scale { name: name.clone(), replicas });
                     // Of a service that is down there is nothing to wait for.
                     if is_up {
@@ -295,6 +301,18 @@ impl Task {
         Ok(())
     }
 
+    /// Whoever waits for a number of replicas that is not wanted any more is told so.
+    fn overtake(&mut self, name: &str) {
+        for waiter in std::mem::take(&mut self.waiters) {
+            match waiter {
+                Waiter::Scale { name: of, answer, .. } if of == name => {
+                    let _ = answer.send(Err(StartError::Overtaken { service: of }));
+                }
+                other => self.waiters.push(other),
+            }
+        }
+    }
+
     fn remove(&mut self, name: String, answer: oneshot::Sender<Result<Vec<Stopped>, RemoveError>>) {
         if let Err(error) = self.find(std::slice::from_ref(&name)) {
             return drop(answer.send(Err(error.into())));
@@ -304,6 +322,7 @@ impl Task {
             return drop(answer.send(Err(RemoveError::Needed { service: name, by })));
         }
         let ids = self.that_are_up(std::slice::from_ref(&name));
+        self.overtake(&name);
         self.machine.handle(clock::now(), Input::Remove { name: name.clone() });
         if !self.machine.contains(&name) {
             self.definitions.remove(&name);
@@ -379,7 +398,7 @@ impl Task {
     fn added(&mut self, id: ServiceId) {
         let Some((name, replica)) = self.machine.name_of(id) else { return };
         let Some(definition) = self.definitions.get(name).cloned() else { return };
-        let label: Arc<str> = if replica == 1 { name.into() } else { format!("{name}-{replica}").into() };
+        let label: Arc<str> = if replica == 1 { name.into() } else { format!("{name}#{replica}").into() };
         let (news, asides) = (self.news.downgrade(), self.asides.clone());
         let said = move |said| match said {
             Said::Ready(incarnation) => {

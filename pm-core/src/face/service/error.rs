@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::service::MOST_REPLICAS;
 use crate::driver::launch::LaunchError;
 use crate::machine::cause::ExitCause;
 use crate::machine::service::Condition;
@@ -26,6 +27,9 @@ pub enum BadService {
         /// Which number.
         what: &'static str,
     },
+    /// More processes of one service than anybody means.
+    #[error("{0} replicas; a service has {MOST_REPLICAS} at most")]
+    Replicas(u32),
     /// A probe has a URL, or what goes with it, that cannot be asked.
     #[error("the probe of {url:?} cannot be carried out: {problem}")]
     Url {
@@ -112,6 +116,12 @@ pub enum StartError {
         why: String,
         /// The last lines that the one that failed printed.
         output: Vec<String>,
+    },
+    /// Another number of its processes was asked for before there were so many.
+    #[error("{service} was scaled again, or removed, before that was done")]
+    Overtaken {
+        /// The service.
+        service: String,
     },
     /// It was stopped meanwhile.
     #[error("{service} was stopped before it was ready")]

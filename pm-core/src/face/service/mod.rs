@@ -49,7 +49,7 @@ pub use patterns::{blockchain_node, database, web_server, worker};
 pub use probe::Probe;
 pub(crate) use probe::{HttpRequest, Target};
 pub(crate) use service::Definition;
-pub use service::{Service, ServiceBuilder, Stdin, StopBy};
+pub use service::{MOST_REPLICAS, Service, ServiceBuilder, Stdin, StopBy};
 
 pub use crate::driver::service::hook::{HOOK_LIMIT, Moment, Occasion};
 pub use crate::driver::service::log::LogFile;

@@ -209,7 +209,7 @@ impl fmt::Display for Target {
                 write!(f, "{} http://{host}:{port}{}", request.method, request.target)
             }
             Target::Tcp { host, port } => write!(f, "tcp {host}:{port}"),
-            Target::Command { spec, .. } => write!(f, "{}", spec.command_line()),
+            Target::Command { spec, .. } => write!(f, "{}", spec.program_name()),
         }
     }
 }

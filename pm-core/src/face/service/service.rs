@@ -15,6 +15,9 @@ use crate::machine::restart::Restart;
 use crate::machine::service::{Condition, Need, Readiness, Rules};
 use crate::machine::spec::Spec;
 
+/// The most processes that one service can have.
+pub const MOST_REPLICAS: u32 = 1000;
+
 /// The longest name of a service, in bytes.
 const LONGEST_NAME: usize = 64;
 
@@ -267,6 +270,9 @@ impl ServiceBuilder {
             return Err(BadService::Name(self.name));
         }
         let mut rules = self.rules;
+        if self.replicas > MOST_REPLICAS {
+            return Err(BadService::Replicas(self.replicas));
+        }
         if rules.start_limit.is_zero() {
             return Err(BadService::Zero { what: "the start limit" });
         }

@@ -464,6 +464,25 @@ fn a_restart_takes_those_along_that_want_it() {
     assert_eq!([world.state("db"), world.state("api")], [State::Healthy, State::Running]);
 }
 
+/// A stop that was asked for is not taken back because what the service is restarted with crashes meanwhile.
+#[test]
+fn a_crash_does_not_bring_back_what_was_stopped() {
+    let mut along = Need::new("db", Condition::Started);
+    along.restart = true;
+    let always = Rules { restart: Restart::when(When::Always), ..Rules::default() };
+    let slow = Manners { is_polite: false, ..GOOD };
+    let mut world = World::new(1, vec![("db", always, GOOD), ("api", plain(vec![along]), slow)]);
+    world.start("api");
+    world.run(at(2000));
+    world.handle(Input::Stop { names: vec!["api".into()], limit: None });
+    world.run(at(3000));
+    assert_eq!(world.state("api"), State::Stopping);
+    let (id, process) = (world.id("db"), world.known[&world.id("db")].process.clone().unwrap());
+    world.tell(id, life::Input::Exited(process.incarnation, ExitStatus::Code(1)));
+    world.run(at(30_000));
+    assert_eq!([world.state("db"), world.state("api")], [State::Running, State::Stopped], "{}", world.story());
+}
+
 #[test]
 fn scaling_adds_and_removes_the_last() {
     let mut world =
@@ -473,7 +492,7 @@ fn scaling_adds_and_removes_the_last() {
     world.handle(Input::Scale { name: "web".into(), replicas: 3 });
     world.run(at(3500));
     assert_eq!(world.machine.replicas("web").len(), 3);
-    assert_eq!(world.machine.verdict("web", Condition::Running), Verdict::NotYet("web-2 is starting".into()));
+    assert_eq!(world.machine.verdict("web", Condition::Running), Verdict::NotYet("web#2 is starting".into()));
     world.run(at(5000));
     assert_eq!(world.machine.verdict("web", Condition::Running), Verdict::Holds);
     world.handle(Input::Scale { name: "web".into(), replicas: 1 });
@@ -551,7 +570,11 @@ fn what_cannot_be_is_refused_when_it_is_added() {
     let refused = add(&mut machine, "api", plain(needs("cache", Condition::Started))).unwrap_err();
     assert_eq!(refused, r#""api" needs "cache", which does not exist"#);
     assert_eq!(add(&mut machine, "db", plain(vec![])).unwrap_err(), r#""db" is named twice"#);
-    assert_eq!(machine.names().collect::<Vec<_>>(), ["db"]);
+    let restart = Restart::when(When::Always);
+    add(&mut machine, "cron", Rules { restart, ..Rules::default() }).unwrap();
+    let refused = add(&mut machine, "late", plain(needs("cron", Condition::CompletedSuccessfully))).unwrap_err();
+    assert!(refused.contains("it is always started again"), "{refused}");
+    assert_eq!(machine.names().collect::<Vec<_>>(), ["db", "cron"]);
 }
 
 /// Systems of services with random needs, manners and requests: what must hold holds at each step, whoever waits has a reason, and in the end
@@ -593,7 +616,11 @@ fn generated_systems_never_hang_and_always_stop() {
         for n in 0..count {
             for need in 0..rules[n].needs.len() {
                 let on: usize = rules[n].needs[need].on[1..].parse().unwrap();
+                // One that is always started again cannot be needed to end.
+                let never_ends = rules[on].restart.when == When::Always;
                 let options: &[Condition] = match rules[on].readiness {
+                    Readiness::Spawned if never_ends => &[Condition::Started, Condition::Running],
+                    _ if never_ends => &[Condition::Started, Condition::Running, Condition::Healthy],
                     Readiness::Spawned => &[
                         Condition::Started,
                         Condition::Running,
