@@ -225,10 +225,10 @@ async fn up_and_down_in_numbers() {
         let all = orchestrator.info("a").await.unwrap();
         all.iter().map(|one| format!("{} {}", one.label, one.state)).collect::<Vec<_>>().join(", ")
     };
-    assert_eq!(labels().await, "a healthy, a-2 healthy");
+    assert_eq!(labels().await, "a healthy, a#2 healthy");
     within(orchestrator.scale("a", 4)).await.unwrap();
-    assert_eq!(labels().await, "a healthy, a-2 healthy, a-3 healthy, a-4 healthy");
-    assert_eq!(printed(&orchestrator, "a", 4).await, ["a 1", "a-2 2", "a-3 3", "a-4 4"]);
+    assert_eq!(labels().await, "a healthy, a#2 healthy, a#3 healthy, a#4 healthy");
+    assert_eq!(printed(&orchestrator, "a", 4).await, ["a 1", "a#2 2", "a#3 3", "a#4 4"]);
     let before: Vec<u32> = orchestrator.info("a").await.unwrap().iter().map(|one| one.pid.unwrap()).collect();
     let mut events = Events::of(&orchestrator);
     within(orchestrator.scale("a", 1)).await.unwrap();
@@ -237,7 +237,7 @@ async fn up_and_down_in_numbers() {
     assert_eq!(pid(&orchestrator, "a").await, before[0]);
     before[1..].iter().for_each(|pid| gone_within(*pid, Duration::ZERO));
     within(orchestrator.scale("a", 2)).await.unwrap();
-    assert_eq!(labels().await, "a healthy, a-2 healthy");
+    assert_eq!(labels().await, "a healthy, a#2 healthy");
     within(orchestrator.scale("a", 0)).await.unwrap();
     removed(&mut events, &["a", "a#2"]).await;
     assert_eq!(orchestrator.info("a").await.unwrap(), [], "it is there, without a process");
@@ -247,7 +247,7 @@ async fn up_and_down_in_numbers() {
     within(orchestrator.scale("a", 3)).await.unwrap();
     within(orchestrator.scale("a", 1)).await.unwrap();
     within(orchestrator.scale("a", 3)).await.unwrap();
-    assert_eq!(labels().await, "a healthy, a-2 healthy, a-3 healthy");
+    assert_eq!(labels().await, "a healthy, a#2 healthy, a#3 healthy");
     assert_eq!(within(orchestrator.stop("a")).await.unwrap().len(), 3);
 }
 

@@ -65,7 +65,7 @@ pub fn show(project: &Project, wanted: &Wanted) -> Result<ExitCode, CliError> {
         since.filter(|at| *at >= SystemTime::UNIX_EPOCH).map(|at| humantime::format_rfc3339_millis(at).to_string());
     let mut records = Vec::new();
     for (number, source) in sources.iter_mut().enumerate() {
-        let mut own = source.all(number).map_err(|error| source.refused(error))?;
+        let mut own = source.all(number, wanted.lines).map_err(|error| source.refused(error))?;
         own.retain(|record| since.as_ref().is_none_or(|since| record.time >= *since));
         if let Some(lines) = wanted.lines {
             own.drain(..own.len().saturating_sub(lines));
@@ -140,15 +140,21 @@ impl Source {
         CliError::Log { path: self.path.clone(), problem: "cannot be read".into(), source: Some(source) }
     }
 
-    /// All records that there are, those of older files first.
-    fn all(&mut self, number: usize) -> io::Result<Vec<Record>> {
+    /// All records that there are, those of older files first; where only so many lines are wanted, those of the files that have them.
+    fn all(&mut self, number: usize, lines: Option<usize>) -> io::Result<Vec<Record>> {
         let mut records = Vec::new();
         let aside = |age: u32| {
             let mut name = self.path.as_os_str().to_owned();
             name.push(format!(".{age}"));
             PathBuf::from(name)
         };
-        let older: Vec<PathBuf> = (1..MOST_ASIDE).map(aside).take_while(|path| path.exists()).collect();
+        let mut found = lines.map(|_| count(&self.path));
+        let mut is_wanted = |path: &PathBuf| {
+            let is_enough = lines.zip(found).is_some_and(|(lines, found)| found >= lines);
+            found = found.map(|found| if is_enough { found } else { found + count(path) });
+            !is_enough && path.exists()
+        };
+        let older: Vec<PathBuf> = (1..MOST_ASIDE).map(aside).take_while(|path| is_wanted(path)).collect();
         for path in older.iter().rev() {
             // It may have been set aside once more meanwhile.
             if let Ok(file) = File::open(path) {
@@ -204,6 +210,16 @@ impl Source {
             records.push(Record { time, service: number, text });
         }
     }
+}
+
+/// The records of a file; none where it is not there.
+fn count(path: &Path) -> usize {
+    let Ok(mut file) = File::open(path) else { return 0 };
+    let (mut buffer, mut lines) = (vec![0; 64 << 10], 0);
+    while let Ok(count @ 1..) = io::Read::read(&mut file, &mut buffer) {
+        lines += memchr::memchr_iter(b'\n', &buffer[..count]).count();
+    }
+    lines
 }
 
 /// The parts of a record: `TIME STREAM F text`, or JSON. None where it is neither.
