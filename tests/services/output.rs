@@ -21,6 +21,7 @@ pub fn tests() -> Vec<Trial> {
         one("services::output::listeners_have_it_as_it_came", listeners_have_it_as_it_came),
         one("services::output::a_full_disk_stops_nobody", a_full_disk_stops_nobody),
         one("services::output::a_log_that_cannot_be_opened_stops_nobody", a_log_that_cannot_be_opened),
+        one("services::output::a_log_that_is_a_pipe_nobody_reads_stops_nobody", a_log_that_is_a_pipe_nobody_reads),
         one("services::output::a_log_is_set_aside_when_it_is_large", a_log_is_set_aside_when_it_is_large),
         one("services::output::each_replica_has_a_log", each_replica_has_a_log),
         one("services::output::a_slow_reader_misses_lines_and_is_told", a_slow_reader_misses_lines_and_is_told),
@@ -161,6 +162,19 @@ async fn a_log_that_cannot_be_opened() {
     within(orchestrator.stop("a")).await.unwrap();
     let records = records(&directory.join("a.log"));
     assert_eq!(records.last().map(String::as_str), Some("stdout F up"), "{records:?}");
+}
+
+/// To open it would wait for ever, and with it everything else.
+async fn a_log_that_is_a_pipe_nobody_reads() {
+    let (orchestrator, scratch) = (orchestrator(), Scratch::new());
+    let path = scratch.path("a.log");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let mut events = Events::of(&orchestrator);
+    let a = shell("a", "echo up; exec sleep 1000").ready_line("up").log(LogFile::new(&path)).build().unwrap();
+    within(orchestrator.start_many([a])).await.unwrap();
+    contains(events.next("a", lost).await, "a.log");
+    assert!(within(orchestrator.stop("a")).await.unwrap()[0].is_clean());
 }
 
 async fn a_log_is_set_aside_when_it_is_large() {
