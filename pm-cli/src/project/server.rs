@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener as StdListener;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pm::Signal;
@@ -11,6 +11,7 @@ use pm::service::{Condition, Orchestrator, Stopped, WaitError};
 use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use super::wire::{self, Answer, EventRow, LONGEST_QUESTION, Question};
 
@@ -47,24 +48,21 @@ pub struct Serving {
     pub is_ending: AtomicBool,
 }
 
-/// Answers until it is dropped.
+/// Those who are answered. They end with this, whatever they do: none of them is to keep the project alive.
+pub type Clients = Mutex<JoinSet<()>>;
+
+/// Takes clients until it is dropped. Those who were taken are in `clients`.
 ///
 /// # Errors
 /// The socket cannot be used.
-pub async fn serve(listener: StdListener, serving: Arc<Serving>) -> std::io::Result<()> {
+pub async fn serve(listener: StdListener, serving: Arc<Serving>, clients: Arc<Clients>) -> std::io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let own = rustix::process::geteuid().as_raw();
     let (room, stalls) = (Arc::new(Semaphore::new(MOST_CLIENTS)), Arc::new(Semaphore::new(MOST_LISTENERS)));
-    // They end with this one, whatever they do: none of them is to keep the project alive.
-    let mut clients = tokio::task::JoinSet::new();
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return Ok(()) };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            Some(_) = clients.join_next() => continue,
-        };
-        let stream = match accepted {
+        let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             // No descriptor is left: it passes.
             Err(_) => {
@@ -75,6 +73,8 @@ pub async fn serve(listener: StdListener, serving: Arc<Serving>) -> std::io::Res
         // The socket is for its user alone; who could pass its directory all the same is turned away here.
         if stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0) {
             let (serving, stalls) = (serving.clone(), stalls.clone());
+            let mut clients = clients.lock().unwrap_or_else(PoisonError::into_inner);
+            while clients.try_join_next().is_some() {}
             clients.spawn(async move {
                 // Whoever goes away needs no answer.
                 let _ = answer(stream, &serving, permit, &stalls).await;
@@ -221,7 +221,7 @@ async fn wait(serving: &Serving, names: Vec<String>, condition: Option<String>) 
         Ok(condition) => condition,
         Err(error) => return failed(error),
     };
-    let mut waits = tokio::task::JoinSet::new();
+    let mut waits = JoinSet::new();
     for name in names {
         let orchestrator = serving.orchestrator.clone();
         let usual = wire::usual(serving.says_when_ready.get(&name).copied().unwrap_or(false));

@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use pm::core::driver::socket_path::SocketPath;
 use pm::service::{Event, Happening, Info, Orchestrator, State, Stopped};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
 use super::screen::{Screen, Style};
-use super::server::{self, Down, Serving};
+use super::server::{self, Clients, Down, Serving};
 use super::{meeting, wire};
 use crate::config::native::says_when_ready;
 use crate::config::{Ends, Project};
@@ -95,9 +96,7 @@ pub fn run(plan: Plan) -> Result<ExitCode, CliError> {
         .enable_all()
         .build()
         .map_err(CliError::Runtime)?;
-    let done = runtime.block_on(bring_up(plan, wanted, listener));
-    // Nobody is to find it any more before its place is free.
-    drop(held);
+    let done = runtime.block_on(bring_up(plan, wanted, listener, held));
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
 }
@@ -106,6 +105,7 @@ async fn bring_up(
     plan: Plan,
     wanted: Vec<String>,
     listener: std::os::unix::net::UnixListener,
+    held: SocketPath,
 ) -> Result<ExitCode, CliError> {
     let (sender, output) = mpsc::channel(MOST_WAITING);
     // In the background nobody reads, and the screen is to see the end of it.
@@ -140,7 +140,8 @@ async fn bring_up(
         () = &mut starting => {}
         () = std::future::ready(()) => drop(tokio::spawn(starting)),
     }
-    let server = tokio::spawn(server::serve(listener, serving.clone()));
+    let clients = Arc::new(Clients::default());
+    let server = tokio::spawn(server::serve(listener, serving.clone(), clients.clone()));
     if plan.is_detached {
         super::detach::told_up();
     }
@@ -166,13 +167,17 @@ async fn bring_up(
     for one in stopped.iter().filter(|one| !one.is_clean()) {
         say(one);
     }
+    // Whoever hears that it is down finds its place free.
+    server.abort();
+    let _ = server.await;
+    drop(held);
     for down in downs {
         // Whoever asked may have gone.
         let _ = down.done.send(stopped.clone());
         // The answer is written by the server, which ends with this program.
         let _ = tokio::time::timeout(LAST_ANSWER, down.answered).await;
     }
-    server.abort();
+    clients.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     tokio::select! {
         () = screen.finish() => {}
         // A terminal that stands still is not waited for by those who are in a hurry.
