@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::support::{Dir, Done, Running, command, objects};
+use crate::support::{Dir, Done, Running, command, has, objects};
 
 /// A directory with this pm.toml, and sockets of its own.
 fn project(text: &str) -> Dir {
@@ -379,4 +379,27 @@ fn graphs_and_checks_start_nothing() {
     let schema: serde_json::Value = serde_json::from_str(&pm(&dir, "schema", &[]).expect(0).text()).unwrap();
     assert!(schema["properties"]["service"].is_object(), "{schema}");
     assert!(!Path::new(&dir.join(".pm")).exists());
+}
+
+const SHOP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/shop");
+
+#[test]
+fn the_shop_with_a_real_database() {
+    if !(has("redis-server", "--version") && has("redis-cli", "--version") && has("python3", "--version")) {
+        return;
+    }
+    let dir = Dir::new();
+    for name in ["pm.toml", "shop.py"] {
+        std::fs::copy(Path::new(SHOP).join(name), dir.join(name)).unwrap();
+    }
+    let port = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let shop =
+        here(&dir, "up", &["--exit-code-from", "client"]).env("SHOP_REDIS_PORT", port()).env("SHOP_API_PORT", port());
+    let done = shop.run("").expect(0);
+    for line in
+        ["migrate | the goods are there", "client  | 2 tea: 9.00, by worker", "client  | 10 tea: 45.00, by worker"]
+    {
+        assert!(done.text().contains(line), "{line:?} is not in {}", done.text());
+    }
+    assert!(done.err.contains("pm: db: stopped (exit code 0)"), "{}", done.err);
 }
