@@ -124,6 +124,9 @@ pub enum CliError {
     /// The project ended before it had answered.
     #[error("the project ended before it had answered")]
     Lost,
+    /// `pm tui` has no terminal.
+    #[error("pm tui needs a terminal, for its input and its output: pm ps and pm logs -f show the same as text")]
+    NoTerminal,
     /// What was asked of services could not be done, as the text says.
     #[error("{0}")]
     Service(String),

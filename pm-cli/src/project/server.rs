@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pm::Signal;
-use pm::service::{Condition, Orchestrator, Stopped, WaitError};
+use pm::service::{Condition, LogFile, Orchestrator, Stopped, WaitError};
 use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::output;
 use super::wire::{self, Answer, EventRow, LONGEST_QUESTION, Question};
 
 /// So many are answered at the same time. Others wait.
@@ -37,6 +38,8 @@ pub struct Serving {
     pub enabled: Vec<String>,
     /// Of each service whether something says when it is ready.
     pub says_when_ready: BTreeMap<String, bool>,
+    /// The logs of those that have one.
+    pub logs: BTreeMap<String, LogFile>,
     /// Where the end of the project is asked for.
     pub down: mpsc::Sender<Down>,
 }
@@ -95,6 +98,12 @@ async fn answer(stream: UnixStream, serving: &Serving) -> std::io::Result<()> {
         let mut rest = [0];
         let _ = tokio::io::AsyncReadExt::read(&mut read, &mut rest).await;
     };
+    if let Question::Output { names, last_bytes } = question {
+        return tokio::select! {
+            done = output::send(&mut write, serving, &names, last_bytes) => done,
+            () = gone => Ok(()),
+        };
+    }
     tokio::select! {
         answer = reply(question, serving) => wire::write(&mut write, &answer).await,
         () = gone => Ok(()),
@@ -171,8 +180,8 @@ async fn reply(question: Question, serving: &Serving) -> Answer {
             }
             Answer::Done
         }
-        // Both were answered before.
-        Question::Down { .. } | Question::Events => Answer::Done,
+        // These were answered before.
+        Question::Down { .. } | Question::Events | Question::Output { .. } => Answer::Done,
     }
 }
 

@@ -112,10 +112,13 @@ async fn bring_up(
     let signals = Signals::new().map_err(CliError::Runtime)?;
     let ready: BTreeMap<String, bool> =
         plan.project.services.iter().map(|one| (one.name().to_string(), says_when_ready(one))).collect();
+    let with_log = plan.project.services.iter().filter_map(|one| Some((one.name().to_string(), one.log()?.clone())));
+    let logs = with_log.collect();
     let ends = plan.project.ends;
     orchestrator.add(plan.project.services).await.map_err(|error| CliError::Service(error.to_string()))?;
     let (down, asked_down) = mpsc::channel(1);
-    let serving = Serving { orchestrator: orchestrator.clone(), enabled: wanted.clone(), says_when_ready: ready, down };
+    let serving =
+        Serving { orchestrator: orchestrator.clone(), enabled: wanted.clone(), says_when_ready: ready, logs, down };
     // Asked for before anybody else can ask for something: whoever waits for a service finds it started. What goes wrong is an event, and shown as one.
     let mut starting = Box::pin({
         let (orchestrator, with_needs) = (orchestrator.clone(), !plan.no_deps);
