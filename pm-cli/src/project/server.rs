@@ -10,6 +10,7 @@ use pm::service::{Condition, LogFile, Orchestrator, Stopped, WaitError};
 use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use super::output;
 use super::wire::{self, Answer, EventRow, LONGEST_QUESTION, Question};
@@ -53,7 +54,10 @@ pub async fn serve(listener: StdListener, serving: Arc<Serving>) -> std::io::Res
     let listener = UnixListener::from_std(listener)?;
     let own = rustix::process::geteuid().as_raw();
     let room = Arc::new(Semaphore::new(MOST_CLIENTS));
+    // They end with this: whoever listens to events or output would hold up the end of the project for ever.
+    let mut clients = JoinSet::new();
     loop {
+        while clients.try_join_next().is_some() {}
         let Ok(permit) = room.clone().acquire_owned().await else { return Ok(()) };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -66,7 +70,7 @@ pub async fn serve(listener: StdListener, serving: Arc<Serving>) -> std::io::Res
         // The socket is for its user alone; who could pass its directory all the same is turned away here.
         if stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0) {
             let serving = serving.clone();
-            tokio::spawn(async move {
+            clients.spawn(async move {
                 // Whoever goes away needs no answer.
                 let _ = answer(stream, &serving).await;
                 drop(permit);
@@ -87,9 +91,6 @@ async fn answer(stream: UnixStream, serving: &Serving) -> std::io::Result<()> {
             return wire::write(&mut write, &Answer::Failed { message }).await;
         }
     };
-    if let Question::Events = question {
-        return events(&mut write, serving).await;
-    }
     if let Question::Down { limit_ms } = question {
         return take_down(&mut write, serving, limit_ms.map(Duration::from_millis)).await;
     }
@@ -98,6 +99,12 @@ async fn answer(stream: UnixStream, serving: &Serving) -> std::io::Result<()> {
         let mut rest = [0];
         let _ = tokio::io::AsyncReadExt::read(&mut read, &mut rest).await;
     };
+    if let Question::Events = question {
+        return tokio::select! {
+            done = events(&mut write, serving) => done,
+            () = gone => Ok(()),
+        };
+    }
     if let Question::Output { names, last_bytes } = question {
         return tokio::select! {
             done = output::send(&mut write, serving, &names, last_bytes) => done,
@@ -194,7 +201,7 @@ async fn wait(serving: &Serving, names: Vec<String>, condition: Option<String>) 
         Ok(condition) => condition,
         Err(error) => return failed(error),
     };
-    let mut waits = tokio::task::JoinSet::new();
+    let mut waits = JoinSet::new();
     for name in names {
         let orchestrator = serving.orchestrator.clone();
         let usual = wire::usual(serving.says_when_ready.get(&name).copied().unwrap_or(false));

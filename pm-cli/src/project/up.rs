@@ -102,7 +102,11 @@ async fn bring_up(
 ) -> Result<ExitCode, CliError> {
     let (sender, output) = mpsc::channel(MOST_WAITING);
     let orchestrator = match plan.is_detached {
-        true => Orchestrator::start(),
+        true => {
+            // The screen ends with the last of those who can still send it something.
+            drop(sender);
+            Orchestrator::start()
+        }
         false => Orchestrator::builder().output(sender).start(),
     };
     let orchestrator = orchestrator.map_err(CliError::Runtime)?;

@@ -301,3 +301,14 @@ fn graphs_and_checks_start_nothing() {
     assert!(schema["properties"]["service"].is_object(), "{schema}");
     assert!(!Path::new(&dir.join(".pm")).exists());
 }
+
+#[test]
+fn whoever_listens_does_not_hold_up_the_end() {
+    let dir = project("[service.a]\nshell = \"exec sleep 1000\"\n");
+    let running = up(&dir, &[]);
+    let mut events = here(&dir, "events", &[]).start();
+    pm(&dir, "stop", &["a"]).expect(0);
+    while !events.line().contains("stopped") {}
+    running.end().expect(0);
+    events.end().expect(0);
+}
