@@ -1,7 +1,7 @@
 //! `pm tui` on a real pseudo-terminal, whose screen a terminal of its own reads.
 
 use std::io::{Read, Write};
-use std::process::Child;
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,30 @@ impl Project {
 
     fn pm(&self, name: &str, args: &[&str]) -> crate::support::Done {
         command(name, args).dir(self.0.path()).env("XDG_RUNTIME_DIR", self.0.path()).run("")
+    }
+
+    /// Waits until the project in the background has ended, not only its services.
+    fn is_gone(&self) {
+        let file = self.0.join("pm.toml");
+        let is_of_it = |process: std::io::Result<std::fs::DirEntry>| {
+            let line = std::fs::read(process.ok()?.path().join("cmdline")).ok()?;
+            String::from_utf8_lossy(&line).contains(&*file.to_string_lossy()).then_some(())
+        };
+        let began = Instant::now();
+        while std::fs::read_dir("/proc").unwrap().filter_map(is_of_it).next().is_some() {
+            assert!(began.elapsed() < LIMIT, "the project in the background does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// `pm up -d`, which leaves what it has started.
+    fn start_in_background(&self) {
+        let status = Command::new(env!("CARGO_BIN_EXE_pm"))
+            .args(["up", "-d"])
+            .current_dir(self.0.path())
+            .env("XDG_RUNTIME_DIR", self.0.path())
+            .status();
+        assert!(status.unwrap().success());
     }
 
     /// `pm` with these arguments on a terminal of this size.
@@ -68,6 +92,9 @@ impl Project {
 impl Drop for Project {
     fn drop(&mut self) {
         self.pm("down", &["--limit", "1s"]);
+        if !std::thread::panicking() {
+            self.is_gone();
+        }
     }
 }
 
@@ -205,7 +232,7 @@ fn services_are_seen_and_stopped_and_the_project_stays_up() {
 #[test]
 fn the_terminal_is_given_back_whatever_ends_it() {
     let project = Project::new(TWO);
-    project.pm("up", &["-d", "--wait"]).expect(0);
+    project.start_in_background();
     for (signal, code) in [(Signal::TERM, 143), (Signal::HUP, 129), (Signal::INT, 130)] {
         let mut terminal = project.on_terminal(&["tui"], 24, 80);
         terminal.shows("2 of 2 up");
@@ -241,31 +268,32 @@ fn a_flood_does_not_freeze_it() {
         "[service.flood]\nshell = \"exec yes 'a line of a usual length, as services print them all the time, one of very many'\"\n\
          [service.quiet]\nshell = \"while :; do echo tick $(date +%s%N); sleep 0.05; done\"\n[log]\nmax_size = 1000000\nkeep = 1\n",
     );
-    project.pm("up", &["-d"]).expect(0);
+    project.start_in_background();
     let mut terminal = project.on_terminal(&["tui"], 40, 120);
     terminal.sees(|screen| screen.contains("one of very many") && screen.contains("quiet"));
+    let since = |first: usize| {
+        let seen = terminal.seen.lock().unwrap();
+        seen.frames[first..].windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<Duration>>()
+    };
+    // While it is looked at there is a frame as soon as one may be.
     let first = terminal.seen.lock().unwrap().frames.len();
-    let began = Instant::now();
+    std::thread::sleep(Duration::from_secs(3));
+    let mut between = since(first);
     let mut answers = Vec::new();
-    while began.elapsed() < Duration::from_secs(4) {
-        for (key, shown) in [("d", "last exit"), ("d", "follows"), ("?", "stop the project"), ("?", "follows")] {
-            let pressed = Instant::now();
-            terminal.press(key);
-            terminal.shows(shown);
-            answers.push(pressed.elapsed());
-            std::thread::sleep(Duration::from_millis(150));
-        }
+    for (key, shown) in [("d", "last exit"), ("d", "follows"), ("?", "stop the project"), ("?", "follows")].repeat(5) {
+        let pressed = Instant::now();
+        terminal.press(key);
+        terminal.shows(shown);
+        answers.push(pressed.elapsed());
     }
     terminal.press("j");
     terminal.shows("tick ");
-    let seen = terminal.seen.lock().unwrap();
-    let mut between: Vec<Duration> = seen.frames[first..].windows(2).map(|pair| pair[1] - pair[0]).collect();
-    drop(seen);
+    terminal.sees(|screen| !screen.contains("one of very many"));
     between.sort();
     answers.sort();
     let at = |times: &[Duration], share: f64| times[((times.len() - 1) as f64 * share) as usize];
     println!(
-        "{} frames: p50 {:?}, p99 {:?}, longest {:?}; keys are answered after p50 {:?}, longest {:?}",
+        "{} frames in 3 s, from one to the next p50 {:?}, p99 {:?}, longest {:?}; a key is answered after p50 {:?}, longest {:?}",
         between.len(),
         at(&between, 0.5),
         at(&between, 0.99),
@@ -273,8 +301,9 @@ fn a_flood_does_not_freeze_it() {
         at(&answers, 0.5),
         at(&answers, 1.0),
     );
-    // On a machine that does other things as well, and not optimized. What it is at rest stands in docs/SERVICES.md.
-    assert!(at(&between, 0.5) < Duration::from_millis(150), "{:?}", at(&between, 0.5));
+    // On a machine that does other things as well, and not optimized.
+    assert!(at(&between, 0.5) < Duration::from_millis(120), "{:?}", at(&between, 0.5));
+    assert!(at(&between, 0.5) >= Duration::from_millis(25), "more frames than anybody sees: {:?}", at(&between, 0.5));
     assert!(at(&answers, 1.0) < Duration::from_secs(3), "{:?}", at(&answers, 1.0));
     terminal.press("q");
     assert_eq!(terminal.ends(), Some(0));

@@ -250,7 +250,7 @@ fn line_at(
             column <= left
         });
         let first = if left == 0 { 0 } else { hidden.count() };
-        vec![first..glyphs.len()]
+        std::iter::once(first..glyphs.len()).collect()
     };
     let mut drawn = 0;
     for range in rows.into_iter().skip(skipped) {
