@@ -229,6 +229,41 @@ mod tests {
     }
 
     #[test]
+    fn a_flood_pushes_out_its_own_oldest_lines_and_they_are_counted() {
+        let piece = |label: &str, text: String| Output {
+            id: pm::service::ServiceId(1),
+            label: label.into(),
+            stream: OutputStream::Stdout,
+            at: std::time::SystemTime::UNIX_EPOCH,
+            text: text.into(),
+            is_whole: true,
+            missed: 0,
+        };
+        let mut queue = Queue::default();
+        queue.push(piece("quiet", "word\n".into()));
+        for n in 0..100 {
+            queue.push(piece("flood", format!("{n}\n").repeat(10_000)));
+        }
+        assert!(queue.waiting["flood"].bytes <= MOST_WAITING);
+        assert_eq!(
+            queue.pop().map(|row| (row.service, row.text, row.missed)),
+            Some(("quiet".into(), "word\n".into(), 0))
+        );
+        let (mut lines, mut missed) = (0, 0);
+        let mut last = String::new();
+        while let Some(row) = queue.pop() {
+            // They are missing before all that is left.
+            assert!(row.missed == 0 || lines == 0);
+            lines += row.text.lines().count() as u64;
+            missed += row.missed;
+            last = row.text;
+        }
+        assert_eq!(lines + missed, 1_000_000);
+        assert!(missed > 0 && last.starts_with("99\n"));
+        assert!(queue.waiting.is_empty());
+    }
+
+    #[test]
     fn what_stands_in_the_log_does_not_come_again() {
         let seen = Seen::new(&[entry("1", "a"), entry("2", "b"), entry("2", "c")]).unwrap();
         assert!(seen.has("1", b"a\n") && seen.has("2", b"b\nc\n"));

@@ -83,7 +83,7 @@ pub enum Command {
 
 /// What a key means. In the copy mode there is only the log, so the arrows scroll: a wheel says arrows, where a terminal is left its mouse.
 pub fn meaning(key: Key, is_copying: bool) -> Option<Command> {
-    Some(match key {
+    let command = match key {
         Key::Up | Key::Char('k') if is_copying => Command::LineUp,
         Key::Down | Key::Char('j') if is_copying => Command::LineDown,
         Key::Tab | Key::Down | Key::Char('j') => Command::Next,
@@ -115,7 +115,19 @@ pub fn meaning(key: Key, is_copying: bool) -> Option<Command> {
         Key::Char('q') | Key::Ctrl('c' | 'd') => Command::Leave,
         Key::Char('Q') => Command::Down,
         _ => return None,
-    })
+    };
+    // Nobody is to stop a service that is not on the screen.
+    let is_about_services = matches!(
+        command,
+        Command::Next
+            | Command::Previous
+            | Command::Start
+            | Command::Stop
+            | Command::Restart
+            | Command::More
+            | Command::Fewer
+    );
+    (!is_copying || !is_about_services).then_some(command)
 }
 
 /// The keys, as the help shows them.

@@ -40,6 +40,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a signal waits for a frame that is being written. A terminal that takes nothing any more would hold it up for ever.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// The exit code of a program that panicked.
+const PANICKED: i32 = 101;
+
 /// Shows the project of this file until the user leaves, or the project ends.
 ///
 /// # Errors
@@ -96,6 +99,8 @@ impl Taken {
             // What it says is for the screen that stays.
             give_back();
             before(panic);
+            // Wherever it happened: the rest would go on drawing on a terminal that is no longer its own.
+            std::process::exit(PANICKED);
         }));
         execute!(io::stdout(), EnterAlternateScreen, cursor::Hide)?;
         Ok(taken)
@@ -118,15 +123,15 @@ fn give_back() {
 
 async fn run(name: &str, has_colours: bool, mut feed: Feed) -> Result<Left, CliError> {
     let signals = Signals::watch()?;
-    let taken = Taken::take().map_err(CliError::Runtime)?;
+    let taken = Taken::take().map_err(CliError::Terminal)?;
     let keys = Keys::read().map_err(CliError::Runtime)?;
     let app = App::new(name, has_colours, size().unwrap_or((80, 24)));
     let terminal = Terminal::new(CrosstermBackend::new(io::BufWriter::with_capacity(64 << 10, io::stdout())));
-    let terminal = terminal.map_err(CliError::Runtime)?;
+    let terminal = terminal.map_err(CliError::Terminal)?;
     let mut screen = Screen { app, terminal, began: Instant::now(), is_clear: true };
     let left = screen.until_left(&mut feed, keys, signals).await;
     drop(taken);
-    left.map_err(CliError::Runtime)
+    left.map_err(CliError::Terminal)
 }
 
 /// The signals that end it, seen by a thread of their own: one that waits for a terminal would not see them.
