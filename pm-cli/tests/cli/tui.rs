@@ -72,13 +72,15 @@ impl Project {
             frames: Vec::new(),
             tail: Vec::new(),
             bytes: 0,
+            is_deaf: false,
         }));
         let pty = Arc::new(pty);
         let (reader, shared) = (pty.clone(), seen.clone());
         std::thread::spawn(move || {
             let mut buffer = [0; 65536];
             // Its end is an error of a terminal that nobody has open any more.
-            while let Ok(count) = (&*reader).read(&mut buffer)
+            while !shared.lock().unwrap().is_deaf
+                && let Ok(count) = (&*reader).read(&mut buffer)
                 && count > 0
             {
                 shared.lock().unwrap().take(&buffer[..count]);
@@ -104,6 +106,8 @@ struct Seen {
     frames: Vec<Instant>,
     tail: Vec<u8>,
     bytes: usize,
+    /// Nothing is read any more.
+    is_deaf: bool,
 }
 
 impl Seen {
@@ -148,22 +152,28 @@ impl Terminal {
         self.sees(|screen| screen.contains(text));
     }
 
-    /// Its exit code, once it has ended, with the terminal as it was.
+    /// Its exit code, once it has ended.
     #[track_caller]
-    fn ends(&mut self) -> Option<i32> {
+    fn code(&mut self) -> Option<i32> {
         let began = Instant::now();
-        let status = loop {
+        loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
+                return status.code();
             }
             assert!(began.elapsed() < LIMIT, "it does not end:\n{}", self.screen());
             std::thread::sleep(Duration::from_millis(5));
-        };
+        }
+    }
+
+    /// The same, with the terminal as it was.
+    #[track_caller]
+    fn ends(&mut self) -> Option<i32> {
+        let code = self.code();
         self.sees(|_| !self.seen.lock().unwrap().parser.screen().alternate_screen());
         let seen = self.seen.lock().unwrap();
         assert!(!seen.parser.screen().hide_cursor(), "the cursor is hidden");
         assert!(!is_raw(&self.pty), "the terminal is raw");
-        status.code()
+        code
     }
 
     fn signal(&self, signal: Signal) {
@@ -265,6 +275,24 @@ fn without_a_terminal_or_a_project_it_says_so() {
     let mut terminal = project.on_terminal(&["tui"], 24, 80);
     terminal.shows("this project is not up");
     assert_eq!(terminal.ends(), Some(5));
+}
+
+#[test]
+fn a_terminal_that_takes_nothing_any_more_holds_up_no_signal() {
+    let project = Project::new("[service.a]\nshell = \"while :; do date +%N%N%N%N; sleep 0.01; done\"\n");
+    project.start_in_background();
+    let mut terminal = project.on_terminal(&["tui"], 50, 200);
+    terminal.shows("1 of 1 up");
+    terminal.seen.lock().unwrap().is_deaf = true;
+    // Until it waits for the terminal: it has written what fits, and nothing more comes.
+    let stat = || std::fs::read_to_string(format!("/proc/{}/wchan", terminal.child.id())).unwrap();
+    let began = Instant::now();
+    while !stat().contains("tty") && !stat().contains("woken") && began.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    terminal.signal(Signal::TERM);
+    assert_eq!(terminal.code(), Some(143));
+    assert!(!is_raw(&terminal.pty), "the terminal is raw");
 }
 
 /// One that writes as fast as it can beside one that says a word now and then: both are seen, keys are answered, and frames come.
