@@ -39,6 +39,9 @@ pub enum Command {
     Up(project::UpArgs),
     /// Show the services of a project that is up: what each is doing, and why
     Ps(project::ShowArgs),
+    /// Show the services of a project that is up and what they print, and start and stop them, on a terminal
+    #[command(after_help = "? shows the keys. q leaves, and the project stays up; Q stops it.")]
+    Tui(project::FileArg),
     /// Show what services have printed
     Logs(project::LogsArgs),
     /// Start services of a project that is up, with what they need

@@ -124,6 +124,12 @@ pub enum CliError {
     /// The project ended before it had answered.
     #[error("the project ended before it had answered")]
     Lost,
+    /// `pm tui` has no terminal.
+    #[error("pm tui needs a terminal, for its input and its output: pm ps and pm logs -f show the same as text")]
+    NoTerminal,
+    /// The terminal of `pm tui` takes nothing.
+    #[error("the terminal cannot be used")]
+    Terminal(#[source] std::io::Error),
     /// What was asked of services could not be done, as the text says.
     #[error("{0}")]
     Service(String),
@@ -148,7 +154,7 @@ impl CliError {
             CliError::NoStdout | CliError::Runtime(_) | CliError::Keeper(_) | CliError::Bench(BenchError::Lost) => {
                 code::FAILED
             }
-            CliError::Meeting { .. } | CliError::Lost | CliError::Service(_) => code::FAILED,
+            CliError::Meeting { .. } | CliError::Terminal(_) | CliError::Lost | CliError::Service(_) => code::FAILED,
             CliError::AlreadyUp => code::ALREADY_UP,
             CliError::NotUp => code::NOT_UP,
             CliError::TooLong(_) => code::TOO_LONG,

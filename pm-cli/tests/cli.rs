@@ -18,6 +18,8 @@ mod signals;
 mod streams;
 #[path = "cli/support.rs"]
 mod support;
+#[path = "cli/tui.rs"]
+mod tui;
 #[path = "cli/up.rs"]
 mod up;
 #[path = "cli/usage.rs"]

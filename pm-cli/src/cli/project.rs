@@ -32,6 +32,9 @@ pub struct UpArgs {
     /// Run in the background, and come back when all are healthy (running, where nothing says when they are ready; or completed with success); fail as soon as that cannot be any more
     #[arg(long)]
     pub wait: bool,
+    /// Run in the background, and open pm tui
+    #[arg(long, conflicts_with_all = ["wait", "json", "exit_code_from"])]
+    pub tui: bool,
     /// How long --wait waits
     #[arg(long, value_name = "TIME", value_parser = units::duration, default_value = "5m")]
     pub wait_timeout: Duration,

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
+use pm::service::LogFile;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::inotify;
 
@@ -48,8 +49,8 @@ struct Source {
     file: Option<(BufReader<File>, u64)>,
     /// A line that is not whole yet.
     partial: Vec<u8>,
-    /// Pieces of a line that is longer than a record, of each stream.
-    pieces: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Pieces of a line that is longer than a record, of standard output and of standard error.
+    pieces: BTreeMap<bool, Vec<u8>>,
 }
 
 /// Shows them.
@@ -198,16 +199,16 @@ impl Source {
                 continue;
             }
             let line = std::mem::take(&mut self.partial);
-            let Some((time, stream, is_whole, mut text)) = parse(&line[..line.len() - 1]) else { continue };
-            if !is_whole {
-                self.pieces.entry(stream).or_default().append(&mut text);
+            let Some(mut entry) = Entry::parse(&line[..line.len() - 1]) else { continue };
+            if !entry.is_whole {
+                self.pieces.entry(entry.is_stderr).or_default().append(&mut entry.text);
                 continue;
             }
-            if let Some(mut pieces) = self.pieces.remove(&stream) {
-                pieces.append(&mut text);
-                text = pieces;
+            if let Some(mut pieces) = self.pieces.remove(&entry.is_stderr) {
+                pieces.append(&mut entry.text);
+                entry.text = pieces;
             }
-            records.push(Record { time, service: number, text });
+            records.push(Record { time: entry.time, service: number, text: entry.text });
         }
     }
 }
@@ -222,19 +223,74 @@ fn count(path: &Path) -> usize {
     lines
 }
 
-/// The parts of a record: `TIME STREAM F text`, or JSON. None where it is neither.
-fn parse(line: &[u8]) -> Option<(String, Vec<u8>, bool, Vec<u8>)> {
-    if line.first() == Some(&b'{') {
-        let record: serde_json::Value = serde_json::from_slice(line).ok()?;
-        let text = |name: &str| record.get(name).and_then(|value| value.as_str()).map(str::to_owned);
-        let is_partial = record.get("partial").and_then(serde_json::Value::as_bool).unwrap_or(false);
-        return Some((text("time")?, text("stream")?.into_bytes(), !is_partial, text("text")?.into_bytes()));
+/// A line of a log: a record, or a part of one that is too long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The time as it stands there, which sorts as text.
+    pub time: String,
+    /// It was printed to standard error.
+    pub is_stderr: bool,
+    /// The line ends with it.
+    pub is_whole: bool,
+    /// What was printed.
+    pub text: Vec<u8>,
+}
+
+impl Entry {
+    /// Reads `TIME STREAM F text`, or JSON. None where it is neither.
+    fn parse(line: &[u8]) -> Option<Self> {
+        if line.first() == Some(&b'{') {
+            let record: serde_json::Value = serde_json::from_slice(line).ok()?;
+            let text = |name: &str| record.get(name).and_then(|value| value.as_str()).map(str::to_owned);
+            let is_partial = record.get("partial").and_then(serde_json::Value::as_bool).unwrap_or(false);
+            let is_stderr = text("stream").is_some_and(|stream| stream == "stderr");
+            return Some(Entry {
+                time: text("time")?,
+                is_stderr,
+                is_whole: !is_partial,
+                text: text("text")?.into_bytes(),
+            });
+        }
+        let mut parts = line.splitn(4, |byte| *byte == b' ');
+        let time = String::from_utf8(parts.next()?.to_vec()).ok()?;
+        let is_stderr = parts.next()? == b"stderr";
+        let is_whole = parts.next()? == b"F";
+        Some(Entry { time, is_stderr, is_whole, text: parts.next()?.to_vec() })
     }
-    let mut parts = line.splitn(4, |byte| *byte == b' ');
-    let time = String::from_utf8(parts.next()?.to_vec()).ok()?;
-    let stream = parts.next()?.to_vec();
-    let is_whole = parts.next()? == b"F";
-    Some((time, stream, is_whole, parts.next()?.to_vec()))
+}
+
+/// The end of a log: what stands in its last so many bytes. Of older files at most the youngest is looked into.
+///
+/// # Errors
+/// What the kernel says; that there is no log yet is none.
+pub fn end_of(log: &LogFile, bytes: u64) -> io::Result<Vec<Entry>> {
+    let mut aside = log.path.as_os_str().to_owned();
+    aside.push(".1");
+    // The current one first: if it is set aside meanwhile, some of it is read twice rather than not at all.
+    let current = end_of_file(&log.path, bytes)?;
+    let read: u64 = current.1;
+    let mut entries = if read < bytes { end_of_file(Path::new(&aside), bytes - read)?.0 } else { Vec::new() };
+    entries.extend(current.0);
+    Ok(entries)
+}
+
+fn end_of_file(path: &Path, bytes: u64) -> io::Result<(Vec<Entry>, u64)> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
+        Err(error) => return Err(error),
+    };
+    let begin = file.metadata()?.len().saturating_sub(bytes);
+    file.seek(io::SeekFrom::Start(begin))?;
+    let mut text = Vec::new();
+    // Bounded: a log that is written to faster than it is read would have no end.
+    file.take(bytes).read_to_end(&mut text)?;
+    let count = text.len() as u64;
+    let mut lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').collect();
+    // What follows the last line break is not whole yet, or empty; and the first is the end of one that began before.
+    lines.pop();
+    let skipped = usize::from(begin > 0);
+    Ok((lines.into_iter().skip(skipped).filter_map(Entry::parse).collect(), count))
 }
 
 /// What says that a log has changed.
@@ -271,10 +327,31 @@ mod tests {
 
     #[test]
     fn records_of_both_forms() {
+        let entry = |time: &str, is_stderr, is_whole, text: &str| {
+            Some(Entry { time: time.into(), is_stderr, is_whole, text: text.into() })
+        };
         let line = b"2026-12-01T00:00:00.000Z stderr P a  b";
-        assert_eq!(parse(line), Some(("2026-12-01T00:00:00.000Z".into(), b"stderr".to_vec(), false, b"a  b".to_vec())));
+        assert_eq!(Entry::parse(line), entry("2026-12-01T00:00:00.000Z", true, false, "a  b"));
         let json = br#"{"time":"2026","stream":"stdout","text":"a"}"#;
-        assert_eq!(parse(json), Some(("2026".into(), b"stdout".to_vec(), true, b"a".to_vec())));
-        assert_eq!(parse(b"half"), None);
+        assert_eq!(Entry::parse(json), entry("2026", false, true, "a"));
+        assert_eq!(Entry::parse(b"half"), None);
+    }
+
+    #[test]
+    fn the_end_of_a_log_is_read_without_the_rest() {
+        let dir = std::env::temp_dir().join(format!("pm-history-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let log = LogFile::new(dir.join("a.log"));
+        let texts = |bytes| {
+            let entries = end_of(&log, bytes).unwrap();
+            entries.iter().map(|entry| String::from_utf8(entry.text.clone()).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(100), Vec::<String>::new());
+        std::fs::write(dir.join("a.log.1"), "1 stdout F one\n2 stdout F two\n").unwrap();
+        std::fs::write(&log.path, "3 stdout F three\n4 stdout F four\n5 stdout F hal").unwrap();
+        assert_eq!(texts(1000), ["one", "two", "three", "four"]);
+        assert_eq!(texts(40), ["four"]);
+        assert_eq!(texts(75), ["two", "three", "four"]);
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

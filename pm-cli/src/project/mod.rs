@@ -5,11 +5,13 @@
 //! | [`meeting`] | where a project that is up is reached: a socket of its own |
 //! | [`wire`] | what is said there |
 //! | [`server`] | the side of the project |
+//! | [`output`] | the part of it that passes on what services print |
 //! | [`client`] | the side of `pm ps`, `pm stop` and the others |
 //! | [`up`] | `pm up`: starts a project, and stays until it ends |
 //! | [`detach`] | `pm up -d`: the same in the background |
 //! | [`screen`] | what services print, for people |
 //! | [`history`] | `pm logs`: what services have printed |
+//! | [`tui`] | `pm tui`: all of it, for people who stay |
 //! | [`graph`] | `pm graph`: who needs whom |
 
 pub mod client;
@@ -17,8 +19,10 @@ pub mod detach;
 pub mod graph;
 pub mod history;
 pub mod meeting;
+pub mod output;
 pub mod screen;
 pub mod server;
+pub mod tui;
 pub mod up;
 pub mod wire;
 
@@ -40,6 +44,7 @@ pub fn run(command: Command) -> Result<ExitCode, CliError> {
     match command {
         Command::Up(args) => run_up(args),
         Command::Ps(args) => client::ps(args.project.file.as_deref(), args.json),
+        Command::Tui(args) => tui::terminal::show(args.file.as_deref()),
         Command::Logs(args) => logs(args),
         Command::Start(args) => {
             let question = Question::Start { names: args.names, no_deps: args.no_deps };
@@ -86,8 +91,13 @@ fn run_up(args: UpArgs) -> Result<ExitCode, CliError> {
     if args.in_background {
         detach::leave_session();
     }
+    if args.tui {
+        // Said before anything is started.
+        tui::terminal::check()?;
+    }
     // Who starts another pm for it does not run it.
-    let purpose = if args.detach || args.wait { Purpose::Look } else { Purpose::Start };
+    let is_elsewhere = args.detach || args.wait || args.tui;
+    let purpose = if is_elsewhere { Purpose::Look } else { Purpose::Start };
     let project = Project::read_for(args.project.file.as_deref(), purpose).map_err(CliError::Config)?;
     warn(&project);
     let plan = up::Plan {
@@ -98,11 +108,14 @@ fn run_up(args: UpArgs) -> Result<ExitCode, CliError> {
         is_detached: args.in_background,
         project,
     };
-    if !(args.detach || args.wait) {
+    if !is_elsewhere {
         return up::run(plan);
     }
     let wanted = plan.wanted()?;
     detach::start(&plan.project, &plan.names, plan.no_deps)?;
+    if args.tui {
+        return tui::terminal::show(Some(&plan.project.file));
+    }
     if args.wait { detach::wait(&plan.project.file, wanted, args.wait_timeout) } else { Ok(ExitCode::SUCCESS) }
 }
 

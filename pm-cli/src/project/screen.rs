@@ -247,7 +247,7 @@ pub fn printable(line: &[u8], to: &mut Vec<u8>) {
     let text = String::from_utf8_lossy(line);
     let mut rest = text.as_ref();
     while let Some(c) = rest.chars().next() {
-        if let Some(length) = colour(rest) {
+        if let Some(length) = colour_length(rest) {
             to.extend_from_slice(&rest.as_bytes()[..length]);
             rest = &rest[length..];
             continue;
@@ -261,8 +261,8 @@ pub fn printable(line: &[u8], to: &mut Vec<u8>) {
     }
 }
 
-/// The length of the sequence that sets colours, where one stands here: ESC [ numbers m.
-fn colour(text: &str) -> Option<usize> {
+/// The length of the sequence that sets colours, where one stands at the beginning: ESC [ numbers m.
+pub fn colour_length(text: &str) -> Option<usize> {
     let inside = text.strip_prefix("\x1b[")?;
     let end = inside.find(|c: char| !(c.is_ascii_digit() || c == ';' || c == ':'))?;
     inside[end..].starts_with('m').then_some(end + 3)

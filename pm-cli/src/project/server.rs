@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pm::Signal;
-use pm::service::{Condition, Orchestrator, Stopped, WaitError};
+use pm::service::{Condition, LogFile, Orchestrator, Stopped, WaitError};
 use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::output;
 use super::wire::{self, Answer, EventRow, LONGEST_QUESTION, Question};
 
 /// So many are answered at the same time. Others wait.
@@ -42,6 +43,8 @@ pub struct Serving {
     pub enabled: Vec<String>,
     /// Of each service whether something says when it is ready.
     pub says_when_ready: BTreeMap<String, bool>,
+    /// The logs of those that have one.
+    pub logs: BTreeMap<String, LogFile>,
     /// Where the end of the project is asked for.
     pub down: mpsc::Sender<Down>,
     /// The project is going down: nothing is started any more.
@@ -111,12 +114,17 @@ async fn answer(
     if let Question::Events = question {
         // Those who listen for long are not to stand in the way of those who have one question.
         drop(permit);
-        let Ok(_stall) = stalls.try_acquire() else {
-            let message = format!("{MOST_LISTENERS} listen to this project already");
-            return send(&mut write, &Answer::Failed { message }).await;
-        };
+        let Ok(_stall) = stalls.try_acquire() else { return too_many(&mut write).await };
         return tokio::select! {
             ended = events(&mut write, serving) => ended,
+            () = gone => Ok(()),
+        };
+    }
+    if let Question::Output { names, last_bytes } = question {
+        drop(permit);
+        let Ok(_stall) = stalls.try_acquire() else { return too_many(&mut write).await };
+        return tokio::select! {
+            done = output::send(&mut write, serving, &names, last_bytes) => done,
             () = gone => Ok(()),
         };
     }
@@ -124,6 +132,11 @@ async fn answer(
         answer = reply(question, serving) => send(&mut write, &answer).await,
         () = gone => Ok(()),
     }
+}
+
+/// Says that there is no room for one more who listens.
+async fn too_many(write: &mut (impl tokio::io::AsyncWrite + Unpin)) -> std::io::Result<()> {
+    send(write, &Answer::Failed { message: format!("{MOST_LISTENERS} listen to this project already") }).await
 }
 
 /// Writes an answer. Who does not read it is not waited for.
@@ -207,8 +220,8 @@ async fn reply(question: Question, serving: &Serving) -> Answer {
             }
             Answer::Done
         }
-        // Both were answered before.
-        Question::Down { .. } | Question::Events => Answer::Done,
+        // These were answered before.
+        Question::Down { .. } | Question::Events | Question::Output { .. } => Answer::Done,
     }
 }
 

@@ -108,9 +108,12 @@ async fn bring_up(
     held: SocketPath,
 ) -> Result<ExitCode, CliError> {
     let (sender, output) = mpsc::channel(MOST_WAITING);
-    // In the background nobody reads, and the screen is to see the end of it.
     let builder = match plan.is_detached {
-        true => Orchestrator::builder(),
+        true => {
+            // Nobody reads, and the screen is to see the end of it.
+            drop(sender);
+            Orchestrator::builder()
+        }
         false => Orchestrator::builder().output(sender),
     };
     let orchestrator = builder.start().map_err(CliError::Runtime)?;
@@ -120,6 +123,8 @@ async fn bring_up(
     let signals = Signals::new().map_err(CliError::Runtime)?;
     let ready: BTreeMap<String, bool> =
         plan.project.services.iter().map(|one| (one.name().to_string(), says_when_ready(one))).collect();
+    let with_log = plan.project.services.iter().filter_map(|one| Some((one.name().to_string(), one.log()?.clone())));
+    let logs = with_log.collect();
     let ends = plan.project.ends;
     orchestrator.add(plan.project.services).await.map_err(|error| CliError::Service(error.to_string()))?;
     let (down, asked_down) = mpsc::channel(1);
@@ -127,6 +132,7 @@ async fn bring_up(
         orchestrator: orchestrator.clone(),
         enabled: wanted.clone(),
         says_when_ready: ready,
+        logs,
         down,
         is_ending: AtomicBool::new(false),
     });

@@ -35,6 +35,9 @@ pub enum Question {
     Wait { names: Vec<String>, condition: Option<String> },
     /// Answered by an [`Answer::Event`] for each, without end.
     Events,
+    /// Answered by an [`Answer::Output`] for each piece of what they print, without end, and before that for the end of the log of each, of about
+    /// so many bytes. Without names: of all.
+    Output { names: Vec<String>, last_bytes: u64 },
     /// Answered by [`Answer::Done`].
     Signal { names: Vec<String>, signal: i32 },
 }
@@ -52,6 +55,7 @@ pub enum Answer {
         stopped: Vec<StoppedRow>,
     },
     Event(EventRow),
+    Output(OutputRow),
     /// It could not be done.
     Failed {
         message: String,
@@ -63,6 +67,9 @@ pub enum Answer {
 pub struct Row {
     /// The name, with the number of the replica where it is not the first.
     pub service: String,
+    /// The name alone, by which it is started and stopped.
+    #[serde(default)]
+    pub name: String,
     /// Its state, in one word.
     pub state: String,
     /// Why, where that needs words.
@@ -90,6 +97,7 @@ impl From<Info> for Row {
         let usage = info.pid.and_then(pm::service::usage_of);
         Row {
             service: info.label.to_string(),
+            name: info.name,
             state: info.state.name().into(),
             why: info.why,
             pid: info.pid,
@@ -164,6 +172,21 @@ impl From<&Happening> for EventRow {
             pid,
         }
     }
+}
+
+/// What a service printed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputRow {
+    /// The name, with the number of the replica where it is not the first. Empty where something was missed and nobody knows of whom.
+    pub service: String,
+    /// It went to standard error.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_stderr: bool,
+    /// Lines, each with its line break; or a part of one that is too long, without. What is no UTF-8 is replaced.
+    pub text: String,
+    /// So many lines that went before these were dropped, because whoever reads was too slow.
+    #[serde(default)]
+    pub missed: u64,
 }
 
 /// An event in one word.

@@ -403,3 +403,13 @@ fn the_shop_with_a_real_database() {
     }
     assert!(done.err.contains("pm: db: stopped (exit code 0)"), "{}", done.err);
 }
+#[test]
+fn whoever_listens_does_not_hold_up_the_end() {
+    let dir = project("[service.a]\nshell = \"exec sleep 1000\"\n");
+    let running = up(&dir, &[]);
+    let mut events = here(&dir, "events", &[]).start();
+    pm(&dir, "stop", &["a"]).expect(0);
+    while !events.line().contains("stopped") {}
+    running.end().expect(0);
+    events.end().expect(0);
+}
