@@ -24,6 +24,7 @@ pub(crate) fn cpu_time(pid: u32) -> Option<Duration> {
 }
 
 /// What a process and all that descends from it use together.
+#[cfg(feature = "service")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TreeUsage {
