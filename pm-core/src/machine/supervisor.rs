@@ -4,16 +4,18 @@
 //! nothing is: whoever is to start does so once all that it needs is there, and is skipped once that can no longer be; whoever is to
 //! stop does so once nobody who stops too still needs it. So everything starts as early as it may, and stops in reverse.
 
+mod child;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::cause::ExitCause;
 use super::graph::{BadGraph, Graph};
 use super::life::{self, Life};
 use super::restart::When;
 use super::service::{Condition, Event, Need, Readiness, Rules, ServiceId, State, Verdict};
 use super::time::Time;
+use child::{Child, Request, Skip, Then, seconds};
 
 /// What is wanted of services, or happened to one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,21 +95,6 @@ pub enum BadService {
 /// Why one that is always started again cannot be needed to end.
 const NO_END: &str = "it is always started again: have it restart on failure alone, or need something else of it";
 
-/// What is asked of one process, and could not be done yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Request {
-    Start { with_needs: bool },
-    Stop { limit: Option<Duration>, then: Then },
-}
-
-/// What follows when it has stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
-    Nothing,
-    Start { with_needs: bool },
-    Remove,
-}
-
 /// Why a restart is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
@@ -115,27 +102,6 @@ enum Asked {
     ByName,
     /// What it is restarted with comes back from a crash.
     ByACrash,
-}
-
-/// Why a process was not started.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Skip {
-    /// What it needs and does not get.
-    on: String,
-    reason: String,
-}
-
-#[derive(Clone, Debug)]
-struct Child {
-    name: Arc<str>,
-    replica: u32,
-    life: Life,
-    request: Option<Request>,
-    /// What is to follow once it has ended, where it is ending for a request.
-    then: Then,
-    skipped: Option<Skip>,
-    /// What it was last said to wait for.
-    waits_for: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -737,93 +703,6 @@ impl Supervisor {
         self.say(id, Event::Skipped { reason });
         true
     }
-}
-
-impl Child {
-    fn state(&self) -> State {
-        match (&self.request, self.life.state()) {
-            (Some(Request::Start { .. }), state) if !state.is_up() => State::Waiting,
-            (_, state) if !state.is_up() && self.skipped.is_some() => State::Skipped,
-            (_, state) => state,
-        }
-    }
-
-    /// Whether it is to be forgotten once it has ended.
-    fn is_going(&self) -> bool {
-        self.then == Then::Remove || matches!(self.request, Some(Request::Stop { then: Then::Remove, .. }))
-    }
-
-    /// It was to go, and is not any more. Where it was told to end already it comes back.
-    fn stay(&mut self) {
-        if self.then == Then::Remove {
-            self.then = Then::Start { with_needs: true };
-        } else {
-            self.request = None;
-        }
-    }
-
-    /// The name, with the number of the replica where there are others.
-    fn label(&self) -> String {
-        if self.replica == 1 { self.name.to_string() } else { format!("{}#{}", self.name, self.replica) }
-    }
-
-    fn how_it_ended(&self) -> String {
-        let cause = self.life.cause().map_or_else(|| "ended".into(), ExitCause::to_string);
-        match self.life.cause() {
-            Some(ExitCause::NotStarted { .. }) | None => cause,
-            Some(_) => format!("{cause} after {}", seconds(self.life.lived(Time::ZERO))),
-        }
-    }
-
-    fn verdict(&self, condition: Condition) -> Verdict {
-        let label = self.label();
-        let state = self.state();
-        let is_restarting = self.then != Then::Nothing && self.then != Then::Remove
-            || matches!(self.request, Some(Request::Stop { then: Then::Start { .. }, .. }));
-        if is_restarting {
-            return Verdict::NotYet(format!("{label} is being restarted"));
-        }
-        let not_yet = || Verdict::NotYet(format!("{label} is {state}"));
-        let never = || {
-            Verdict::Never(match state {
-                State::Idle => format!("{label} is not started"),
-                State::Failed | State::GaveUp => format!("{label} failed: {}", self.how_it_ended()),
-                State::Completed => format!("{label} has completed"),
-                State::Skipped => match &self.skipped {
-                    Some(skip) => format!("{label} was skipped: it {}", skip.reason),
-                    None => format!("{label} was skipped"),
-                },
-                _ => format!("{label} was stopped"),
-            })
-        };
-        let is_over = state.is_over();
-        match condition {
-            Condition::Started
-                if self.life.was_spawned() && !matches!(state, State::Waiting | State::Skipped | State::Stopped) =>
-            {
-                Verdict::Holds
-            }
-            Condition::Running if matches!(state, State::Running | State::Healthy | State::Unhealthy) => Verdict::Holds,
-            Condition::Running if state == State::Starting && self.life.runs() => Verdict::Holds,
-            Condition::Healthy if state == State::Healthy => Verdict::Holds,
-            Condition::LogReady if self.life.was_ready() && matches!(state, State::Healthy | State::Completed) => {
-                Verdict::Holds
-            }
-            Condition::Completed if state == State::Completed => Verdict::Holds,
-            Condition::Completed if matches!(state, State::Failed | State::GaveUp) && self.life.was_spawned() => {
-                Verdict::Holds
-            }
-            Condition::CompletedSuccessfully if state == State::Completed => Verdict::Holds,
-            _ if is_over => never(),
-            _ => not_yet(),
-        }
-    }
-}
-
-/// A time for people: tenths of a second, and whole seconds from ten on.
-fn seconds(time: Duration) -> String {
-    let seconds = time.as_secs_f64();
-    if seconds < 10.0 { format!("{seconds:.1} s") } else { format!("{seconds:.0} s") }
 }
 
 #[cfg(test)]

@@ -1,0 +1,137 @@
+//! Texts and what they mean, or what is said of them.
+
+use super::*;
+
+/// The error of a text, as people see it.
+fn refused(text: &str) -> String {
+    let wrong = read(text, Path::new("/nowhere")).unwrap_err();
+    crate::config::place::Place::of(text, wrong).to_string()
+}
+
+fn only(text: &str) -> Service {
+    let mut parts = read(text, Path::new("/project")).unwrap();
+    assert_eq!(parts.services.len(), 1);
+    parts.services.remove(0)
+}
+
+#[test]
+fn each_field_is_in_the_documentation() {
+    fn names(value: &serde_json::Value, all: &mut BTreeSet<String>) {
+        if let Some(properties) = value.get("properties").and_then(|properties| properties.as_object()) {
+            all.extend(properties.keys().cloned());
+        }
+        match value {
+            serde_json::Value::Object(members) => members.values().for_each(|member| names(member, all)),
+            serde_json::Value::Array(members) => members.iter().for_each(|member| names(member, all)),
+            _ => {}
+        }
+    }
+    let text = include_str!("../../../../docs/SERVICES.md");
+    let mut all = BTreeSet::new();
+    names(&schema(), &mut all);
+    assert!(all.len() > 40, "{all:?}");
+    for name in all.iter().filter(|name| *name != "service") {
+        assert!(text.contains(&format!("`{name}`")) || text.contains(&format!("{name} =")), "{name} is not documented");
+    }
+}
+
+#[test]
+fn a_service_with_much_to_say() {
+    let service = only(
+        "env = { PORT = 3000 }\n[service.api]\ncommand = [\"./api\", \"${PORT}\", \"$$x\"]\ndir = \"sub\"\nrestart = { when = \"always\", max = 2, delay = \"10ms\" }\n\
+         success = [0, 143]\nstop = { signal = \"INT\", limit = 3 }\nreplicas = 2\nhealth = { http = \"http://127.0.0.1:${PORT}/\", interval = 0.5 }\nlog = { max_size = \"1K\" }\n",
+    );
+    assert_eq!(service.spec().command_line(), "/project/sub/./api 3000 '$x'");
+    assert_eq!(service.rules().restart.success, [0, 143]);
+    assert_eq!(service.rules().stop_limit, std::time::Duration::from_secs(3));
+    assert_eq!((service.replicas(), service.log().unwrap().max_bytes), (2, 1024));
+    assert!(matches!(service.rules().readiness, Readiness::Asked(timing) if timing.interval.as_millis() == 500));
+}
+
+#[test]
+fn needs_have_the_condition_that_fits() {
+    let parts = read(
+        "[service.web]\ncommand = [\"a\"]\nneeds = [\"db\", \"cache\"]\n[service.db]\ncommand = [\"a\"]\nhealth = { tcp = 1 }\n[service.cache]\ncommand = [\"a\"]\n",
+        Path::new("/"),
+    )
+    .unwrap();
+    let names: Vec<&str> = parts.services.iter().map(Service::name).collect();
+    assert_eq!(names, ["web", "db", "cache"], "as they stand in the file");
+    assert_eq!(
+        parts.services[0].rules().needs,
+        [Need::new("db", Condition::Healthy), Need::new("cache", Condition::Started)]
+    );
+}
+
+#[test]
+fn what_is_wrong_is_shown_with_its_line() {
+    let cases = [
+        ("", " missing field `service`"),
+        ("service = {}", " no service stands in it: write [service.NAME] and its command"),
+        ("[service.a]\ncomand = [\"x\"]", "2:1: unknown field `comand`, expected one of `title`, `command`, "),
+        (
+            "[service.a]\ncommand = \"x y\"",
+            "2:11: invalid type: string \"x y\", expected a sequence\n  2 | command = \"x y\"\n",
+        ),
+        (
+            "[service.a]\ntitle = \"x\"",
+            "1:1: a: nothing says what runs: write command = [\"PROGRAM\", \"ARGUMENT\"]\n  1 | [service.a]\n    | ^^^^^^^^^^^",
+        ),
+        ("[service.a]\ncommand = []", "1:1: a: command is empty: name a program"),
+        ("[service.a]\ncommand = [\"x\"]\nshell = \"y\"", "a: both command and shell say what runs"),
+        ("[service.\"a b\"]\ncommand = [\"x\"]", "a b: \"a b\" cannot be the name of a service"),
+        ("[service.a]\ncommand = [\"x\"]\nneeds = [\"b\"]", "1:1: \"a\" needs \"b\", which does not exist"),
+        (
+            "[service.a]\ncommand = [\"x\"]\nneeds = [\"b\"]\n[service.b]\ncommand = [\"x\"]\nneeds = [\"c\"]\n[service.c]\ncommand = [\"x\"]\nneeds = [\"a\"]",
+            "a cycle of needs: a → b → c → a",
+        ),
+        (
+            "[service.a]\ncommand = [\"x\"]\nneeds = { b = \"healthy\" }\n[service.b]\ncommand = [\"x\"]",
+            "\"a\" needs \"b\" to be healthy, but nothing says when it is: give it a probe, or need it to be running",
+        ),
+        (
+            "[service.a]\ncommand = [\"x\"]\nneeds = { b = \"ready\" }",
+            "a list of services, or a table such as { db = \"healthy\" }",
+        ),
+        ("[service.a]\ncommand = [\"x\"]\nhealth = {}", "a: health is one of http, tcp, command, line and notify"),
+        (
+            "[service.a]\ncommand = [\"x\"]\nhealth = { tcp = 1, line = \"x\" }",
+            "a: health is one of http, tcp, command, line and notify",
+        ),
+        (
+            "[service.a]\ncommand = [\"x\"]\nhealth = { tcp = 1, status = 200 }",
+            "a: health.status is of http, which is not there",
+        ),
+        (
+            "[service.a]\ncommand = [\"x\"]\nhealth = { http = \"https://x/\" }",
+            "only http:// is probed; ask a command, such as curl, for https",
+        ),
+        ("[service.a]\ncommand = [\"x\"]\nhealth = { line = \"(\" }", "a: \"(\" is no regular expression"),
+        ("[service.a]\ncommand = [\"x\"]\nhealth = { tcp = 99999 }", "3:"),
+        ("[service.a]\ncommand = [\"x\"]\nstart_limit = \"5q\"", "3:15: \"5q\" is no time: write a number with a unit"),
+        ("[service.a]\ncommand = [\"x\"]\nstart_limit = -1", "a time of -1 s is below zero"),
+        ("[service.a]\ncommand = [\"x\"]\nstart_limit = 0", "a: the start limit is zero; it is at least 1"),
+        ("[service.a]\ncommand = [\"x\"]\nstop = { signal = \"TERMINATE\" }", "a: stop.signal: "),
+        ("[service.a]\ncommand = [\"x\"]\nnice = 40", "a: a niceness of 40; it goes from -20 to 19"),
+        (
+            "[service.a]\ncommand = [\"x\"]\nrestart = \"sometimes\"",
+            "never, on_failure, always, or a table with `when`",
+        ),
+        (
+            "[service.a]\ncommand = [\"${PM_NOT_SET}\"]",
+            "a: the variable PM_NOT_SET is not set; write ${PM_NOT_SET:-something}",
+        ),
+        ("[service.a]\ncommand = [\"x\"]\nenv_file = \"none.env\"", "a: \"/nowhere/none.env\" cannot be read"),
+        ("[service.a]\ncommand = [\"x\"]\n[service.a]\ncommand = [\"y\"]", "3:"),
+        ("[service.a\ncommand = [\"x\"]", "1:11: "),
+        (
+            "[service.a]\ncommand = [\"x\"]\nliveness = { line = \"x\" }",
+            "a: liveness is asked again and again: give it http, tcp or command",
+        ),
+        ("[log]\nfile = \"x\"\n[service.a]\ncommand = [\"x\"]", "log.file is of one service"),
+    ];
+    for (text, expected) in cases {
+        let said = refused(text);
+        assert!(said.contains(expected), "{text:?} gives\n{said}\nand not {expected:?}");
+    }
+}
