@@ -1,12 +1,15 @@
 //! Where a project that is up is reached: a socket for its user alone, which has the same place for each command that is given the same file.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use pm::core::driver::socket_path::{SocketPath, bind_private};
+use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
 use crate::config::{ConfigError, FILES};
@@ -29,16 +32,34 @@ pub fn file(named: Option<&Path>) -> Result<PathBuf, CliError> {
     found().map_err(|source| CliError::Config(ConfigError::Unreadable { path: named, source }))
 }
 
-/// The socket of the project of this file.
+/// The socket at which the project of this file is reached.
+///
+/// Where its usual place is empty, the lock beside the file may name another one: a project that was started with another environment, by cron for
+/// one, has its socket in another directory.
 ///
 /// # Errors
 /// The directory of sockets cannot be made, or belongs to somebody else.
 pub fn socket(file: &Path) -> Result<PathBuf, CliError> {
-    use std::os::unix::ffi::OsStrExt;
+    let usual = usual_socket(file)?;
+    if usual.exists() {
+        return Ok(usual);
+    }
+    let named = fs::read(lock_path(file)).ok().map(|bytes| PathBuf::from(OsString::from_vec(bytes)));
+    Ok(named.filter(|path| path.is_absolute() && path.exists()).unwrap_or(usual))
+}
 
+/// Where the socket of the project of this file is made in this environment.
+fn usual_socket(file: &Path) -> Result<PathBuf, CliError> {
     let digest = Sha256::digest(file.as_os_str().as_bytes());
     let name: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(directory()?.join(format!("{name}.sock")))
+}
+
+/// The lock that says that a project is up, beside its file.
+fn lock_path(file: &Path) -> PathBuf {
+    let mut name = file.file_name().unwrap_or_default().to_owned();
+    name.push(".lock");
+    file.parent().unwrap_or(Path::new("/")).join(".pm").join(name)
 }
 
 /// The directory of this user's sockets: `$XDG_RUNTIME_DIR/pm`, or `/tmp/pm-UID`.
@@ -65,13 +86,50 @@ fn directory() -> Result<PathBuf, CliError> {
     Ok(path)
 }
 
-/// Takes the socket of a project. Of those who want it one wins; what a dead one left is taken over.
+/// The place of a project that is up, which is free again when this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    _socket: SocketPath,
+    /// None where the directory of the project cannot be written to.
+    _lock: Option<File>,
+}
+
+/// Takes the place of a project. Of those who want it one wins; what a dead one left is taken over.
 ///
 /// # Errors
 /// [`CliError::AlreadyUp`] where the project is up.
-pub fn take(path: &Path) -> Result<(UnixListener, SocketPath), CliError> {
-    bind_private(path).map_err(|source| match source.kind() {
+pub fn take(file: &Path) -> Result<(UnixListener, Held), CliError> {
+    let path = usual_socket(file)?;
+    let lock = lock(&lock_path(file), &path)?;
+    let (listener, socket) = bind_private(&path).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => CliError::AlreadyUp,
-        _ => CliError::Meeting { path: path.to_owned(), source },
-    })
+        _ => CliError::Meeting { path, source },
+    })?;
+    Ok((listener, Held { _socket: socket, _lock: lock }))
+}
+
+/// Locks the file beside a project, and notes in it where the project is reached. The file stays: to remove it would let two have it.
+fn lock(path: &Path, socket: &Path) -> Result<Option<File>, CliError> {
+    let open = || -> io::Result<File> {
+        fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+        let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(flags)
+            .open(path)
+    };
+    let Ok(mut file) = open() else { return Ok(None) };
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Err(CliError::AlreadyUp),
+        // Some file systems have no locks. Then the socket alone decides.
+        Err(_) => return Ok(None),
+    }
+    // Who cannot write it is found at the usual place.
+    let _ = file.set_len(0).and_then(|()| file.write_all(socket.as_os_str().as_bytes()));
+    Ok(Some(file))
 }

@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use pm::core::driver::socket_path::SocketPath;
 use pm::service::{Event, Happening, Info, Orchestrator, State, Stopped};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
+use super::meeting::{self, Held};
 use super::screen::{Screen, Style};
 use super::server::{self, Clients, Down, Serving};
-use super::{meeting, wire};
+use super::wire;
 use crate::config::native::says_when_ready;
 use crate::config::{Ends, Project};
 use crate::error::{CliError, code, say};
@@ -89,8 +89,7 @@ enum End {
 /// The project is up already, or cannot be.
 pub fn run(plan: Plan) -> Result<ExitCode, CliError> {
     let wanted = plan.wanted()?;
-    let socket = meeting::socket(&meeting::file(Some(&plan.project.file))?)?;
-    let (listener, held) = meeting::take(&socket)?;
+    let (listener, held) = meeting::take(&meeting::file(Some(&plan.project.file))?)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -105,7 +104,7 @@ async fn bring_up(
     plan: Plan,
     wanted: Vec<String>,
     listener: std::os::unix::net::UnixListener,
-    held: SocketPath,
+    held: Held,
 ) -> Result<ExitCode, CliError> {
     let (sender, output) = mpsc::channel(MOST_WAITING);
     let builder = match plan.is_detached {

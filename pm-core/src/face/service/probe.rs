@@ -32,9 +32,19 @@ pub struct Probe {
 /// A probe as it was asked for.
 #[derive(Clone, Debug, PartialEq)]
 enum Ask {
-    Http { url: String, method: String, headers: Vec<(String, String)>, status: u16 },
+    Http { url: String, method: String, headers: Headers, status: u16 },
     Tcp { host: String, port: u16 },
     Command { spec: Box<Spec>, code: i32 },
+}
+
+/// Headers as they were given. Their values may be secrets, so only their names are shown.
+#[derive(Clone, Default, PartialEq)]
+struct Headers(Vec<(String, String)>);
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 /// A probe that can be carried out.
@@ -57,7 +67,7 @@ pub(crate) struct HttpRequest {
 impl Probe {
     /// A GET of this URL, which begins with `http://`, answered with status 200. A redirect is another status, and is not followed.
     pub fn http(url: impl Into<String>) -> Self {
-        Probe::new(Ask::Http { url: url.into(), method: "GET".into(), headers: Vec::new(), status: 200 })
+        Probe::new(Ask::Http { url: url.into(), method: "GET".into(), headers: Headers::default(), status: 200 })
     }
 
     /// A connection to this port of 127.0.0.1.
@@ -90,7 +100,7 @@ impl Probe {
     /// A header. Of HTTP alone.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         if let Ask::Http { headers, .. } = &mut self.ask {
-            headers.push((name.into(), value.into()));
+            headers.0.push((name.into(), value.into()));
         }
         self
     }
@@ -158,7 +168,7 @@ impl Probe {
             return zero("the successes of a probe");
         }
         let target = match self.ask {
-            Ask::Http { url, method, headers, status } => http(&url, &method, &headers, status)?,
+            Ask::Http { url, method, headers, status } => http(&url, &method, &headers.0, status)?,
             Ask::Tcp { port: 0, .. } => return zero("the port of a probe"),
             Ask::Tcp { host, port } => Target::Tcp { host, port },
             Ask::Command { spec, code } => Target::Command { spec, code },
@@ -195,7 +205,9 @@ fn headers_of(authority: &Authority, given: &[(String, String)]) -> Result<Heade
     headers.insert(HOST, HeaderValue::from_str(host).map_err(|error| error.to_string())?);
     for (name, value) in given {
         let known = name.parse::<HeaderName>().map_err(|_| format!("{name:?} cannot be the name of a header"))?;
-        let value = value.parse().map_err(|_| format!("the header {name} cannot have that value"))?;
+        let mut value: HeaderValue = value.parse().map_err(|_| format!("the header {name} cannot have that value"))?;
+        // Not to be seen where a probe is shown for debugging.
+        value.set_sensitive(true);
         headers.insert(known, value);
     }
     Ok(headers)
@@ -233,6 +245,13 @@ mod tests {
         assert!(refused(Probe::tcp(0)).contains("the port"));
         assert!(refused(Probe::tcp(1).interval(Duration::ZERO)).contains("the interval"));
         assert!(refused(Probe::tcp(1).retries(0)).contains("the retries"));
+    }
+
+    #[test]
+    fn values_of_headers_are_not_shown() {
+        let probe = Probe::http("http://localhost/").header("Authorization", "hunter2");
+        let shown = format!("{probe:?} {:?}", probe.clone().check().unwrap());
+        assert!(shown.contains("Authorization") && !shown.contains("hunter2"), "{shown}");
     }
 
     #[test]
