@@ -204,10 +204,10 @@ fn signals_end_it_politely_then_at_once() {
         "[service.a]\nshell = \"trap '' TERM; echo up; while :; do sleep 0.01; done\"\nhealth = { line = \"up\" }\nstop = { limit = 1000 }\n",
     );
     let running = up(&deaf, &[]);
-    running.signal(Signal::INT);
+    running.signal(Signal::TERM);
     assert!(!running.ends_within(Duration::from_millis(100)));
-    running.signal(Signal::INT);
-    let done = running.end().expect(130);
+    running.signal(Signal::TERM);
+    let done = running.end().expect(143);
     assert!(done.err.contains("pm: killing what has not stopped\n"), "{}", done.err);
     assert!(done.err.contains("pm: a: killed: it did not stop in time"), "{}", done.err);
 }
