@@ -262,7 +262,7 @@ editor: zsh -ec vi in /shop
     for part in [
         r#"Http { host: "localhost", port: 8080"#,
         "target: /health",
-        r#""x-probe": "yes""#,
+        r#""x-probe": Sensitive"#,
         "status: 204",
         r"listening on \\(all\\)",
         "stop_by: Command",
