@@ -3,11 +3,12 @@
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
+use super::client;
 use super::wire::{Answer, Question};
-use super::{client, meeting};
 use crate::config::Project;
 use crate::error::{CliError, code};
 
@@ -26,7 +27,8 @@ pub fn start(project: &Project, names: &[String], no_deps: bool) -> Result<(), C
     // What the last one said is of no use to this one.
     let written = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&log).map_err(refused)?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg0_of_this();
+    // People find it by the name that they know.
+    command.arg0(std::env::args_os().next().unwrap_or_else(|| "pm".into()));
     command.args(["up", "--in-background", "-f"]).arg(&project.file);
     if no_deps {
         command.arg("--no-deps");
@@ -80,23 +82,4 @@ pub fn told_up() {
     if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdout(&null);
     }
-}
-
-trait Arg0 {
-    /// Gives it the name by which this program was called.
-    fn arg0_of_this(&mut self);
-}
-
-impl Arg0 for Command {
-    fn arg0_of_this(&mut self) {
-        use std::os::unix::process::CommandExt;
-
-        self.arg0(std::env::args_os().next().unwrap_or_else(|| "pm".into()));
-    }
-}
-
-/// Whether the project of a file is up.
-pub fn is_up(file: &Path) -> bool {
-    let Ok(socket) = meeting::file(Some(file)).and_then(|file| meeting::socket(&file)) else { return false };
-    std::os::unix::net::UnixStream::connect(socket).is_ok()
 }

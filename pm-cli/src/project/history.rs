@@ -45,7 +45,7 @@ struct Record {
 /// A log that is read, and read on.
 struct Source {
     label: String,
-    path: PathBuf,
+    log: LogFile,
     file: Option<(BufReader<File>, u64)>,
     /// A line that is not whole yet.
     partial: Vec<u8>,
@@ -124,13 +124,13 @@ fn sources(project: &Project, names: &[String]) -> Result<Vec<Source>, CliError>
     {
         let Some(log) = service.log() else { continue };
         for replica in 1.. {
-            let path = log.of_replica(replica).path;
+            let log = log.of_replica(replica);
             // Replicas that were there once may be gone, and the first may not have printed yet.
-            if replica > service.replicas().max(1) && !path.exists() {
+            if replica > service.replicas().max(1) && !log.path.exists() {
                 break;
             }
             let label = if replica == 1 { service.name().into() } else { format!("{}#{replica}", service.name()) };
-            sources.push(Source { label, path, file: None, partial: Vec::new(), pieces: BTreeMap::new() });
+            sources.push(Source { label, log, file: None, partial: Vec::new(), pieces: BTreeMap::new() });
         }
     }
     Ok(sources)
@@ -138,24 +138,20 @@ fn sources(project: &Project, names: &[String]) -> Result<Vec<Source>, CliError>
 
 impl Source {
     fn refused(&self, source: io::Error) -> CliError {
-        CliError::Log { path: self.path.clone(), problem: "cannot be read".into(), source: Some(source) }
+        CliError::Log { path: self.log.path.clone(), problem: "cannot be read".into(), source: Some(source) }
     }
 
     /// All records that there are, those of older files first; where only so many lines are wanted, those of the files that have them.
     fn all(&mut self, number: usize, lines: Option<usize>) -> io::Result<Vec<Record>> {
         let mut records = Vec::new();
-        let aside = |age: u32| {
-            let mut name = self.path.as_os_str().to_owned();
-            name.push(format!(".{age}"));
-            PathBuf::from(name)
-        };
-        let mut found = lines.map(|_| count(&self.path));
+        let mut found = lines.map(|_| count(&self.log.path));
         let mut is_wanted = |path: &PathBuf| {
             let is_enough = lines.zip(found).is_some_and(|(lines, found)| found >= lines);
             found = found.map(|found| if is_enough { found } else { found + count(path) });
             !is_enough && path.exists()
         };
-        let older: Vec<PathBuf> = (1..MOST_ASIDE).map(aside).take_while(|path| is_wanted(path)).collect();
+        let older: Vec<PathBuf> =
+            (1..MOST_ASIDE).map(|age| self.log.aside(age)).take_while(|path| is_wanted(path)).collect();
         for path in older.iter().rev() {
             // It may have been set aside once more meanwhile.
             if let Ok(file) = File::open(path) {
@@ -170,7 +166,7 @@ impl Source {
     fn more(&mut self, number: usize, records: &mut Vec<Record>) -> io::Result<()> {
         loop {
             if self.file.is_none() {
-                match File::open(&self.path) {
+                match File::open(&self.log.path) {
                     Ok(file) => {
                         let inode = file.metadata()?.ino();
                         self.file = Some((BufReader::new(file), inode));
@@ -181,7 +177,7 @@ impl Source {
             }
             let Some((mut file, inode)) = self.file.take() else { return Ok(()) };
             // Looked at before it is read: what is set aside later is read to its end next time.
-            let is_current = std::fs::metadata(&self.path).is_ok_and(|found| found.ino() == inode);
+            let is_current = std::fs::metadata(&self.log.path).is_ok_and(|found| found.ino() == inode);
             self.read(&mut file, number, records)?;
             if is_current {
                 self.file = Some((file, inode));
@@ -264,12 +260,10 @@ impl Entry {
 /// # Errors
 /// What the kernel says; that there is no log yet is none.
 pub fn end_of(log: &LogFile, bytes: u64) -> io::Result<Vec<Entry>> {
-    let mut aside = log.path.as_os_str().to_owned();
-    aside.push(".1");
     // The current one first: if it is set aside meanwhile, some of it is read twice rather than not at all.
     let current = end_of_file(&log.path, bytes)?;
     let read: u64 = current.1;
-    let mut entries = if read < bytes { end_of_file(Path::new(&aside), bytes - read)?.0 } else { Vec::new() };
+    let mut entries = if read < bytes { end_of_file(&log.aside(1), bytes - read)?.0 } else { Vec::new() };
     entries.extend(current.0);
     Ok(entries)
 }
@@ -297,7 +291,7 @@ fn end_of_file(path: &Path, bytes: u64) -> io::Result<(Vec<Entry>, u64)> {
 fn watch(sources: &[Source]) -> Result<std::os::fd::OwnedFd, CliError> {
     let refused = |error: rustix::io::Errno| CliError::Runtime(error.into());
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).map_err(refused)?;
-    let mut directories: Vec<&Path> = sources.iter().filter_map(|source| source.path.parent()).collect();
+    let mut directories: Vec<&Path> = sources.iter().filter_map(|source| source.log.path.parent()).collect();
     directories.sort_unstable();
     directories.dedup();
     let flags = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;

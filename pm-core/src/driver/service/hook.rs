@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use tokio::task::JoinError;
 
-use crate::driver::exec;
-use crate::driver::stderr;
+use super::command;
 use crate::machine::spec::Spec;
 
 /// How long a hook may take.
@@ -18,9 +17,6 @@ pub const HOOK_LIMIT: Duration = Duration::from_secs(30);
 
 /// So many hooks of one process of a service may run at a time. A service that crashes again and again must not fill the machine with them.
 pub(super) const MOST_AT_A_TIME: usize = 32;
-
-/// A command of a hook may print so much to each of its streams.
-const MOST_PRINTED: usize = 1 << 20;
 
 /// When a hook runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,7 +71,7 @@ impl Hook {
         let done = async {
             match self {
                 Hook::Code(code) => code(occasion).await,
-                Hook::Command(spec) => command(&spec, occasion).await,
+                Hook::Command(spec) => run_command(&spec, occasion).await,
             }
         };
         let limited = tokio::time::timeout(HOOK_LIMIT, done);
@@ -96,29 +92,15 @@ fn panicked(error: JoinError) -> String {
     said.map_or_else(|| "it panicked".into(), |said| format!("it panicked: {said}"))
 }
 
-async fn command(spec: &Spec, occasion: Occasion) -> Result<(), String> {
-    let line = spec.program_name();
+async fn run_command(spec: &Spec, occasion: Occasion) -> Result<(), String> {
     let mut variables: Vec<(OsString, OsString)> = vec![
         ("PM_SERVICE".into(), occasion.service.to_string().into()),
         ("PM_EVENT".into(), occasion.moment.name().into()),
     ];
     variables.extend(occasion.pid.map(|pid| ("PM_PID".into(), pid.to_string().into())));
     variables.extend(occasion.cause.map(|cause| ("PM_CAUSE".into(), cause.into())));
-    let spec = spec.with_variables(variables);
-    let mut running = exec::start(&spec, None, MOST_PRINTED).await.map_err(|error| format!("{line}: {error}"))?;
-    match running.ended().await {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => {
-            let (_, printed) = running.printed();
-            let last = stderr::last(&printed);
-            let last = last.trim_end().rsplit('\n').next().filter(|line| !line.is_empty());
-            Err(format!("{line}: {status}{}", last.map(|line| format!(" ({line})")).unwrap_or_default()))
-        }
-        Err((stream, _)) => {
-            running.kill().await;
-            Err(format!("{line}: it printed more than {MOST_PRINTED} bytes to {stream}"))
-        }
-    }
+    let ended = command::run(&spec.with_variables(variables)).await?;
+    if ended.status.success() { Ok(()) } else { Err(command::failure(spec, ended.status, &ended.stderr)) }
 }
 
 impl fmt::Debug for Hook {

@@ -34,6 +34,13 @@ impl LogFile {
         LogFile { path: path.into(), max_bytes: 10 << 20, keep: 5, json: false }
     }
 
+    /// Where the file stands that was set aside so many times.
+    pub fn aside(&self, number: u32) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(format!(".{number}"));
+        name.into()
+    }
+
     /// That of one replica: of further ones with `#` and their number before the ending.
     pub fn of_replica(&self, replica: u32) -> LogFile {
         if replica == 1 {
@@ -172,11 +179,14 @@ impl Log {
 
     /// Sets the file aside. The oldest goes. Where that fails the file grows on, for lines are worth more than its size.
     fn rotate(&mut self) {
-        let path = &self.settings.path;
-        for number in (1..self.settings.keep).rev() {
-            let _ = fs::rename(aside(path, number), aside(path, number + 1));
+        let settings = &self.settings;
+        for number in (1..settings.keep).rev() {
+            let _ = fs::rename(settings.aside(number), settings.aside(number + 1));
         }
-        let moved = if self.settings.keep == 0 { fs::remove_file(path) } else { fs::rename(path, aside(path, 1)) };
+        let moved = match settings.keep {
+            0 => fs::remove_file(&settings.path),
+            _ => fs::rename(&settings.path, settings.aside(1)),
+        };
         self.rotate_at = match moved {
             Ok(()) => self.settings.max_bytes,
             // Somebody has removed it.
@@ -215,16 +225,13 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
 /// More than this is not kept for the next write.
 const MOST_SCRATCH: usize = 1 << 20;
 
-/// Where the file stands that was set aside so many times.
-pub(crate) fn aside(path: &Path, number: u32) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{number}"));
-    name.into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn aside(path: &Path, number: u32) -> PathBuf {
+        LogFile::new(path).aside(number)
+    }
 
     fn directory(name: &str) -> PathBuf {
         let path = std::env::temp_dir().join(format!("pm-log-{}-{name}", std::process::id()));

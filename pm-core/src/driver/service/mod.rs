@@ -6,10 +6,12 @@
 //! | `process` | lives through one incarnation of a service |
 //! | `probe` | asks a service once whether it is well |
 //! | `notify` | hears what a service says of itself by sd_notify(3) |
+//! | `command` | runs a command that belongs to a service |
 //! | `output` | reads what services print, on a thread of its own |
 //! | `log` | writes that to files, and lets them not grow without end |
 //! | `hook` | runs what is to follow from an event |
 
+mod command;
 pub(crate) mod hook;
 pub(crate) mod log;
 mod notify;

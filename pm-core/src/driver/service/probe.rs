@@ -12,12 +12,9 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use crate::driver::exec;
+use super::command;
 use crate::face::service::{HttpRequest, Target};
 use crate::machine::spec::Spec;
-
-/// A command may print so much to each of its streams. What prints more says something else than that it is well.
-const MOST_PRINTED: usize = 1 << 20;
 
 /// Asks once. Cancel safe: a connection is closed, a command killed with all that it has started.
 pub(super) async fn ask(target: &Target, timeout: Duration) -> Result<(), String> {
@@ -25,7 +22,7 @@ pub(super) async fn ask(target: &Target, timeout: Duration) -> Result<(), String
         match target {
             Target::Http { host, port, request, status } => http(host, *port, request, *status).await,
             Target::Tcp { host, port } => connect(host, *port).await.map(drop),
-            Target::Command { spec, code } => command(spec, *code).await,
+            Target::Command { spec, code } => ask_command(spec, *code).await,
         }
     };
     tokio::time::timeout(timeout, answer)
@@ -77,24 +74,13 @@ async fn http(host: &str, port: u16, request: &HttpRequest, expected: u16) -> Re
     Err(format!("http://{host}:{port}{}: {status}{to}, not {expected}", request.target))
 }
 
-async fn command(spec: &Spec, expected: i32) -> Result<(), String> {
-    let line = spec.program_name();
-    let mut running = exec::start(spec, None, MOST_PRINTED).await.map_err(|error| format!("{line}: {error}"))?;
-    let status = match running.ended().await {
-        Ok(status) => status,
-        Err((stream, _)) => {
-            running.kill().await;
-            return Err(format!("{line}: it printed more than {MOST_PRINTED} bytes to {stream}"));
-        }
-    };
-    if status.code() == Some(expected) {
+async fn ask_command(spec: &Spec, expected: i32) -> Result<(), String> {
+    let ended = command::run(spec).await?;
+    if ended.status.code() == Some(expected) {
         return Ok(());
     }
-    let (stdout, stderr) = running.printed();
-    let said = if stderr.is_empty() { stdout } else { stderr };
-    let last = crate::driver::stderr::last(&said);
-    let last = last.trim_end().rsplit('\n').next().filter(|line| !line.is_empty());
-    Err(format!("{line}: {status}{}", last.map(|line| format!(" ({line})")).unwrap_or_default()))
+    let said = if ended.stderr.is_empty() { ended.stdout } else { ended.stderr };
+    Err(command::failure(spec, ended.status, &said))
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ impl Process {
         match self.start().await {
             Ok((child, streams)) => self.live(child, streams).await,
             Err(error) => {
-                let reason = crate::face::service::chain(&error);
+                let reason = crate::driver::worker::chain(&error);
                 self.tell(News::NotStarted(self.id, Arc::new(error))).await;
                 self.tell(News::Life(self.id, life::Input::NotSpawned(self.incarnation, reason))).await;
             }
@@ -163,7 +163,7 @@ impl Process {
                                 match exec::start(&spec, None, MOST_PRINTED).await {
                                     Ok(mut running) => drop(running.ended().await),
                                     Err(error) => {
-                                        let error = crate::face::service::chain(&error);
+                                        let error = crate::driver::worker::chain(&error);
                                         let _ = news.send(News::StopFailed(id, error)).await;
                                         failed.notify_one();
                                     }

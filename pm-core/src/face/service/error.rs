@@ -1,6 +1,5 @@
 //! What can go wrong with services. Each message says what, with which value, and what to do.
 
-use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use thiserror::Error;
 
 use super::service::MOST_REPLICAS;
 use crate::driver::launch::LaunchError;
+use crate::driver::worker::chain;
 use crate::machine::cause::ExitCause;
 use crate::machine::service::Condition;
 use crate::machine::supervisor;
@@ -191,15 +191,4 @@ fn last(said: Option<&str>) -> String {
 
 fn printed(lines: &[String]) -> String {
     lines.iter().fold(String::new(), |text, line| text + "\n  | " + line)
-}
-
-/// The error with all that caused it, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let _ = write!(text, ": {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -41,7 +41,6 @@ mod probe;
 #[expect(clippy::module_inception, reason = "a service is what the module is about")]
 mod service;
 
-pub(crate) use error::chain;
 pub use error::{BadService, NoService, RemoveError, StartError, WaitError};
 pub use info::{Happening, Info, Stopped};
 pub use orchestrator::{Orchestrator, OrchestratorBuilder, orchestrator};
