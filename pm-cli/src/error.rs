@@ -121,6 +121,14 @@ pub enum CliError {
     /// The project is not up.
     #[error("this project is not up: pm up starts it")]
     NotUp,
+    /// The project is not up, and its services have outlived it.
+    #[error(
+        "this project is not up, but its services are: they have outlived their pm; pm up takes them over, pm down ends them"
+    )]
+    OnlyKept,
+    /// Services that have outlived their pm cannot be taken over.
+    #[error(transparent)]
+    Keep(pm::service::KeepError),
     /// The project ended before it had answered.
     #[error("the project ended before it had answered")]
     Lost,
@@ -154,9 +162,13 @@ impl CliError {
             CliError::NoStdout | CliError::Runtime(_) | CliError::Keeper(_) | CliError::Bench(BenchError::Lost) => {
                 code::FAILED
             }
-            CliError::Meeting { .. } | CliError::Terminal(_) | CliError::Lost | CliError::Service(_) => code::FAILED,
+            CliError::Meeting { .. }
+            | CliError::Keep(_)
+            | CliError::Terminal(_)
+            | CliError::Lost
+            | CliError::Service(_) => code::FAILED,
             CliError::AlreadyUp => code::ALREADY_UP,
-            CliError::NotUp => code::NOT_UP,
+            CliError::NotUp | CliError::OnlyKept => code::NOT_UP,
             CliError::TooLong(_) => code::TOO_LONG,
             _ => code::USAGE,
         }

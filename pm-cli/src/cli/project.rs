@@ -44,6 +44,9 @@ pub struct UpArgs {
     /// A JSON object for each line that services print, and for each event
     #[arg(long, conflicts_with_all = ["detach", "wait"])]
     pub json: bool,
+    /// Let the services outlive this pm if it is killed: the next pm up takes them over, and pm down ends them
+    #[arg(long)]
+    pub keep: bool,
     /// Is the project in the background that another pm has started
     #[arg(long, hide = true)]
     pub in_background: bool,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use pm::service::{Orchestrator, is_kept};
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
@@ -54,9 +55,14 @@ impl Asked {
 /// # Errors
 /// What was asked for could not be done, as the project says; or it is not up.
 pub fn ask(file: Option<&Path>, question: &Question, limit: Option<Duration>) -> Result<Answer, CliError> {
-    let socket = meeting::socket(&meeting::file(file)?)?;
+    let file = meeting::file(file)?;
+    let socket = meeting::socket(&file)?;
+    let only_kept = |error| match error {
+        CliError::NotUp if meeting::kept(&file).is_ok_and(|path| is_kept(&path)) => CliError::OnlyKept,
+        error => error,
+    };
     runtime()?.block_on(async {
-        let asked = async { Asked::new(&socket, question).await?.next().await };
+        let asked = async { Asked::new(&socket, question).await.map_err(only_kept)?.next().await };
         let answer = match limit {
             Some(limit) => tokio::time::timeout(limit, asked).await.map_err(|_| CliError::TooLong(limit))?,
             None => asked.await,
@@ -151,7 +157,14 @@ pub fn act(file: Option<&Path>, question: &Question, limit: Option<Duration>) ->
 /// # Errors
 /// The project is not up, or there is no such service.
 pub fn stop(file: Option<&Path>, question: &Question, json: bool) -> Result<ExitCode, CliError> {
-    let Answer::Stopped { stopped } = ask(file, question, None)? else { return Err(CliError::Lost) };
+    let stopped = match (ask(file, question, None), question) {
+        (Ok(Answer::Stopped { stopped }), _) => stopped,
+        (Err(CliError::OnlyKept), Question::Down { limit_ms }) => {
+            end_kept(&meeting::kept(&meeting::file(file)?)?, limit_ms.map(Duration::from_millis))?
+        }
+        (Ok(_), _) => return Err(CliError::Lost),
+        (Err(error), _) => return Err(error),
+    };
     let text: String = if json {
         stopped.iter().map(|row| serde_json::to_string(row).unwrap_or_default() + "\n").collect()
     } else {
@@ -160,6 +173,14 @@ pub fn stop(file: Option<&Path>, question: &Question, json: bool) -> Result<Exit
     let survivors = stopped.iter().any(|row: &StoppedRow| !row.survivors.is_empty());
     let printed = print(&text);
     Ok(if survivors { ExitCode::from(code::FAILED) } else { printed })
+}
+
+/// Ends services that have outlived their pm. The file need not be readable for that.
+fn end_kept(path: &Path, limit: Option<Duration>) -> Result<Vec<StoppedRow>, CliError> {
+    runtime()?.block_on(async {
+        let orchestrator = Orchestrator::builder().adopt(path).map_err(CliError::Keep)?.start().map_err(CliError::Runtime)?;
+        Ok(orchestrator.end_left_behind(limit).await.into_iter().map(Into::into).collect())
+    })
 }
 
 /// `pm events`.

@@ -81,13 +81,14 @@ fn run_up(args: UpArgs) -> Result<ExitCode, CliError> {
         exit_code_from: args.exit_code_from,
         style: screen::Style::choose(args.json),
         is_detached: args.in_background,
+        is_kept: args.keep,
         project,
     };
     if !is_elsewhere {
         return up::run(plan);
     }
     let wanted = plan.wanted()?;
-    detach::start(&plan.project, &plan.names, plan.no_deps)?;
+    detach::start(&plan)?;
     if args.tui {
         return tui::terminal::show(Some(&plan.project.file));
     }

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use super::client;
+use super::up::Plan;
 use super::wire::{Answer, Question};
-use crate::config::Project;
 use crate::error::{CliError, code};
 
 /// What a project in the background says when it is reached at its socket.
@@ -19,7 +19,8 @@ const UP: &str = "up";
 ///
 /// # Errors
 /// What keeps it from being up.
-pub fn start(project: &Project, names: &[String], no_deps: bool) -> Result<(), CliError> {
+pub fn start(plan: &Plan) -> Result<(), CliError> {
+    let project = &plan.project;
     let log = project.directory.join(".pm").join("background.log");
     let refused =
         |source| CliError::Log { path: log.clone(), problem: "cannot be written".into(), source: Some(source) };
@@ -30,10 +31,8 @@ pub fn start(project: &Project, names: &[String], no_deps: bool) -> Result<(), C
     // People find it by the name that they know.
     command.arg0(std::env::args_os().next().unwrap_or_else(|| "pm".into()));
     command.args(["up", "--in-background", "-f"]).arg(&project.file);
-    if no_deps {
-        command.arg("--no-deps");
-    }
-    command.arg("--").args(names);
+    command.args(plan.no_deps.then_some("--no-deps")).args(plan.is_kept.then_some("--keep"));
+    command.arg("--").args(&plan.names);
     // What else this process was given, such as a lock of a script, is not for the project.
     pm::core::driver::launch::keep_descriptors_private();
     // A directory in which nothing of it is would be kept busy.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use pm::service::LogFile;
+use pm::service::{LogEntry, LogFile};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::inotify;
 
@@ -195,7 +195,7 @@ impl Source {
                 continue;
             }
             let line = std::mem::take(&mut self.partial);
-            let Some(mut entry) = Entry::parse(&line[..line.len() - 1]) else { continue };
+            let Some(mut entry) = LogEntry::parse(&line[..line.len() - 1]) else { continue };
             if !entry.is_whole {
                 self.pieces.entry(entry.is_stderr).or_default().append(&mut entry.text);
                 continue;
@@ -219,47 +219,11 @@ fn count(path: &Path) -> usize {
     lines
 }
 
-/// A line of a log: a record, or a part of one that is too long.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The time as it stands there, which sorts as text.
-    pub time: String,
-    /// It was printed to standard error.
-    pub is_stderr: bool,
-    /// The line ends with it.
-    pub is_whole: bool,
-    /// What was printed.
-    pub text: Vec<u8>,
-}
-
-impl Entry {
-    /// Reads `TIME STREAM F text`, or JSON. None where it is neither.
-    fn parse(line: &[u8]) -> Option<Self> {
-        if line.first() == Some(&b'{') {
-            let record: serde_json::Value = serde_json::from_slice(line).ok()?;
-            let text = |name: &str| record.get(name).and_then(|value| value.as_str()).map(str::to_owned);
-            let is_partial = record.get("partial").and_then(serde_json::Value::as_bool).unwrap_or(false);
-            let is_stderr = text("stream").is_some_and(|stream| stream == "stderr");
-            return Some(Entry {
-                time: text("time")?,
-                is_stderr,
-                is_whole: !is_partial,
-                text: text("text")?.into_bytes(),
-            });
-        }
-        let mut parts = line.splitn(4, |byte| *byte == b' ');
-        let time = String::from_utf8(parts.next()?.to_vec()).ok()?;
-        let is_stderr = parts.next()? == b"stderr";
-        let is_whole = parts.next()? == b"F";
-        Some(Entry { time, is_stderr, is_whole, text: parts.next()?.to_vec() })
-    }
-}
-
 /// The end of a log: what stands in its last so many bytes. Of older files at most the youngest is looked into.
 ///
 /// # Errors
 /// What the kernel says; that there is no log yet is none.
-pub fn end_of(log: &LogFile, bytes: u64) -> io::Result<Vec<Entry>> {
+pub fn end_of(log: &LogFile, bytes: u64) -> io::Result<Vec<LogEntry>> {
     // The current one first: if it is set aside meanwhile, some of it is read twice rather than not at all.
     let current = end_of_file(&log.path, bytes)?;
     let read: u64 = current.1;
@@ -268,7 +232,7 @@ pub fn end_of(log: &LogFile, bytes: u64) -> io::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-fn end_of_file(path: &Path, bytes: u64) -> io::Result<(Vec<Entry>, u64)> {
+fn end_of_file(path: &Path, bytes: u64) -> io::Result<(Vec<LogEntry>, u64)> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
@@ -284,7 +248,7 @@ fn end_of_file(path: &Path, bytes: u64) -> io::Result<(Vec<Entry>, u64)> {
     // What follows the last line break is not whole yet, or empty; and the first is the end of one that began before.
     lines.pop();
     let skipped = usize::from(begin > 0);
-    Ok((lines.into_iter().skip(skipped).filter_map(Entry::parse).collect(), count))
+    Ok((lines.into_iter().skip(skipped).filter_map(LogEntry::parse).collect(), count))
 }
 
 /// What says that a log has changed.
@@ -322,13 +286,13 @@ mod tests {
     #[test]
     fn records_of_both_forms() {
         let entry = |time: &str, is_stderr, is_whole, text: &str| {
-            Some(Entry { time: time.into(), is_stderr, is_whole, text: text.into() })
+            Some(LogEntry { time: time.into(), is_stderr, is_whole, text: text.into() })
         };
         let line = b"2026-12-01T00:00:00.000Z stderr P a  b";
-        assert_eq!(Entry::parse(line), entry("2026-12-01T00:00:00.000Z", true, false, "a  b"));
+        assert_eq!(LogEntry::parse(line), entry("2026-12-01T00:00:00.000Z", true, false, "a  b"));
         let json = br#"{"time":"2026","stream":"stdout","text":"a"}"#;
-        assert_eq!(Entry::parse(json), entry("2026", false, true, "a"));
-        assert_eq!(Entry::parse(b"half"), None);
+        assert_eq!(LogEntry::parse(json), entry("2026", false, true, "a"));
+        assert_eq!(LogEntry::parse(b"half"), None);
     }
 
     #[test]

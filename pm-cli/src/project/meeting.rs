@@ -44,8 +44,27 @@ pub fn socket(file: &Path) -> Result<PathBuf, CliError> {
     if usual.exists() {
         return Ok(usual);
     }
-    let named = fs::read(lock_path(file)).ok().map(|bytes| PathBuf::from(OsString::from_vec(bytes)));
-    Ok(named.filter(|path| path.is_absolute() && path.exists()).unwrap_or(usual))
+    Ok(named(file, 0).unwrap_or(usual))
+}
+
+/// The socket at which the services of a project wait that have outlived their pm, where there are such.
+///
+/// # Errors
+/// Those of [`socket`].
+pub fn kept(file: &Path) -> Result<PathBuf, CliError> {
+    let usual = usual_socket(file)?.with_extension("keep");
+    if usual.exists() {
+        return Ok(usual);
+    }
+    Ok(named(file, 1).unwrap_or(usual))
+}
+
+/// One of the paths that the lock beside the file names: that of the socket, and that of what is kept.
+fn named(file: &Path, which: usize) -> Option<PathBuf> {
+    let named = fs::read(lock_path(file)).ok()?;
+    let path = named.split(|byte| *byte == 0).nth(which)?;
+    let path = PathBuf::from(OsString::from_vec(path.to_vec()));
+    (path.is_absolute() && path.exists()).then_some(path)
 }
 
 /// Where the socket of the project of this file is made in this environment.
@@ -89,6 +108,8 @@ fn directory() -> Result<PathBuf, CliError> {
 /// The place of a project that is up, which is free again when this is dropped.
 #[derive(Debug)]
 pub struct Held {
+    /// Where its services wait for the next pm if they outlive this one, and those of the last one do.
+    pub kept: PathBuf,
     _socket: SocketPath,
     /// None where the directory of the project cannot be written to.
     _lock: Option<File>,
@@ -100,16 +121,17 @@ pub struct Held {
 /// [`CliError::AlreadyUp`] where the project is up.
 pub fn take(file: &Path) -> Result<(UnixListener, Held), CliError> {
     let path = usual_socket(file)?;
-    let lock = lock(&lock_path(file), &path)?;
+    let kept = kept(file)?;
+    let lock = lock(&lock_path(file), &[path.as_os_str().as_bytes(), b"\0", kept.as_os_str().as_bytes()].concat())?;
     let (listener, socket) = bind_private(&path).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => CliError::AlreadyUp,
         _ => CliError::Meeting { path, source },
     })?;
-    Ok((listener, Held { _socket: socket, _lock: lock }))
+    Ok((listener, Held { kept, _socket: socket, _lock: lock }))
 }
 
-/// Locks the file beside a project, and notes in it where the project is reached. The file stays: to remove it would let two have it.
-fn lock(path: &Path, socket: &Path) -> Result<Option<File>, CliError> {
+/// Locks the file beside a project, and notes in it where the project is reached, and where what is kept of it. The file stays: to remove it would let two have it.
+fn lock(path: &Path, places: &[u8]) -> Result<Option<File>, CliError> {
     let open = || -> io::Result<File> {
         fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
         let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
@@ -130,6 +152,6 @@ fn lock(path: &Path, socket: &Path) -> Result<Option<File>, CliError> {
         Err(_) => return Ok(None),
     }
     // Who cannot write it is found at the usual place.
-    let _ = file.set_len(0).and_then(|()| file.write_all(socket.as_os_str().as_bytes()));
+    let _ = file.set_len(0).and_then(|()| file.write_all(places));
     Ok(Some(file))
 }

@@ -9,12 +9,12 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pm::OutputStream;
-use pm::service::Output;
+use pm::service::{LogEntry, Output};
 use tokio::io::AsyncWrite;
 use tokio::sync::Notify;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::history::{self, Entry};
+use super::history;
 use super::server::Serving;
 use super::wire::{self, Answer, OutputRow};
 
@@ -54,7 +54,7 @@ pub async fn send(
         // A log that cannot be read has no lines to show; who wants to know why asks `pm logs`.
         logs.into_iter().map(|(label, log)| (label, history::end_of(&log, last_bytes).unwrap_or_default())).collect()
     });
-    let ends: BTreeMap<String, Vec<Entry>> = read.await.unwrap_or_default();
+    let ends: BTreeMap<String, Vec<LogEntry>> = read.await.unwrap_or_default();
     let rows: Vec<OutputRow> = ends.iter().flat_map(|(label, entries)| rows_of(label, entries)).collect();
     let mut seen: BTreeMap<String, Seen> =
         ends.into_iter().filter_map(|(label, entries)| Some((label, Seen::new(&entries)?))).collect();
@@ -111,7 +111,7 @@ fn wants(names: &[String], label: &str) -> bool {
 }
 
 /// What stands in a log, in pieces.
-fn rows_of(label: &str, entries: &[Entry]) -> Vec<OutputRow> {
+fn rows_of(label: &str, entries: &[LogEntry]) -> Vec<OutputRow> {
     let mut rows: Vec<OutputRow> = Vec::new();
     for entry in entries {
         let mut text = String::from_utf8_lossy(&entry.text).into_owned();
@@ -136,7 +136,7 @@ struct Seen {
 }
 
 impl Seen {
-    fn new(entries: &[Entry]) -> Option<Self> {
+    fn new(entries: &[LogEntry]) -> Option<Self> {
         let time = entries.last()?.time.clone();
         let mut text = Vec::new();
         for entry in entries.iter().skip_while(|entry| entry.time != time) {
@@ -217,8 +217,8 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn entry(time: &str, text: &str) -> Entry {
-        Entry { time: time.into(), is_stderr: false, is_whole: true, text: text.into() }
+    fn entry(time: &str, text: &str) -> LogEntry {
+        LogEntry { time: time.into(), is_stderr: false, is_whole: true, text: text.into() }
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct Plan {
     pub style: Style,
     /// Nobody watches; and where it is said that the project is up.
     pub is_detached: bool,
+    /// Its services are to outlive it where it is killed.
+    pub is_kept: bool,
 }
 
 impl Plan {
@@ -115,6 +117,8 @@ async fn bring_up(
         }
         false => Orchestrator::builder().output(sender),
     };
+    let builder = if plan.is_kept { builder.keep(&held.kept) } else { builder.adopt(&held.kept) };
+    let builder = builder.map_err(CliError::Keep)?;
     let orchestrator = builder.start().map_err(CliError::Runtime)?;
     let width = plan.project.services.iter().map(|one| one.name().len()).max().unwrap_or(0);
     let mut screen = Screen::start(plan.style, width, output, orchestrator.events()).map_err(CliError::Runtime)?;
@@ -126,6 +130,7 @@ async fn bring_up(
     let logs = with_log.collect();
     let ends = plan.project.ends;
     orchestrator.add(plan.project.services).await.map_err(|error| CliError::Service(error.to_string()))?;
+    end_left_behind(&orchestrator).await;
     let (down, asked_down) = mpsc::channel(1);
     let serving = Arc::new(Serving {
         orchestrator: orchestrator.clone(),
@@ -166,6 +171,8 @@ async fn bring_up(
         }
     };
     serving.is_ending.store(true, Ordering::Relaxed);
+    // Who ends it wants it ended, however that goes on.
+    orchestrator.keep_no_more().await;
     let (stopped, downs) = watch.stop(down).await;
     let is_left = stopped.iter().any(|one| !one.survivors.is_empty());
     tell_failures(&orchestrator, &before).await;
@@ -189,6 +196,19 @@ async fn bring_up(
         code = watch.signals.next() => std::process::exit(code.into()),
     }
     Ok(ExitCode::from(if is_left && code == 0 { code::FAILED } else { code }))
+}
+
+/// Ends what an earlier pm of this project has left, and is not of it any more: the file has changed.
+async fn end_left_behind(orchestrator: &Orchestrator) {
+    for left in orchestrator.left_behind().await {
+        say(format_args!(
+            "{} (pid {}), which has outlived its pm, is not in the file any more: stopping it",
+            left.label, left.pid
+        ));
+    }
+    for stopped in orchestrator.end_left_behind(None).await.iter().filter(|stopped| !stopped.is_clean()) {
+        say(stopped);
+    }
 }
 
 /// 0 where all that has ended did so well.

@@ -160,7 +160,7 @@ pub struct EventRow {
 impl From<&Happening> for EventRow {
     fn from(happening: &Happening) -> Self {
         let pid = match &happening.event {
-            Event::Started { pid, .. } => Some(*pid),
+            Event::Started { pid, .. } | Event::Adopted { pid, .. } => Some(*pid),
             Event::Unkillable { pid } => *pid,
             _ => None,
         };
@@ -196,6 +196,7 @@ fn word(event: &Event) -> &'static str {
         Event::Skipped { .. } => "skipped",
         Event::Starting { .. } => "starting",
         Event::Started { .. } => "started",
+        Event::Adopted { .. } => "adopted",
         Event::Running => "running",
         Event::Healthy { .. } => "healthy",
         Event::Unhealthy { .. } => "unhealthy",
@@ -222,6 +223,7 @@ pub fn text(event: &Event) -> String {
         Event::Skipped { reason } => format!("skipped: {reason}"),
         Event::Starting { .. } => "starting".into(),
         Event::Started { pid, .. } => format!("started (pid {pid})"),
+        Event::Adopted { pid, lived } => format!("taken over (pid {pid}, up for {})", seconds(*lived)),
         Event::Running => "running".into(),
         Event::Healthy { after } => format!("healthy after {}", seconds(*after)),
         Event::Unhealthy { reason } => format!("unhealthy: {reason}"),

@@ -23,7 +23,7 @@ pub struct SocketPath {
 
 /// A file beside a socket, whose lock says who has the socket. It is removed when it is dropped.
 #[derive(Debug)]
-struct Lock {
+pub(super) struct Lock {
     path: PathBuf,
     /// Locked for as long as it is open.
     _file: OwnedFd,
@@ -79,7 +79,7 @@ fn is_listened_on(path: &Path) -> io::Result<bool> {
 
 impl Lock {
     /// Locks the file beside a socket: of those who want the same path, one wins.
-    fn take(socket: &Path) -> io::Result<Self> {
+    pub(super) fn take(socket: &Path) -> io::Result<Self> {
         let mut path = socket.as_os_str().to_owned();
         path.push(".lock");
         let path = PathBuf::from(path);

@@ -49,6 +49,15 @@ pub enum Input {
     },
     /// End it now.
     Kill,
+    /// It was never started here, and has a process all the same: it has outlived an earlier manager.
+    Adopted {
+        /// Its process.
+        pid: u32,
+        /// How long that has lived.
+        lived: Duration,
+        /// Whether it has said that it is ready, where it says so itself.
+        was_ready: bool,
+    },
     /// Its process exists.
     Spawned(Incarnation, u32),
     /// Its process could not be made.
@@ -115,6 +124,8 @@ pub struct Life {
     /// When its process was made, or was to be; and how long it lived.
     began: Time,
     lived: Duration,
+    /// How long it had lived before that, under another manager.
+    lived_before: Duration,
     /// It was ready in this life, and it has lived for a second.
     was_ready: bool,
     runs: bool,
@@ -148,6 +159,7 @@ impl Life {
             pid: None,
             began: Time::ZERO,
             lived: Duration::ZERO,
+            lived_before: Duration::ZERO,
             was_ready: false,
             runs: false,
             readiness: None,
@@ -207,7 +219,7 @@ impl Life {
 
     /// How long its process has lived: until now, or until its end.
     pub fn lived(&self, now: Time) -> Duration {
-        if self.pid.is_some() { now.since(self.began) } else { self.lived }
+        if self.pid.is_some() { self.lived_before + now.since(self.began) } else { self.lived }
     }
 
     /// How its last process ended, where it has.
@@ -268,6 +280,7 @@ impl Life {
                     self.unit.handle(now, unit::Input::Kill(ExitCause::Requested));
                 }
             }
+            Input::Adopted { pid, lived, was_ready } => self.adopt(now, pid, lived, was_ready),
             Input::Spawned(of, pid) => {
                 if of == self.incarnation() && self.pid.is_none() && self.has_process() {
                     self.spawned(now, pid);
@@ -382,6 +395,30 @@ impl Life {
         self.unit.handle(now, unit::Input::Start { after: Duration::ZERO });
     }
 
+    fn adopt(&mut self, now: Time, pid: u32, lived: Duration, was_ready: bool) {
+        if !matches!(self.now, Now::Idle) {
+            return;
+        }
+        self.is_wanted = true;
+        self.unit.handle(now, unit::Input::Start { after: Duration::ZERO });
+        // It has its process already.
+        while self.unit.poll_effect().is_some() {}
+        self.has_returned = false;
+        self.now = Now::Starting;
+        self.start_by = Some(now + self.rules.start_limit);
+        self.say(Event::Adopted { pid, lived });
+        let incarnation = self.incarnation();
+        self.has_process_now(now, pid);
+        self.lived_before = lived;
+        if lived >= RUNS_AFTER {
+            self.runs_at = Some(now);
+        }
+        self.unit.handle(now, unit::Input::Spawned(incarnation));
+        if was_ready && matches!(self.rules.readiness, Readiness::Told { .. }) {
+            self.ready(now);
+        }
+    }
+
     fn stop(&mut self, now: Time, limit: Duration) {
         match self.now {
             Now::Idle | Now::Stopped | Now::Completed | Now::Failed | Now::GaveUp => {
@@ -421,14 +458,18 @@ impl Life {
     }
 
     fn spawned(&mut self, now: Time, pid: u32) {
-        self.pid = Some(pid);
-        self.began = now;
         let incarnation = self.incarnation();
         self.say(Event::Started { incarnation, pid });
-        self.has_lived = true;
         if self.has_returned {
             self.say(Event::Restarted { incarnation });
         }
+        self.has_process_now(now, pid);
+    }
+
+    fn has_process_now(&mut self, now: Time, pid: u32) {
+        self.pid = Some(pid);
+        self.began = now;
+        self.has_lived = true;
         if !self.is_watched() {
             return; // somebody stopped it while its process was being made
         }
@@ -512,6 +553,7 @@ impl Life {
         self.now = Now::Starting;
         self.began = now;
         self.lived = Duration::ZERO;
+        self.lived_before = Duration::ZERO;
         self.was_ready = false;
         self.runs = false;
         self.is_to_return = false;
@@ -524,7 +566,7 @@ impl Life {
 
     fn down(&mut self, now: Time, cause: ExitCause) {
         let was_spawned = self.pid.is_some();
-        self.lived = if was_spawned { now.since(self.began) } else { Duration::ZERO };
+        self.lived = if was_spawned { self.lived(now) } else { Duration::ZERO };
         self.end();
         self.pid = None;
         if !self.is_wanted {

@@ -255,6 +255,13 @@ pub enum Event {
         /// Its process.
         pid: u32,
     },
+    /// It has outlived the manager that started it, and is this one's from here on.
+    Adopted {
+        /// Its process.
+        pid: u32,
+        /// How long that has lived.
+        lived: Duration,
+    },
     /// It has lived for a second, or is ready.
     Running,
     /// Its readiness probe passed: for the first time in this life, or again.

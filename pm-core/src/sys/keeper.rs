@@ -1,7 +1,10 @@
 //! The process that starts, reaps and outlives everything of one manager.
 //!
 //! It has one thread, which waits for the manager's requests, for its children and for the death of the manager, and for
-//! nothing else. When the manager has gone it kills all that is left, and ends.
+//! nothing else. When the manager has gone it kills all that is left, and ends; unless it was asked to stay, for units that
+//! are kept until the next manager comes: see [`keeping`].
+
+pub(crate) mod keeping;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
@@ -21,6 +24,7 @@ use super::strays::{BLANK_LIMIT, Orphans, Owner};
 use super::tree::{self, OwnChildren};
 use super::wait::{self, Counted, Kind, Whose};
 use crate::machine::exit::ExitStatus;
+use keeping::{Alone, Kept, OpenCapture, Stay};
 
 /// How long the keeper waits for a process that it has killed. Only uninterruptible sleep, a debugger or a process of another
 /// user takes longer.
@@ -48,10 +52,16 @@ const VICTIMS: usize = 4096;
 ///
 /// The process must be a fresh one with a single thread. Everything that it has inherited goes: session, descriptors,
 /// working directory, signal mask.
-pub(crate) fn main(control: OwnedFd) -> ! {
-    let code = match Keeper::new(control) {
+/// `open_capture` makes what takes the output of units that have no manager.
+pub(crate) fn main(control: OwnedFd, open_capture: OpenCapture) -> ! {
+    let code = match Keeper::new(control, open_capture) {
         Ok(mut keeper) => {
+            keeper.reply(&Reply::Ready { version: wire::VERSION });
             keeper.run();
+            while keeper.wait_for_manager() {
+                keeper.run();
+            }
+            keeper.close_meeting();
             keeper.kill_everything();
             0
         }
@@ -100,7 +110,7 @@ struct Keeper {
     ending: Vec<u64>,
     /// Replies of this turn, then messages that found no room in the socket.
     replies: Vec<u8>,
-    outbox: VecDeque<Vec<u8>>,
+    outbox: VecDeque<Message>,
     waiting_bytes: usize,
     /// The kernel has no memory for the first of them.
     is_short: bool,
@@ -109,12 +119,29 @@ struct Keeper {
     more_children: bool,
     /// When to look again though nothing happened.
     look_again: Option<Instant>,
+    /// The beginning of the cookies of all units, and the number of the next one.
+    prefix: Vec<u8>,
+    next: u64,
+    /// Where the next manager is waited for.
+    stay: Option<Stay>,
+    open_capture: OpenCapture,
+    /// While there is no manager, the units that have ended.
+    alone: Option<Alone>,
+}
+
+/// Replies for the manager.
+#[derive(Debug)]
+struct Message {
+    bytes: Vec<u8>,
+    fds: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
 struct Unit {
     leader: i32,
     killing: bool,
+    /// What is held of it for the next manager.
+    kept: Option<Kept>,
     /// What the leader leaves behind may end by itself, and is asked to by this signal.
     lingers: Option<i32>,
     /// Its group has had a signal already.
@@ -142,7 +169,7 @@ impl Unit {
 }
 
 impl Keeper {
-    fn new(control: OwnedFd) -> Result<Self, NotReady> {
+    fn new(control: OwnedFd, open_capture: OpenCapture) -> Result<Self, NotReady> {
         let mut control = control;
         match Self::prepare(&mut control) {
             Ok((signals, spawner)) => Ok(Keeper {
@@ -162,6 +189,11 @@ impl Keeper {
                 busy: false,
                 more_children: false,
                 look_again: None,
+                prefix: Vec::new(),
+                next: 1,
+                stay: None,
+                open_capture,
+                alone: None,
             }),
             Err((step, error)) => Err(NotReady { control, step, errno: error.raw_os_error().unwrap_or(0) }),
         }
@@ -188,7 +220,6 @@ impl Keeper {
 
     /// Serves until the manager has gone.
     fn run(&mut self) {
-        self.reply(&Reply::Ready { version: wire::VERSION });
         let mut buffer = vec![0; wire::MESSAGE];
         loop {
             self.flush();
@@ -277,7 +308,20 @@ impl Keeper {
                     return Err(io::ErrorKind::InvalidData.into());
                 }
                 self.orphans.set_prefix(prefix);
+                self.prefix = prefix.to_vec();
                 self.manager = fds.pop();
+            }
+            // A manager that is here already need not say so.
+            Request::Adopt { .. } => {}
+            Request::Stay { path: Text(path), patience_ms } => self.stay(path, patience_ms, fds),
+            Request::Leave => self.leave(),
+            Request::Keep { id, note: Text(note), held } => {
+                self.keep(id, Kept::new(note, held.into_iter().zip(fds)), descriptors_lost);
+            }
+            Request::Note { id, note: Text(note) } => {
+                if let Some(kept) = self.units.get_mut(&id).and_then(|unit| unit.kept.as_mut()) {
+                    kept.note = note.to_vec();
+                }
             }
             Request::Launch { id, .. } | Request::LaunchFrom { id, .. } if descriptors_lost => {
                 self.reply(&Reply::Failed { id, stage: Stage::Descriptors, errno: libc::EMFILE });
@@ -313,6 +357,7 @@ impl Keeper {
     }
 
     fn launch(&mut self, id: u64, launch: &Launch<'_>, fds: &[OwnedFd]) {
+        self.next = self.next.max(id.saturating_add(1));
         let sources: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         match self.spawner.spawn(launch, &sources) {
             Ok(pid) => {
@@ -322,6 +367,7 @@ impl Keeper {
                     Unit {
                         leader: pid,
                         killing: false,
+                        kept: None,
                         lingers: None,
                         was_asked: false,
                         asked: BTreeSet::new(),
@@ -339,6 +385,7 @@ impl Keeper {
     fn kill_unit(&mut self, id: u64) {
         let Some(unit) = self.units.get_mut(&id) else { return };
         unit.killing = true;
+        unit.kept = None;
         unit.lingers = None;
         if let Some(ended) = &mut unit.ended {
             // What it left behind had time to end. It is killed like that of any other from here on.
@@ -513,12 +560,12 @@ impl Keeper {
     }
 
     fn report_exit(&mut self, id: u64, survivors: Vec<i32>) {
-        let Some(Unit { ended: Some(ended), victims, .. }) = self.units.remove(&id) else { return };
+        let Some(Unit { ended: Some(ended), victims, leader, kept, .. }) = self.units.remove(&id) else { return };
         if !victims.is_empty() {
             self.orphans.release(id);
         }
         let unsigned = |pid: &i32| pid.cast_unsigned();
-        self.reply(&Reply::Exited {
+        let exited = Reply::Exited {
             id,
             status: match ended.status {
                 ExitStatus::Code(code) => Status::Code(code),
@@ -529,12 +576,19 @@ impl Keeper {
             strays: victims.iter().take(NAMED_STRAYS).map(unsigned).collect(),
             stray_count: victims.len() as u32,
             survivors: survivors.iter().take(NAMED_STRAYS).map(unsigned).collect(),
-        });
+        };
+        match &mut self.alone {
+            None => self.reply(&exited),
+            Some(alone) => alone.note_exit(id, leader, kept, exited),
+        }
     }
 
     /// Adds to the message of this turn. There are as many replies as requests that were read, and exits; stops are left out
     /// beyond [`OUTBOX`]. So they are bounded by that and the number of units.
     fn reply(&mut self, reply: &Reply) {
+        if self.alone.is_some() {
+            return;
+        }
         wire::append(&mut self.replies, reply);
         if self.replies.len() > wire::MESSAGE / 2 {
             self.close_message();
@@ -542,9 +596,9 @@ impl Keeper {
     }
 
     fn close_message(&mut self) {
-        let message = std::mem::take(&mut self.replies);
-        self.waiting_bytes += message.len();
-        self.outbox.push_back(message);
+        let bytes = std::mem::take(&mut self.replies);
+        self.waiting_bytes += bytes.len();
+        self.outbox.push_back(Message { bytes, fds: Vec::new() });
     }
 
     fn flush(&mut self) {
@@ -553,7 +607,8 @@ impl Keeper {
         }
         self.is_short = false;
         while let Some(message) = self.outbox.front() {
-            match seqpacket::send(&self.control, message, &[]) {
+            let fds: Vec<BorrowedFd<'_>> = message.fds.iter().map(AsFd::as_fd).collect();
+            match seqpacket::send(&self.control, &message.bytes, &fds) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if seqpacket::is_passing(&error) => {
                     self.is_short = true;
@@ -562,7 +617,7 @@ impl Keeper {
                 }
                 // Sent, or there is nobody to send it to: the next look at the socket says so.
                 _ => {
-                    self.waiting_bytes -= message.len();
+                    self.waiting_bytes -= message.bytes.len();
                     self.outbox.pop_front();
                 }
             }

@@ -1,8 +1,8 @@
 //! What manager and keeper say to each other, in postcard, over one `seqpacket` socket.
 //!
-//! A request is one message. Its descriptors are those of the launch in the order of its targets; those of HELLO are one
-//! pidfd, the manager's. A reply message holds one or more replies, one after the other: all that a turn of the keeper
-//! brought about.
+//! A request is one message. Its descriptors are those of the launch in the order of its targets; those of HELLO and ADOPT are one
+//! pidfd, the manager's; those of STAY the socket at which the keeper waits; those of KEEP what is held. A reply message holds one or
+//! more replies, one after the other: all that a turn of the keeper brought about. KEPT, with what is held, and ALL_KEPT, with the socket, are messages of their own.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use super::spawn::Stage;
 use super::wait::Counted;
 
 /// The version of this module. Manager and keeper come from two installations if the keeper is `pm` on PATH.
-pub(crate) const VERSION: u16 = 3;
+pub(crate) const VERSION: u16 = 4;
 
 /// The longest launch, in bytes, that travels in the message itself. Larger ones travel in a memfd, the last descriptor
 /// of the message. 8 KiB hold most environments, and 16 of them fit into a socket's default send buffer (208 KiB).
@@ -26,6 +26,20 @@ pub(crate) const LAUNCH: usize = 8 * 1024 * 1024;
 
 /// How many pids of killed strays travel in one reply. The count beside them is exact.
 pub(crate) const NAMED_STRAYS: usize = 32;
+
+/// The longest note that is kept of a unit, in bytes: a path (4 KiB) and a few names.
+pub(crate) const NOTE: usize = 8 * 1024;
+
+/// What the keeper does with a descriptor that it holds for a unit, while there is no manager.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Holding {
+    /// It reads what comes, and has it captured as this stream.
+    Stream(u8),
+    /// It takes the messages of sd_notify(3), and remembers whether a process of this user or root has said READY=1.
+    Notify { uid: u32 },
+    /// Nothing.
+    Open,
+}
 
 /// What the manager asks for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,6 +65,31 @@ pub(crate) enum Request<'a> {
     Linger { id: u64, signal: i32, was_asked: bool },
     /// Kill all processes of the unit.
     Kill { id: u64 },
+    /// Outlive this manager for the units that are kept, and wait for the next one at a socket, which has this path. When nothing of them lives any more,
+    /// and nobody has come for so long, the keeper ends.
+    Stay {
+        #[serde(borrow)]
+        path: Text<'a>,
+        patience_ms: u64,
+    },
+    /// Outlive nobody: what was kept is not any more.
+    Leave,
+    /// Let the unit outlive this manager, if the keeper does, and hold these descriptors for it. `note` is for the next manager, and for what captures its
+    /// output until then.
+    Keep {
+        id: u64,
+        #[serde(borrow)]
+        note: Text<'a>,
+        held: Vec<Holding>,
+    },
+    /// Another note for a unit that is kept.
+    Note {
+        id: u64,
+        #[serde(borrow)]
+        note: Text<'a>,
+    },
+    /// The first message of the next manager, at the socket of STAY, with its pidfd.
+    Adopt { version: u16 },
 }
 
 /// What the keeper tells.
@@ -80,6 +119,24 @@ pub(crate) enum Reply {
     },
     Continued {
         id: u64,
+    },
+    /// The unit is not kept: its descriptors were lost, for the keeper has no number left for them.
+    NotKept {
+        id: u64,
+    },
+    /// A unit that has outlived its manager.
+    Kept {
+        id: u64,
+        pid: u32,
+        note: Vec<u8>,
+        held: Vec<Holding>,
+        /// It has said so by sd_notify(3) while there was no manager.
+        is_ready: bool,
+    },
+    /// These were all. Launches have numbers from `next` on.
+    AllKept {
+        prefix: Vec<u8>,
+        next: u64,
     },
     /// The unit's leader has ended and no process of the unit is left, but for `survivors`.
     Exited {

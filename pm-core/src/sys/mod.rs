@@ -9,6 +9,7 @@
 //! | `tree` | who descends from whom, and killing all that do |
 //! | `keeper` | the process that starts, reaps and outlives everything of one manager |
 //! | `strays` | what the keeper knows of processes that left their parents |
+//! | `datagram` | messages with who sent them |
 //! | `keeper_wire` | what manager and keeper say to each other |
 //! | `inherited` | what a worker was given by its manager |
 //! | `outbox` | answers that survive the worker that gave them |
@@ -16,6 +17,7 @@
 
 pub(crate) mod clock;
 pub(crate) mod command;
+pub(crate) mod datagram;
 pub(crate) mod inherited;
 pub(crate) mod keeper;
 pub(crate) mod keeper_wire;

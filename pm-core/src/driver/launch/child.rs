@@ -1,6 +1,8 @@
 //! A process that was launched.
 
 use std::fmt;
+#[cfg(feature = "service")]
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +11,10 @@ use tokio::sync::watch;
 use super::connection::{Connection, NotAsked};
 use super::unguarded::Unguarded;
 use crate::machine::exit::{ExitStatus, Signal};
+#[cfg(feature = "service")]
+use crate::sys::command::Text;
+#[cfg(feature = "service")]
+use crate::sys::keeper_wire::Holding;
 use crate::sys::keeper_wire::Request;
 
 /// A process that was launched, with all that it starts.
@@ -146,6 +152,37 @@ impl Child {
         if let Holder::Keeper { connection, id } = &self.holder {
             // Where it does not arrive they are killed with the process, as usual.
             let _ = connection.ask(&Request::Linger { id: *id, signal: signal.0, was_asked });
+        }
+    }
+
+    /// Lets the process outlive this one, where its keeper stays, and has the keeper hold these descriptors for it. `note` is for the next manager, and
+    /// says what becomes of its output until then. Without a keeper it cannot be.
+    #[cfg(feature = "service")]
+    pub(super) fn keep(&self, note: &[u8], held: &[(Holding, BorrowedFd<'_>)]) {
+        if let Holder::Keeper { connection, id } = &self.holder {
+            let note = Text(note);
+            let (held, fds): (Vec<Holding>, Vec<BorrowedFd<'_>>) = held.iter().copied().unzip();
+            if connection.tell(&Request::Keep { id: *id, note, held }, &fds).is_err() {
+                tracing::warn!(pid = self.pid, "a process will not outlive this one: the keeper could not be asked");
+            }
+        }
+    }
+
+    /// Has another note for the next manager.
+    #[cfg(feature = "service")]
+    pub(crate) fn note(&self, note: &[u8]) {
+        if let Holder::Keeper { connection, id } = &self.holder {
+            // Then the older one has to do.
+            let _ = connection.ask(&Request::Note { id: *id, note: Text(note) });
+        }
+    }
+
+    /// The connection to its keeper, where it has one.
+    #[cfg(feature = "service")]
+    pub(super) fn connection(&self) -> Option<&Arc<Connection>> {
+        match &self.holder {
+            Holder::Keeper { connection, .. } => Some(connection),
+            Holder::Unguarded(_) => None,
         }
     }
 

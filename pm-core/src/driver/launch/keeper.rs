@@ -15,6 +15,7 @@ use super::error::LaunchError;
 use super::program::resolve_program;
 use crate::sys;
 use crate::sys::command::UNIT_VARIABLE;
+use crate::sys::keeper::keeping::OpenCapture;
 use crate::transport::ROLE_VARIABLE;
 
 /// The role of the keeper.
@@ -29,6 +30,12 @@ static ROLES_CALLED: AtomicBool = AtomicBool::new(false);
 
 /// The connection that launches use. Whoever finds it gone makes a new one.
 static CONNECTION: Mutex<Option<Arc<Connection>>> = Mutex::new(None);
+
+/// What takes the output of processes that have no manager.
+#[cfg(feature = "service")]
+const OPEN_CAPTURE: OpenCapture = crate::driver::service::keep::open_capture;
+#[cfg(not(feature = "service"))]
+const OPEN_CAPTURE: OpenCapture = |_| None;
 
 /// Becomes the keeper and never returns, if this process was started as one. Otherwise it notes that this program can be
 /// its own keeper, and returns.
@@ -45,7 +52,7 @@ pub fn run_if_keeper() {
 /// `pm keeper` is this. A person who starts it is told so, and it ends with code 64.
 pub fn serve_as_keeper() -> ! {
     match sys::keeper::control_socket() {
-        Some(control) => sys::keeper::main(control),
+        Some(control) => sys::keeper::main(control, OPEN_CAPTURE),
         None => {
             eprintln!("the keeper is started by pm, with its socket as standard input, and by nobody else");
             process::exit(64) // EX_USAGE
@@ -68,6 +75,18 @@ pub(super) fn current() -> Result<Arc<Connection>, LaunchError> {
     let connection = Connection::start(Program::find()?)?;
     *current = Some(connection.clone());
     Ok(connection)
+}
+
+/// The connection that launches use, if there is one.
+#[cfg(feature = "service")]
+pub(super) fn connected() -> Option<Arc<Connection>> {
+    lock().clone()
+}
+
+/// Has launches use a keeper that was taken over. What another one has started stays with that.
+#[cfg(feature = "service")]
+pub(super) fn use_connection(connection: Arc<Connection>) {
+    *lock() = Some(connection);
 }
 
 /// The beginning of the cookies of one connection, or of the unguarded children: no other in this machine begins so. A

@@ -19,6 +19,8 @@ mod child;
 mod connection;
 mod error;
 mod keeper;
+#[cfg(feature = "service")]
+pub(crate) mod kept;
 mod launcher;
 mod program;
 mod unguarded;
@@ -26,6 +28,8 @@ mod unguarded;
 pub use child::{Child, ChildState, Exit, SignalError, Usage};
 pub use error::LaunchError;
 pub use keeper::{KEEPER_ROLE, KEEPER_VARIABLE, roles_called, run_if_keeper, serve_as_keeper};
+#[cfg(feature = "service")]
+pub use kept::{KeepError, is_kept};
 pub use launcher::{Guard, launch};
 pub use program::{check_interpreter, resolve_program};
 

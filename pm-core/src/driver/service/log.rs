@@ -197,6 +197,50 @@ impl Log {
     }
 }
 
+/// A record of a log, or a part of one that is too long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogEntry {
+    /// The time as it stands there, which sorts as text.
+    pub time: String,
+    /// It was printed to standard error.
+    pub is_stderr: bool,
+    /// The line ends with it.
+    pub is_whole: bool,
+    /// What was printed.
+    pub text: Vec<u8>,
+}
+
+impl LogEntry {
+    /// Reads a line of a log, without its line break, in either form. None where it is neither.
+    ///
+    /// ```
+    /// use pm_core::face::service::LogEntry;
+    ///
+    /// let entry = LogEntry::parse(b"2026-12-01T09:30:00.123Z stderr F oh no").unwrap();
+    /// assert!(entry.is_stderr && entry.is_whole);
+    /// assert_eq!(entry.text, b"oh no");
+    /// ```
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        if line.first() == Some(&b'{') {
+            let record: serde_json::Value = serde_json::from_slice(line).ok()?;
+            let text = |name: &str| record.get(name).and_then(|value| value.as_str()).map(str::to_owned);
+            let is_partial = record.get("partial").and_then(serde_json::Value::as_bool).unwrap_or(false);
+            let is_stderr = text("stream").is_some_and(|stream| stream == "stderr");
+            return Some(LogEntry {
+                time: text("time")?,
+                is_stderr,
+                is_whole: !is_partial,
+                text: text("text")?.into_bytes(),
+            });
+        }
+        let mut parts = line.splitn(4, |byte| *byte == b' ');
+        let time = String::from_utf8(parts.next()?.to_vec()).ok()?;
+        let is_stderr = parts.next()? == b"stderr";
+        let is_whole = parts.next()? == b"F";
+        Some(LogEntry { time, is_stderr, is_whole, text: parts.next()?.to_vec() })
+    }
+}
+
 /// Whether the last record of a file is not whole.
 fn ends_torn(path: &Path) -> bool {
     let last = || -> io::Result<u8> {

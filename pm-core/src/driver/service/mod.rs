@@ -8,11 +8,13 @@
 //! | `notify` | hears what a service says of itself by sd_notify(3) |
 //! | `command` | runs a command that belongs to a service |
 //! | `output` | reads what services print, on a thread of its own |
+//! | `keep` | lets processes outlive this one, and knows those again that have |
 //! | `log` | writes that to files, and lets them not grow without end |
 //! | `hook` | runs what is to follow from an event |
 
 mod command;
 pub(crate) mod hook;
+pub(crate) mod keep;
 pub(crate) mod log;
 mod notify;
 pub(crate) mod output;

@@ -5,18 +5,15 @@
 //! from the service's own user or root is dropped.
 
 use std::ffi::OsString;
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 
-/// The longest message that is looked at; sd_notify(3) has no limit, and nobody says more.
-const LONGEST: usize = 4096;
+use crate::sys::datagram;
 
 /// The longest status that is kept, in bytes.
 const LONGEST_STATUS: usize = 256;
@@ -44,10 +41,25 @@ impl NotifySocket {
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
         rustix::net::sockopt::set_socket_passcred(&socket, true)?;
         rustix::net::bind(&socket, &SocketAddrUnix::new_unnamed())?;
+        NotifySocket::adopt(socket, uid)
+    }
+
+    /// One that was made for a process which has outlived its manager.
+    pub(super) fn adopt(socket: OwnedFd, uid: u32) -> io::Result<Self> {
         let own = SocketAddrUnix::try_from(rustix::net::getsockname(&socket)?)?;
         let name = own.abstract_name().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let address = OsString::from_vec([b"@", name].concat());
         Ok(NotifySocket { socket: UnixDatagram::from_std(socket.into())?, address, uid })
+    }
+
+    /// Whose messages count beside those of root.
+    pub(super) fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// The socket itself, for who keeps it.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// The value of `NOTIFY_SOCKET`.
@@ -58,31 +70,12 @@ impl NotifySocket {
     /// The next message. Cancel safe.
     pub(super) async fn next(&self) -> io::Result<Message> {
         loop {
-            let (text, uid) = self.socket.async_io(Interest::READABLE, || receive(&self.socket)).await?;
+            let (text, uid) = self.socket.async_io(Interest::READABLE, || datagram::receive(&self.socket)).await?;
             if uid == Some(self.uid) || uid == Some(0) {
                 return Ok(parse(&text));
             }
         }
     }
-}
-
-fn receive(socket: &UnixDatagram) -> io::Result<(Vec<u8>, Option<u32>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(16))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut buffer = vec![0; LONGEST];
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let message = rustix::io::retry_on_intr(|| {
-        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut buffer)], &mut control, flags)
-    })?;
-    buffer.truncate(message.bytes);
-    let mut uid = None;
-    for part in control.drain() {
-        // Descriptors that come along (FDSTORE=1) are closed.
-        if let RecvAncillaryMessage::ScmCredentials(sender) = part {
-            uid = Some(sender.uid.as_raw());
-        }
-    }
-    Ok((buffer, uid))
 }
 
 fn parse(text: &[u8]) -> Message {

@@ -169,13 +169,13 @@ fn read(
 
 /// Makes pieces of what comes.
 #[derive(Debug, Default)]
-struct Splitter {
+pub(super) struct Splitter {
     /// A line that is not whole yet.
     partial: Vec<u8>,
 }
 
 impl Splitter {
-    fn take(&mut self, mut bytes: &[u8], mut emit: impl FnMut(Piece<'_>)) {
+    pub(super) fn take(&mut self, mut bytes: &[u8], mut emit: impl FnMut(Piece<'_>)) {
         if !self.partial.is_empty() {
             let Some(end) = memchr::memchr(b'\n', bytes) else { return self.keep(bytes, &mut emit) };
             let (head, rest) = bytes.split_at(end + 1);
@@ -207,7 +207,7 @@ impl Splitter {
         self.partial.extend_from_slice(bytes);
     }
 
-    fn finish(&mut self, mut emit: impl FnMut(Piece<'_>)) {
+    pub(super) fn finish(&mut self, mut emit: impl FnMut(Piece<'_>)) {
         if !self.partial.is_empty() {
             emit(Piece { text: &self.partial, is_whole: true });
             self.forget();

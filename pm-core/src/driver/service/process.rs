@@ -1,12 +1,13 @@
 //! One incarnation of a service: its launch, its streams, what it is told, and its end.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
+use super::keep::{Held, Keep, Left, Note};
 use super::notify::{Message, NotifySocket};
 use super::output::{Reader, Sink};
 use crate::driver::command;
@@ -30,6 +31,8 @@ pub(super) enum Order {
     Kill,
     /// Send it this signal.
     Signal(Signal),
+    /// Note for the next orchestrator that it is ready.
+    NoteReady,
 }
 
 /// What the task of an incarnation tells.
@@ -58,6 +61,10 @@ pub(super) struct Process {
     pub(super) reader: Arc<Reader>,
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) news: mpsc::Sender<News>,
+    /// Where it is kept for the next orchestrator.
+    pub(super) keep: Option<Arc<Keep>>,
+    /// Its process, where an earlier orchestrator has started that.
+    pub(super) left: Option<Left>,
 }
 
 /// What is read of a process, and how it speaks.
@@ -65,6 +72,13 @@ struct Streams {
     stdout: OwnedFd,
     stderr: OwnedFd,
     notify: Option<NotifySocket>,
+}
+
+impl Streams {
+    fn held(&self) -> Held<BorrowedFd<'_>> {
+        let notify = self.notify.as_ref().map(|socket| (socket.as_fd(), socket.uid()));
+        Held { stdout: self.stdout.as_fd(), stderr: self.stderr.as_fd(), notify }
+    }
 }
 
 /// A task that ends where this is dropped.
@@ -86,8 +100,12 @@ impl Drop for AbortOnDrop {
 impl Process {
     /// Lives through the incarnation. Dropping it kills the process and all that it has started.
     pub(super) async fn run(mut self) {
-        match self.start().await {
-            Ok((child, streams)) => self.live(child, streams).await,
+        let running = match self.left.take() {
+            Some(left) => self.take_over(left),
+            None => self.start().await,
+        };
+        match running {
+            Ok((child, streams, note)) => self.live(child, streams, note).await,
             Err(error) => {
                 let reason = crate::driver::worker::chain(&error);
                 self.tell(News::NotStarted(self.id, Arc::new(error))).await;
@@ -96,13 +114,27 @@ impl Process {
         }
     }
 
-    async fn start(&self) -> Result<(Child, Streams), LaunchError> {
+    async fn start(&self) -> Result<(Child, Streams, Note), LaunchError> {
         let spec = &self.definition.spec;
         let mut command = command::of_spec(spec, "service", format!("service:{}", self.label))?;
         let streams =
             self.streams(&mut command).map_err(|source| LaunchError::here(&command, "making pipes", source))?;
+        let mut note = Note::new(&self.definition, self.replica);
         let child = launch::launch(spec.guard(), command).await?;
-        Ok((child, streams))
+        if let Some(keep) = &self.keep {
+            keep.keep(&child, &mut note, &streams.held());
+        }
+        // Before anything that it says can be heard.
+        self.tell(News::Life(self.id, life::Input::Spawned(self.incarnation, child.pid()))).await;
+        Ok((child, streams, note))
+    }
+
+    /// The process goes on, and what it says is heard here.
+    fn take_over(&self, left: Left) -> Result<(Child, Streams, Note), LaunchError> {
+        let Left { child, note, held } = left;
+        let failed = |source| LaunchError::here(&Command::new(&*note.name, ""), "taking over its streams", source);
+        let notify = held.notify.map(|(socket, uid)| NotifySocket::adopt(socket, uid)).transpose().map_err(failed)?;
+        Ok((child, Streams { stdout: held.stdout, stderr: held.stderr, notify }, note))
     }
 
     /// Gives `command` its streams, and its name.
@@ -130,11 +162,9 @@ impl Process {
         Ok(Streams { stdout: stdout.into(), stderr: stderr.into(), notify })
     }
 
-    async fn live(&mut self, mut child: Child, streams: Streams) {
+    async fn live(&mut self, mut child: Child, streams: Streams, mut note: Note) {
         let Streams { stdout, stderr, notify } = streams;
         self.sink.begin(self.definition.ready_line.clone(), self.incarnation);
-        // Before anything that it says can be heard.
-        self.tell(News::Life(self.id, life::Input::Spawned(self.incarnation, child.pid()))).await;
         let (ended, has_ended) = watch::channel(false);
         let follow = |pipe, stream| self.reader.follow(pipe, stream, self.sink.clone(), has_ended.clone());
         let printed = [follow(stdout, OutputStream::Stdout), follow(stderr, OutputStream::Stderr)];
@@ -178,6 +208,7 @@ impl Process {
                         }
                     }
                     Some(Order::Signal(signal)) => drop(child.signal(signal)),
+                    Some(Order::NoteReady) => note.is_ready(&child),
                     Some(Order::Kill) => child.kill_tree(),
                     None => {
                         is_left = true;

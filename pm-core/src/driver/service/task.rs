@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::hook::{MOST_AT_A_TIME, Moment, Occasion};
+use super::keep::{self, Keep, Left};
 use super::log::Log;
 use super::output::{Output, Reader, Said, Sink};
 use super::probe;
@@ -16,10 +17,11 @@ use crate::driver::clock;
 use crate::driver::launch::{Exit, LaunchError};
 use crate::face::service::MOST_REPLICAS;
 use crate::face::service::{
-    BadService, Definition, Happening, Info, NoService, RemoveError, StartError, Stopped, WaitError,
+    BadService, Definition, Happening, Info, LeftBehind, NoService, RemoveError, StartError, Stopped, WaitError,
 };
 use crate::machine::cause::ExitCause;
 use crate::machine::exit::{ExitStatus, Signal};
+use crate::machine::id::Incarnation;
 use crate::machine::life::{self, Check};
 use crate::machine::service::{Condition, Event, Readiness, ServiceId, State, Verdict};
 use crate::machine::supervisor::{Effect, Input, Supervisor};
@@ -57,6 +59,9 @@ pub(crate) enum Request {
     List(oneshot::Sender<Vec<Info>>),
     Info { name: String, answer: oneshot::Sender<Result<Vec<Info>, NoService>> },
     Last { name: String, lines: usize, answer: oneshot::Sender<Result<Vec<String>, NoService>> },
+    LeftBehind(oneshot::Sender<Vec<LeftBehind>>),
+    EndLeftBehind { limit: Option<Duration>, answer: oneshot::Sender<Vec<Stopped>> },
+    KeepNoMore(oneshot::Sender<()>),
 }
 
 /// Where an orchestrator is spoken to, and heard.
@@ -121,11 +126,19 @@ pub(crate) struct Task {
     heard: mpsc::Receiver<News>,
     asides: mpsc::Sender<(ServiceId, Event)>,
     aside: mpsc::Receiver<(ServiceId, Event)>,
+    /// Where processes are kept for the next orchestrator.
+    keep: Option<Arc<Keep>>,
+    /// Those of an earlier one that are nobody's yet.
+    left: Vec<Left>,
 }
 
 impl Task {
     /// Starts the task on this runtime. It ends, and kills all services, when the last of the senders of requests is gone.
-    pub(crate) fn start(sink: Option<mpsc::Sender<Output>>) -> std::io::Result<Ends> {
+    pub(crate) fn start(
+        sink: Option<mpsc::Sender<Output>>,
+        keep: Option<Keep>,
+        left: Vec<Left>,
+    ) -> std::io::Result<Ends> {
         let (requests, asked) = mpsc::channel(64);
         let (events, _) = broadcast::channel(LISTENERS);
         let (output, _) = broadcast::channel(LISTENERS);
@@ -145,6 +158,8 @@ impl Task {
             heard,
             asides,
             aside,
+            keep: keep.map(Arc::new),
+            left,
         };
         tokio::spawn(task.run(asked));
         Ok(Ends { requests, events, output })
@@ -276,6 +291,14 @@ impl Task {
                 let last = self.find(std::slice::from_ref(&name)).map(|()| self.last(&name, lines));
                 let _ = answer.send(last);
             }
+            Request::LeftBehind(answer) => drop(answer.send(self.left.iter().map(Left::info).collect())),
+            Request::EndLeftBehind { limit, answer } => self.end_left_behind(limit, answer),
+            Request::KeepNoMore(answer) => {
+                if let Some(keep) = self.keep.take() {
+                    keep.leave();
+                }
+                let _ = answer.send(());
+            }
         }
     }
 
@@ -295,10 +318,60 @@ impl Task {
     }
 
     fn add(&mut self, definitions: Vec<Arc<Definition>>) -> Result<(), BadService> {
-        let rules = |one: &Arc<Definition>| (one.name.clone(), one.rules.clone(), one.replicas);
+        // As many as there are already, where somebody has scaled it in an earlier orchestrator.
+        let replicas = |one: &Definition| {
+            let left = self.left.iter().map(|left| &left.note).filter(|note| note.name == one.name);
+            left.map(|note| note.replica).max().unwrap_or(0).max(one.replicas)
+        };
+        let rules = |one: &Arc<Definition>| (one.name.clone(), one.rules.clone(), replicas(one));
         self.machine.add(definitions.iter().map(rules).collect())?;
+        let names: Vec<String> = definitions.iter().map(|one| one.name.clone()).collect();
         self.definitions.extend(definitions.into_iter().map(|one| (one.name.clone(), one)));
+        self.carry_out();
+        self.take_over(&names);
         Ok(())
+    }
+
+    /// Takes over what an earlier orchestrator has left behind of these services. Where something else is to run now, it is started anew.
+    fn take_over(&mut self, names: &[String]) {
+        let (mine, others): (Vec<Left>, Vec<Left>) =
+            std::mem::take(&mut self.left).into_iter().partition(|left| names.contains(&left.note.name));
+        self.left = others;
+        let mut changed = Vec::new();
+        for left in mine {
+            let replica =
+                |id: &&ServiceId| self.machine.name_of(**id).is_some_and(|(_, replica)| replica == left.note.replica);
+            let Some(&id) = self.machine.replicas(&left.note.name).iter().find(replica) else { continue };
+            let Some(kept) = self.kept.get_mut(&id) else { continue };
+            if left.note.what != keep::what_runs(&kept.definition) && !changed.contains(&left.note.name) {
+                changed.push(left.note.name.clone());
+            }
+            let pattern = kept.definition.ready_line.as_ref();
+            let adopted = life::Input::Adopted {
+                pid: left.child.pid(),
+                lived: left.note.lived(),
+                was_ready: left.note.was_ready || pattern.is_some_and(|pattern| left.has_said(pattern)),
+            };
+            self.machine.handle(clock::now(), Input::Life(id, adopted));
+            let incarnation = self.machine.life(id).map_or_else(Default::default, life::Life::incarnation);
+            self.live(id, incarnation, Some(left));
+            self.carry_out();
+        }
+        if !changed.is_empty() {
+            self.machine.handle(clock::now(), Input::Restart { names: changed });
+        }
+    }
+
+    fn end_left_behind(&mut self, limit: Option<Duration>, answer: oneshot::Sender<Vec<Stopped>>) {
+        let mut ending = JoinSet::new();
+        for left in std::mem::take(&mut self.left) {
+            ending.spawn(left.end(limit.unwrap_or(keep::DEFAULT_LIMIT)));
+        }
+        tokio::spawn(async move {
+            let mut stopped = ending.join_all().await;
+            stopped.sort_by(|one, other| one.label.cmp(&other.label));
+            let _ = answer.send(stopped);
+        });
     }
 
     /// Whoever waits for a number of replicas that is not wanted any more is told so.
@@ -454,27 +527,7 @@ impl Task {
         }
         let Some(kept) = self.kept.get_mut(&id) else { return };
         match effect {
-            life::Effect::Spawn(incarnation) => {
-                let (orders, received) = mpsc::channel(ORDERS);
-                kept.orders = Some(orders);
-                kept.not_started = None;
-                kept.was_killed = false;
-                kept.exit = None;
-                kept.is_unkillable = false;
-                kept.status = None;
-                let process = Process {
-                    definition: kept.definition.clone(),
-                    id,
-                    label: kept.label.clone(),
-                    replica: kept.replica,
-                    incarnation,
-                    sink: kept.sink.clone(),
-                    reader: self.reader.clone(),
-                    orders: received,
-                    news: self.news.clone(),
-                };
-                self.processes.spawn(process.run());
-            }
+            life::Effect::Spawn(incarnation) => self.live(id, incarnation, None),
             life::Effect::Ask(incarnation, check) => {
                 let definition = kept.definition.clone();
                 let timing = match (check, definition.rules.readiness) {
@@ -509,12 +562,47 @@ impl Task {
         }
     }
 
+    /// Has a process of a service live, from its start on or from where it is.
+    fn live(&mut self, id: ServiceId, incarnation: Incarnation, left: Option<Left>) {
+        let Some(kept) = self.kept.get_mut(&id) else { return };
+        let (orders, received) = mpsc::channel(ORDERS);
+        kept.orders = Some(orders);
+        kept.not_started = None;
+        kept.was_killed = false;
+        kept.exit = None;
+        kept.is_unkillable = false;
+        kept.status = None;
+        let process = Process {
+            definition: kept.definition.clone(),
+            id,
+            label: kept.label.clone(),
+            replica: kept.replica,
+            incarnation,
+            sink: kept.sink.clone(),
+            reader: self.reader.clone(),
+            orders: received,
+            news: self.news.clone(),
+            keep: self.keep.clone(),
+            left,
+        };
+        self.processes.spawn(process.run());
+    }
+
     fn happened(&mut self, id: ServiceId, event: Event) {
         let Some(kept) = self.kept.get_mut(&id) else { return };
         let moment = match &event {
             Event::Started { pid, .. } => {
                 kept.last_pid = Some(*pid);
                 Some((Moment::Start, None))
+            }
+            // Its hook has run when it was started.
+            Event::Adopted { pid, .. } => {
+                kept.last_pid = Some(*pid);
+                None
+            }
+            Event::Healthy { .. } if self.keep.is_some() => {
+                kept.order(Order::NoteReady);
+                None
             }
             Event::Restarted { .. } => Some((Moment::Restart, None)),
             // One that had no process has not ended.

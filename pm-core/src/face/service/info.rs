@@ -52,6 +52,18 @@ pub struct Happening {
     pub event: Event,
 }
 
+/// A process of a service that has outlived the program that started it, and that no service of this one has taken over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeftBehind {
+    /// The service, with the number of the replica where it is not the first.
+    pub label: Arc<str>,
+    /// Its process.
+    pub pid: u32,
+    /// How long that has lived.
+    pub lived: Duration,
+}
+
 /// How a process of a service ended on request, and what had to be killed for that.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]

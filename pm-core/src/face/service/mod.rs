@@ -42,7 +42,7 @@ mod probe;
 mod service;
 
 pub use error::{BadService, NoService, RemoveError, StartError, WaitError};
-pub use info::{Happening, Info, Stopped};
+pub use info::{Happening, Info, LeftBehind, Stopped};
 pub use orchestrator::{Orchestrator, OrchestratorBuilder, orchestrator};
 pub use patterns::{blockchain_node, database, web_server, worker};
 pub use probe::Probe;
@@ -50,7 +50,8 @@ pub(crate) use probe::{HttpRequest, Target};
 pub(crate) use service::Definition;
 pub use service::{MOST_REPLICAS, Service, ServiceBuilder, Stdin, StopBy};
 
+pub use crate::driver::launch::{KeepError, is_kept};
 pub use crate::driver::service::hook::{HOOK_LIMIT, Moment, Occasion};
-pub use crate::driver::service::log::LogFile;
+pub use crate::driver::service::log::{LogEntry, LogFile};
 pub use crate::driver::service::output::Output;
 pub use crate::driver::usage::{TreeUsage, tree as usage_of};

@@ -2,14 +2,17 @@
 
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::error::{NoService, RemoveError, StartError, WaitError};
-use super::info::{Happening, Info, Stopped};
+use super::info::{Happening, Info, LeftBehind, Stopped};
 use super::service::Service;
+use crate::driver::launch::{self, KeepError};
+use crate::driver::service::keep::{Keep, Left};
 use crate::driver::service::output::Output;
 use crate::driver::service::task::{Ends, Request, Task};
 use crate::machine::exit::Signal;
@@ -46,10 +49,12 @@ pub struct Orchestrator {
 }
 
 /// An [`Orchestrator`] in the making.
-#[derive(Debug, Default)]
+#[derive(Default)]
 #[must_use = "a builder does nothing until it is started"]
 pub struct OrchestratorBuilder {
     output: Option<mpsc::Sender<Output>>,
+    keep: Option<Keep>,
+    left: Vec<Left>,
 }
 
 impl OrchestratorBuilder {
@@ -60,6 +65,35 @@ impl OrchestratorBuilder {
         self
     }
 
+    /// Takes over the processes that an earlier orchestrator has [kept](Self::keep) at this path. From then on they are kept no more. Waits for their keeper, 10 s at most.
+    ///
+    /// # Errors
+    /// [`KeepError`]: another program has what is kept there, or their keeper is of another version.
+    pub fn adopt(mut self, path: impl AsRef<Path>) -> Result<Self, KeepError> {
+        let kept = launch::kept::adopt(path.as_ref())?;
+        self.left.extend(kept.into_iter().filter_map(Left::new));
+        Ok(self)
+    }
+
+    /// Has services outlive this program where it is killed, or ends without dropping the orchestrator. Without this they are killed within a second.
+    ///
+    /// Their keeper holds their streams then and goes on writing their logs; what has no log loses what it prints, and nobody gets SIGPIPE. It waits at a Unix
+    /// socket at this path, for this user alone, for the next orchestrator that is given the same path, which takes over what is there, as with [`adopt`](Self::adopt). When that one
+    /// [adds](Orchestrator::add) services of the same names, they have their processes again: with the exit codes of those that have ended meanwhile, and without any doubt about
+    /// pids, for the keeper is their parent and has reaped none of them. A process of which something else is to run now (its Spec has changed) is started anew. What no
+    /// service takes over is told by [`Orchestrator::left_behind`]. When nothing of them lives, their ends are remembered for an hour.
+    ///
+    /// Services without a [keeper](crate::machine::spec::Guard) cannot be kept.
+    ///
+    /// # Errors
+    /// [`KeepError`], as with [`adopt`](Self::adopt); or no socket can be made there.
+    pub fn keep(mut self, path: impl AsRef<Path>) -> Result<Self, KeepError> {
+        let (meeting, kept) = launch::kept::meet(path.as_ref())?;
+        self.left.extend(kept.into_iter().filter_map(Left::new));
+        self.keep = Some(Keep::new(meeting));
+        Ok(self)
+    }
+
     /// Starts it on this runtime.
     ///
     /// # Errors
@@ -68,7 +102,17 @@ impl OrchestratorBuilder {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn start(self) -> io::Result<Orchestrator> {
-        Ok(Orchestrator { ends: Task::start(self.output)? })
+        Ok(Orchestrator { ends: Task::start(self.output, self.keep, self.left)? })
+    }
+}
+
+impl fmt::Debug for OrchestratorBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let left = self.left.len();
+        f.debug_struct("OrchestratorBuilder")
+            .field("keeps", &self.keep.is_some())
+            .field("left", &left)
+            .finish_non_exhaustive()
     }
 }
 
@@ -258,6 +302,22 @@ impl Orchestrator {
     /// What services print from now on. A reader that falls 1024 pieces behind loses the oldest ones, and is told how many.
     pub fn output(&self) -> broadcast::Receiver<Output> {
         self.ends.output.subscribe()
+    }
+
+    /// Processes of an earlier orchestrator that were taken over by the [builder](OrchestratorBuilder::adopt), and whose services were not added here.
+    pub async fn left_behind(&self) -> Vec<LeftBehind> {
+        self.ask(Request::LeftBehind).await.unwrap_or_default()
+    }
+
+    /// Has those end that are [left behind](Self::left_behind), by SIGTERM, and kills what has not ended after `limit`: 10 s where there is none. What they print goes to
+    /// their logs.
+    pub async fn end_left_behind(&self, limit: Option<Duration>) -> Vec<Stopped> {
+        self.ask(|answer| Request::EndLeftBehind { limit, answer }).await.unwrap_or_default()
+    }
+
+    /// From now on nothing outlives this program, whatever [`OrchestratorBuilder::keep`] said.
+    pub async fn keep_no_more(&self) {
+        self.ask(Request::KeepNoMore).await;
     }
 
     /// Waits until what keeps the services has ended: the runtime on which it was started is gone. Its services are gone with it.
