@@ -10,6 +10,8 @@ mod compose;
 mod faults;
 #[path = "cli/jobs.rs"]
 mod jobs;
+#[path = "cli/keep.rs"]
+mod keep;
 #[path = "cli/log.rs"]
 mod log;
 #[path = "cli/signals.rs"]

@@ -5,10 +5,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use pm::core::driver::socket_path::{SocketPath, bind_private};
+use pm::service::is_kept;
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
@@ -40,11 +41,7 @@ pub fn file(named: Option<&Path>) -> Result<PathBuf, CliError> {
 /// # Errors
 /// The directory of sockets cannot be made, or belongs to somebody else.
 pub fn socket(file: &Path) -> Result<PathBuf, CliError> {
-    let usual = usual_socket(file)?;
-    if usual.exists() {
-        return Ok(usual);
-    }
-    Ok(named(file, 0).unwrap_or(usual))
+    Ok(choose(usual_socket(file)?, named(file, 0), |path| UnixStream::connect(path).is_ok()))
 }
 
 /// The socket at which the services of a project wait that have outlived their pm, where there are such.
@@ -52,11 +49,15 @@ pub fn socket(file: &Path) -> Result<PathBuf, CliError> {
 /// # Errors
 /// Those of [`socket`].
 pub fn kept(file: &Path) -> Result<PathBuf, CliError> {
-    let usual = usual_socket(file)?.with_extension("keep");
-    if usual.exists() {
-        return Ok(usual);
+    Ok(choose(usual_socket(file)?.with_extension("keep"), named(file, 1), is_kept))
+}
+
+/// Of two places the one where somebody is. What a dead one has left may stand at the other.
+fn choose(usual: PathBuf, named: Option<PathBuf>, is_alive: impl Fn(&Path) -> bool) -> PathBuf {
+    match named.filter(|named| *named != usual) {
+        Some(named) if !usual.exists() || !is_alive(&usual) => named,
+        _ => usual,
     }
-    Ok(named(file, 1).unwrap_or(usual))
 }
 
 /// One of the paths that the lock beside the file names: that of the socket, and that of what is kept.

@@ -184,6 +184,14 @@ impl Running {
         Done { code, out, err }
     }
 
+    /// Kills it, and gives the mark of what it leaves.
+    pub(crate) fn kill(mut self) -> String {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.is_over = true;
+        self.mark.clone()
+    }
+
     pub(crate) fn ends_within(&self, limit: Duration) -> bool {
         ends_within(self.pid(), limit)
     }

@@ -8,23 +8,23 @@ use rustix::process::Signal;
 use crate::support::{Dir, Done, Running, command, has, objects};
 
 /// A directory with this pm.toml, and sockets of its own.
-fn project(text: &str) -> Dir {
+pub(crate) fn project(text: &str) -> Dir {
     let dir = Dir::new();
     dir.script("pm.toml", text);
     dir
 }
 
 /// A command in a project.
-fn pm(dir: &Dir, name: &str, args: &[&str]) -> Done {
+pub(crate) fn pm(dir: &Dir, name: &str, args: &[&str]) -> Done {
     here(dir, name, args).run("")
 }
 
-fn here(dir: &Dir, name: &str, args: &[&str]) -> crate::support::Pm {
+pub(crate) fn here(dir: &Dir, name: &str, args: &[&str]) -> crate::support::Pm {
     command(name, args).dir(dir.path()).env("XDG_RUNTIME_DIR", dir.path())
 }
 
 /// `pm up`, as soon as its services have come up.
-fn up(dir: &Dir, args: &[&str]) -> Running {
+pub(crate) fn up(dir: &Dir, args: &[&str]) -> Running {
     let running = here(dir, "up", args).start();
     let began = Instant::now();
     // It is reached a moment after its start.

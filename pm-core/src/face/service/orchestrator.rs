@@ -80,7 +80,7 @@ impl OrchestratorBuilder {
     /// Their keeper holds their streams then and goes on writing their logs; what has no log loses what it prints, and nobody gets SIGPIPE. It waits at a Unix
     /// socket at this path, for this user alone, for the next orchestrator that is given the same path, which takes over what is there, as with [`adopt`](Self::adopt). When that one
     /// [adds](Orchestrator::add) services of the same names, they have their processes again: with the exit codes of those that have ended meanwhile, and without any doubt about
-    /// pids, for the keeper is their parent and has reaped none of them. A process of which something else is to run now (its Spec has changed) is started anew. What no
+    /// pids, for the keeper is their parent, and signals go through it. A process of which something else is to run now (its Spec has changed) is started anew. What no
     /// service takes over is told by [`Orchestrator::left_behind`]. When nothing of them lives, their ends are remembered for an hour.
     ///
     /// Services without a [keeper](crate::machine::spec::Guard) cannot be kept.
