@@ -5,6 +5,7 @@
 mod crowds;
 mod health;
 mod hooks;
+mod keep;
 mod needs;
 mod output;
 mod restart;
@@ -35,6 +36,7 @@ pub fn tests() -> Vec<Trial> {
         needs::tests(),
         output::tests(),
         hooks::tests(),
+        keep::tests(),
         crowds::tests(),
     ]
     .into_iter()

@@ -178,7 +178,8 @@ pub fn stop(file: Option<&Path>, question: &Question, json: bool) -> Result<Exit
 /// Ends services that have outlived their pm. The file need not be readable for that.
 fn end_kept(path: &Path, limit: Option<Duration>) -> Result<Vec<StoppedRow>, CliError> {
     runtime()?.block_on(async {
-        let orchestrator = Orchestrator::builder().adopt(path).map_err(CliError::Keep)?.start().map_err(CliError::Runtime)?;
+        let orchestrator =
+            Orchestrator::builder().adopt(path).map_err(CliError::Keep)?.start().map_err(CliError::Runtime)?;
         Ok(orchestrator.end_left_behind(limit).await.into_iter().map(Into::into).collect())
     })
 }

@@ -164,7 +164,10 @@ fn what_has_changed_is_started_anew_and_what_is_gone_is_stopped() {
         pm(&dir, "down", &[]).expect(0);
         running.end().expect(0).err
     };
-    assert!(err.contains(&format!("pm: deaf (pid {deaf}), which has outlived its pm, is not in the file any more")), "{err}");
+    assert!(
+        err.contains(&format!("pm: deaf (pid {deaf}), which has outlived its pm, is not in the file any more")),
+        "{err}"
+    );
     assert!(log(&dir, "deaf").contains(" stdout F bye\n"), "{}", log(&dir, "deaf"));
     assert_eq!(left_behind(&mark, Duration::from_secs(1)), [""; 0]);
 }
@@ -283,9 +286,8 @@ fn a_flood_is_written_down_and_takes_no_memory() {
     let mut before = inode();
     let mut turns = 0;
     until("its log goes on", || {
-        let now = std::fs::metadata(dir.join(".pm/logs/flood.log")).map_or(before, |found| {
-            std::os::unix::fs::MetadataExt::ino(&found)
-        });
+        let now = std::fs::metadata(dir.join(".pm/logs/flood.log"))
+            .map_or(before, |found| std::os::unix::fs::MetadataExt::ino(&found));
         turns += u32::from(std::mem::replace(&mut before, now) != now);
         turns >= 5
     });
@@ -323,7 +325,10 @@ fn strangers_at_the_meeting_point_change_nothing() {
     let ticker = pid(&dir, "ticker");
     let mark = running.kill();
     let meeting = meeting_point(&dir);
-    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&meeting).unwrap().permissions()) & 0o777, 0o600);
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&meeting).unwrap().permissions()) & 0o777,
+        0o600
+    );
     // Of another kind; and one that hangs up at once; and one that says nonsense.
     assert!(UnixStream::connect(&meeting).is_err());
     for said in [&b""[..], b"\xff\xff\xff", b"0123456789"] {

@@ -95,6 +95,21 @@ impl World {
         self.handle(Input::Start { names: vec![name.into()], with_needs: true });
     }
 
+    /// A service that was never started has a process that has outlived an earlier manager.
+    fn adopt(&mut self, name: &str, lived: Duration, was_ready: bool) {
+        let id = self.id(name);
+        let pid = 500 + id.0;
+        self.handle(Input::Life(id, life::Input::Adopted { pid, lived, was_ready }));
+        let incarnation = self.machine.life(id).unwrap().incarnation();
+        let process = Process { incarnation, pid: Some(pid), spawned_at: self.now, asked_to_end: false };
+        self.known.get_mut(&id).unwrap().process = Some(process);
+        let manners = self.manners[name];
+        if manners.lives > 0 {
+            let lives = 1 + self.random.below(manners.lives);
+            self.later(lives, id, life::Input::Exited(incarnation, ExitStatus::Code(manners.code)));
+        }
+    }
+
     fn later(&mut self, millis: u64, id: ServiceId, input: life::Input) {
         self.next += 1;
         self.due.insert((self.now + Duration::from_millis(millis), self.next), (id, input));
@@ -649,6 +664,11 @@ fn generated_systems_never_hang_and_always_stop() {
             })
             .collect();
         let mut world = World::new(seed, services);
+        for name in names.iter().filter(|_| seed % 3 == 0) {
+            if world.random.below(2) == 0 {
+                world.adopt(name, Duration::from_millis(seed), seed % 2 == 0);
+            }
+        }
         for _ in 0..12 {
             let name = names[random.below(count as u64) as usize].clone();
             let names = vec![name.clone()];
@@ -700,4 +720,51 @@ fn unasked_checks_are_dropped() {
     world.handle(Input::Life(id, life::Input::Answered(Incarnation(0), Check::Readiness, Ok(()))));
     world.handle(Input::Life(id, life::Input::Ready(Incarnation(0))));
     assert_eq!(world.state("a"), State::Idle);
+}
+
+#[test]
+fn one_that_outlived_its_manager_is_as_it_would_be() {
+    // What is asked is asked again, and is ready when it says so.
+    let mut world = World::new(1, vec![("a", probed(vec![]), GOOD)]);
+    world.adopt("a", 100 * SECOND, true);
+    assert_eq!((world.state("a"), world.starts("a")), (State::Starting, 0));
+    world.run(at(500));
+    assert_eq!(world.state("a"), State::Healthy);
+    let id = world.id("a");
+    assert_eq!(world.machine.life(id).unwrap().lived(world.now), 100 * SECOND + Duration::from_millis(500));
+    assert_eq!(world.known[&id].events[0], Event::Adopted { pid: 500 + id.0, lived: 100 * SECOND });
+    // A start changes nothing, and a stop ends it.
+    world.start("a");
+    world.run(at(1000));
+    assert_eq!((world.state("a"), world.starts("a")), (State::Healthy, 0));
+    world.handle(Input::Stop { names: vec!["a".into()], limit: None });
+    world.run(at(2000));
+    assert_eq!(world.state("a"), State::Stopped);
+
+    // What says itself that it is ready does so once; what has no probe runs after a second, all its lives together.
+    let told = Rules { readiness: Readiness::Told { by_line: true }, ..plain(vec![]) };
+    for (was_ready, state) in [(true, State::Healthy), (false, State::Starting)] {
+        let mut world = World::new(1, vec![("a", told.clone(), GOOD)]);
+        world.adopt("a", SECOND, was_ready);
+        world.run(at(100));
+        assert_eq!(world.state("a"), state);
+    }
+    for (lived, state) in [(SECOND, State::Running), (Duration::from_millis(100), State::Starting)] {
+        let mut world = World::new(1, vec![("a", plain(vec![]), GOOD)]);
+        world.adopt("a", lived, false);
+        world.run(at(100));
+        assert_eq!(world.state("a"), state);
+    }
+
+    // One that has ended meanwhile is restarted as its rules say.
+    let restarts =
+        Rules { restart: Restart { delay: Duration::ZERO, ..Restart::when(When::OnFailure) }, ..plain(vec![]) };
+    let mut world = World::new(1, vec![("a", restarts, Manners { lives: 1, code: 7, ..GOOD })]);
+    world.adopt("a", SECOND, false);
+    world.manners.get_mut("a").unwrap().lives = 0;
+    world.run(at(2000));
+    assert_eq!((world.state("a"), world.starts("a")), (State::Running, 1));
+    let restarted = |event: &Event| matches!(event, Event::Crashed { restarts: 1, .. });
+    let id = world.id("a");
+    assert!(world.known[&id].events.iter().any(restarted), "{}", world.story());
 }
