@@ -63,7 +63,7 @@ async fn one_program_has_a_meeting_point() {
 
 async fn a_place_that_cannot_be_is_named() {
     let scratch = Scratch::new();
-    let long = scratch.path(&"x".repeat(120));
+    let long = scratch.path("x".repeat(120));
     let error = Orchestrator::builder().keep(&long).unwrap_err();
     assert!(matches!(&error, KeepError::Path { path, .. } if *path == long), "{error:?}");
     let file = scratch.path("file");

@@ -27,9 +27,6 @@ pub(crate) const LAUNCH: usize = 8 * 1024 * 1024;
 /// How many pids of killed strays travel in one reply. The count beside them is exact.
 pub(crate) const NAMED_STRAYS: usize = 32;
 
-/// The longest note that is kept of a unit, in bytes: a path (4 KiB) and a few names.
-pub(crate) const NOTE: usize = 8 * 1024;
-
 /// What the keeper does with a descriptor that it holds for a unit, while there is no manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Holding {

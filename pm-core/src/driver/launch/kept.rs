@@ -14,7 +14,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::connection::{Adopted, Connection};
+use super::connection::Connection;
+use super::connection::adoption::Adopted;
 use super::{Child, keeper};
 use crate::driver::socket_path::Lock;
 use crate::sys::keeper_wire::Holding;

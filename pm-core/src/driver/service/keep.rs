@@ -26,10 +26,13 @@ use crate::driver::launch::{Child, Exit};
 use crate::face::service::{Definition, LeftBehind, Stopped};
 use crate::machine::exit::Signal;
 use crate::sys::keeper::keeping::Capture;
-use crate::sys::keeper_wire::{Holding, NOTE};
+use crate::sys::keeper_wire::Holding;
 
 /// From the signal to the kill, of those whom nobody knows any more and whose rules are forgotten.
 pub(super) const DEFAULT_LIMIT: Duration = Duration::from_secs(10);
+
+/// The longest note that is kept of a process, in bytes: a path (4 KiB) and a few names.
+const NOTE: usize = 8 * 1024;
 
 /// What is read of one of them at once.
 const READ: usize = 64 << 10;
