@@ -17,10 +17,15 @@ const TICKER: &str = "[service.ticker]\nshell = \"i=0; while :; do i=$((i+1)); e
 const SEVEN: &str = "[service.seven]\nshell = \"trap 'exit 7' USR1; echo up; while :; do sleep 0.02; done\"\nhealth = { line = \"up\" }\n";
 
 /// Waits for something that is about to come.
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
+fn until(what: &str, holds: impl FnMut() -> bool) {
+    until_or(what, String::new, holds);
+}
+
+/// The same, and says something more where it does not come.
+fn until_or(what: &str, said: impl Fn() -> String, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
     while !holds() {
-        assert!(began.elapsed() < Duration::from_secs(20), "{what}");
+        assert!(began.elapsed() < Duration::from_secs(20), "{what}: {}", said());
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -260,7 +265,11 @@ fn who_says_that_it_is_ready_while_nobody_listens_is_heard() {
     until("they are there", || pm(&dir, "wait", &["line", "note", "--for", "started"]).code == Some(0));
     running.kill();
     std::fs::write(dir.join("go"), "").unwrap();
-    until("both have said it", || dir.join("said").exists() && log(&dir, "line").contains("is up"));
+    until_or(
+        "both have said it",
+        || format!("{:?}", (log(&dir, "line"), log(&dir, "note"))),
+        || dir.join("said").exists() && log(&dir, "line").contains("is up"),
+    );
     let running = up(&dir, &["--keep"]);
     assert_eq!((&row(&dir, "line")["state"], &row(&dir, "note")["state"]), (&"healthy".into(), &"healthy".into()));
     down(&dir, running);

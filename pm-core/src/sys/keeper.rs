@@ -358,6 +358,9 @@ impl Keeper {
 
     fn launch(&mut self, id: u64, launch: &Launch<'_>, fds: &[OwnedFd]) {
         self.next = self.next.max(id.saturating_add(1));
+        if self.alone.is_some() {
+            return;
+        }
         let sources: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         match self.spawner.spawn(launch, &sources) {
             Ok(pid) => {

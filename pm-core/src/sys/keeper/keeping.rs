@@ -200,6 +200,7 @@ impl Keeper {
 
     /// Waits for the next manager, if there is something to wait for. False where all that is left is to go.
     pub(super) fn wait_for_manager(&mut self) -> bool {
+        self.hear_last_requests();
         if self.stay.is_none() {
             return false;
         }
@@ -235,22 +236,25 @@ impl Keeper {
         }
     }
 
-    /// The manager has gone, and all with it that is not kept.
-    fn end_with_manager(&mut self) {
+    /// What the manager asked for last counts: that may have been to keep something, or to kill it. Nothing is started for it any more.
+    fn hear_last_requests(&mut self) {
+        self.alone = Some(Alone::default());
         let mut buffer = vec![0; wire::MESSAGE];
-        // What it asked for last counts: that may have been a kill.
         for _ in 0..LAST_REQUESTS / super::REQUESTS_A_TURN {
             self.busy = false;
             if self.read_requests(&mut buffer).is_err() || !self.busy {
                 break;
             }
         }
+    }
+
+    /// All ends with the manager that is not kept.
+    fn end_with_manager(&mut self) {
         self.manager = None;
         self.replies.clear();
         self.outbox.clear();
         self.waiting_bytes = 0;
         self.is_short = false;
-        self.alone = Some(Alone::default());
         let not_kept: Vec<u64> = self.units.iter().filter(|(_, unit)| unit.kept.is_none()).map(|(id, _)| *id).collect();
         for id in not_kept {
             self.kill_unit(id);
