@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use pm::service::{Condition, LogFile, Moment, Need, Probe, Readiness, Restart, Service, ServiceBuilder, Stdin, When};
+use pm::service::{Condition, LogFile, Moment, Need, Probe, Restart, Service, ServiceBuilder, Stdin, When};
 use pm::{Signal, Spec, SpecBuilder};
 use toml::Spanned;
 
@@ -384,11 +384,6 @@ impl Making<'_> {
             path: usual.path,
         }))
     }
-}
-
-/// Whether a service says when it is ready.
-pub fn says_when_ready(service: &Service) -> bool {
-    service.rules().readiness != Readiness::Spawned
 }
 
 #[cfg(test)]

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use pm::core::units::rounded;
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 
 use super::meeting;
-use super::wire::{self, Answer, LONGEST_ANSWER, Question, Row, StoppedRow, seconds};
+use super::wire::{self, Answer, LONGEST_ANSWER, Question, Row, StoppedRow};
 use crate::error::{CliError, code};
 
 /// A question that was asked, and its answers.
@@ -121,7 +122,7 @@ fn table(rows: &[Row]) -> String {
             row.state.clone(),
             or_dash(row.pid.map(|pid| pid.to_string())),
             row.restarts.to_string(),
-            or_dash(row.pid.map(|_| seconds(Duration::from_millis(row.lived_ms)))),
+            or_dash(row.pid.map(|_| rounded(Duration::from_millis(row.lived_ms)))),
             or_dash(cpu),
             or_dash(row.rss_bytes.map(|bytes| format!("{:.1} MB", bytes as f64 / 1e6))),
             shown(row.why.as_deref().or(row.status.as_deref()).unwrap_or_default()),

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use pm::ExitStatus;
+use pm::core::units::rounded;
 use pm::service::{Condition, Event, Happening, Info, State, Stopped};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
@@ -223,7 +224,7 @@ pub fn text(event: &Event) -> String {
         Event::Starting { .. } => "starting".into(),
         Event::Started { pid, .. } => format!("started (pid {pid})"),
         Event::Running => "running".into(),
-        Event::Healthy { after } => format!("healthy after {}", seconds(*after)),
+        Event::Healthy { after } => format!("healthy after {}", rounded(*after)),
         Event::Unhealthy { reason } => format!("unhealthy: {reason}"),
         Event::Stopping { cause: pm::ExitCause::Requested } => "stopping".into(),
         Event::Stopping { cause } => format!("stopping: {cause}"),
@@ -231,17 +232,17 @@ pub fn text(event: &Event) -> String {
         Event::Stopped { status: Some(status) } => format!("stopped ({status})"),
         Event::Completed { status, restart: None } => format!("completed ({status})"),
         Event::Completed { status, restart: Some(after) } => {
-            format!("completed ({status}); starts again in {}", seconds(*after))
+            format!("completed ({status}); starts again in {}", rounded(*after))
         }
         Event::Crashed { cause, lived, restart, restarts, max } => {
             let lived = match cause {
                 pm::ExitCause::NotStarted { .. } => String::new(),
-                _ => format!(" after {}", seconds(*lived)),
+                _ => format!(" after {}", rounded(*lived)),
             };
             let next = match (restart, max) {
                 (None, _) => String::new(),
-                (Some(after), Some(max)) => format!("; restart {restarts} of {max} in {}", seconds(*after)),
-                (Some(after), None) => format!("; restarts in {}", seconds(*after)),
+                (Some(after), Some(max)) => format!("; restart {restarts} of {max} in {}", rounded(*after)),
+                (Some(after), None) => format!("; restarts in {}", rounded(*after)),
             };
             format!("failed: {cause}{lived}{next}")
         }
@@ -258,18 +259,6 @@ pub fn text(event: &Event) -> String {
         Event::Status { text } => format!("says: {text}"),
         Event::Removed => "removed".into(),
         other => format!("{other:?}"),
-    }
-}
-
-/// A time for people.
-pub fn seconds(time: Duration) -> String {
-    let seconds = time.as_secs_f64();
-    match seconds {
-        ..10.0 => format!("{seconds:.1} s"),
-        ..120.0 => format!("{seconds:.0} s"),
-        ..7200.0 => format!("{:.0} min", seconds / 60.0),
-        ..172_800.0 => format!("{:.0} h", seconds / 3600.0),
-        _ => format!("{:.0} d", seconds / 86_400.0),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Texts and what they mean, or what is said of them.
 
+use pm::service::Readiness;
+
 use super::*;
 
 /// The error of a text, as people see it.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pm::core::units::rounded;
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Position, Rect};
 use ratatui::style::{Color, Modifier, Style};
@@ -10,7 +11,7 @@ use super::app::{App, Mode, Pane, Shown};
 use super::keys::HELP;
 use super::lines::{Kind, Line};
 use super::text::{self, Glyph};
-use crate::project::wire::{EventRow, seconds};
+use crate::project::wire::EventRow;
 
 /// Names are cut there, so that what is said of them has room.
 const LONGEST_NAME: usize = 24;
@@ -126,7 +127,7 @@ fn or_dash(text: Option<String>) -> String {
 }
 
 fn lived(shown: &Shown) -> String {
-    seconds(Duration::from_millis(shown.row.lived_ms))
+    rounded(Duration::from_millis(shown.row.lived_ms))
 }
 
 fn memory(bytes: u64) -> String {
@@ -305,7 +306,7 @@ fn detail(app: &App, canvas: &mut Canvas<'_>, area: Rect) {
         (if row.pid.is_some() { "uptime" } else { "lived" }, lived(shown)),
         ("restarts", row.restarts.to_string()),
         ("last exit", exit),
-        ("cpu", or_dash(row.cpu_ms.map(|cpu| format!("{} in all", seconds(Duration::from_millis(cpu)))))),
+        ("cpu", or_dash(row.cpu_ms.map(|cpu| format!("{} in all", rounded(Duration::from_millis(cpu)))))),
         ("memory", or_dash(row.rss_bytes.map(memory))),
     ];
     let mut lines: Vec<(String, Style)> = Vec::new();

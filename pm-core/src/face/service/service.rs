@@ -129,6 +129,11 @@ impl Service {
         &self.0.rules
     }
 
+    /// Whether something says when it is ready: a probe, a line, or itself. Otherwise it is as ready as its process exists.
+    pub fn says_when_ready(&self) -> bool {
+        self.0.rules.readiness != Readiness::Spawned
+    }
+
     /// Where it is logged, and how.
     pub fn log(&self) -> Option<&LogFile> {
         self.0.log.as_ref()
@@ -340,6 +345,7 @@ mod tests {
     fn rules_follow_from_what_was_said() {
         let service = named("a-1.b_c").health(Probe::tcp(1)).needs("db", Condition::Started).build().unwrap();
         assert!(matches!(service.rules().readiness, Readiness::Asked(_)));
+        assert!(service.says_when_ready() && !named("a").build().unwrap().says_when_ready());
         assert_eq!(service.rules().needs, [Need::new("db", Condition::Started)]);
         assert!(named("a").watchdog(Duration::from_secs(1)).build().unwrap().0.is_notified());
     }
