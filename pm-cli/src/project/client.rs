@@ -124,7 +124,7 @@ fn table(rows: &[Row]) -> String {
             row.restarts.to_string(),
             or_dash(row.pid.map(|_| rounded(Duration::from_millis(row.lived_ms)))),
             or_dash(cpu),
-            or_dash(row.rss_bytes.map(|bytes| format!("{:.1} MB", bytes as f64 / 1e6))),
+            or_dash(row.rss_bytes.map(wire::memory)),
             shown(row.why.as_deref().or(row.status.as_deref()).unwrap_or_default()),
         ]
     }));
@@ -173,6 +173,9 @@ pub fn events(file: Option<&Path>, json: bool) -> Result<ExitCode, CliError> {
         let mut asked = Asked::new(&socket, &Question::Events).await?;
         // The end of the project is the end of its events.
         while let Ok(Answer::Event(row)) = asked.next().await {
+            if row.is_sample() && !json {
+                continue;
+            }
             let line = if json {
                 serde_json::to_string(&row).unwrap_or_default()
             } else {

@@ -42,7 +42,7 @@ mod probe;
 mod service;
 
 pub use error::{BadService, NoService, RemoveError, StartError, WaitError};
-pub use info::{Happening, Info, Stopped};
+pub use info::{Answered, Happening, Info, Measured, ProbeInfo, Stopped};
 pub use orchestrator::{Orchestrator, OrchestratorBuilder, orchestrator};
 pub use patterns::{blockchain_node, database, web_server, worker};
 pub use probe::Probe;

@@ -11,6 +11,7 @@ use super::probe::{Probe, Target};
 use crate::driver::service::hook::{Hook, Moment, Occasion};
 use crate::driver::service::log::LogFile;
 use crate::machine::exit::Signal;
+use crate::machine::metrics::{Metrics, SHORTEST_INTERVAL};
 use crate::machine::restart::Restart;
 use crate::machine::service::{Condition, Need, Readiness, Rules};
 use crate::machine::spec::Spec;
@@ -193,6 +194,13 @@ impl ServiceBuilder {
         self
     }
 
+    /// It is measured what it and all that it starts use: [`Event::Metrics`](crate::machine::service::Event::Metrics) for each sample, the last one
+    /// in [`Info`](super::Info), and an event for what becomes high or normal. Without this nothing is measured.
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.rules.metrics = Some(metrics);
+        self
+    }
+
     /// It is started anew when its health probe says that it is not well any more, within its restarts.
     pub fn restart_unhealthy(mut self) -> Self {
         self.rules.restart_unhealthy = true;
@@ -284,6 +292,19 @@ impl ServiceBuilder {
         if rules.watchdog.is_some_and(|limit| limit.is_zero()) {
             return Err(BadService::Zero { what: "the limit of the watchdog" });
         }
+        if let Some(metrics) = &rules.metrics {
+            if metrics.interval < SHORTEST_INTERVAL {
+                return Err(BadService::Interval(metrics.interval));
+            }
+            let thresholds = [
+                ("the threshold of its processor time", metrics.cpu_above),
+                ("the threshold of its memory", metrics.rss_above),
+                ("the threshold of its descriptors", metrics.fds_above),
+            ];
+            if let Some((what, _)) = thresholds.into_iter().find(|(_, above)| *above == Some(0)) {
+                return Err(BadService::Zero { what });
+            }
+        }
         let ways = [
             (self.health.is_some(), "a health probe"),
             (self.ready_line.is_some(), "a line that it prints"),
@@ -338,6 +359,14 @@ mod tests {
         let two = named("a").health(Probe::tcp(1)).notify().build().unwrap_err();
         assert_eq!(two, BadService::TwoReadinesses("a health probe", "sd_notify"));
         assert!(matches!(named("a").ready_line("(").build(), Err(BadService::Pattern { .. })));
+        let metrics = |metrics: Metrics| named("a").metrics(metrics).build().unwrap_err().to_string();
+        let interval = Duration::from_millis(99);
+        assert_eq!(
+            metrics(Metrics { interval, ..Metrics::default() }),
+            "metrics every 99ms; 100ms is the shortest interval, for processor time is counted in steps of 10 ms"
+        );
+        let none = Metrics { rss_above: Some(0), ..Metrics::default() };
+        assert_eq!(metrics(none), "the threshold of its memory is zero; it is at least 1");
         assert!(matches!(named("a").start_limit(Duration::ZERO).build(), Err(BadService::Zero { .. })));
     }
 
