@@ -5,9 +5,11 @@
 mod crowds;
 mod health;
 mod hooks;
+mod metrics;
 mod needs;
 mod output;
 mod restart;
+mod shutdown;
 mod start;
 mod stop;
 
@@ -25,6 +27,7 @@ use crate::kits::Kit;
 use crate::support::within;
 
 pub use crowds::to_be_killed;
+pub use shutdown::helper;
 
 pub fn tests() -> Vec<Trial> {
     [
@@ -35,6 +38,8 @@ pub fn tests() -> Vec<Trial> {
         needs::tests(),
         output::tests(),
         hooks::tests(),
+        metrics::tests(),
+        shutdown::tests(),
         crowds::tests(),
     ]
     .into_iter()

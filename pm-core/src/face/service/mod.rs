@@ -30,6 +30,7 @@
 //! | `probe` | what it is asked |
 //! | `patterns` | services of common sorts |
 //! | `orchestrator` | what keeps them |
+//! | `shutdown` | the end of a program with its services |
 //! | `info` | what is told of them |
 //! | `error` | what can go wrong |
 
@@ -40,6 +41,7 @@ mod patterns;
 mod probe;
 #[expect(clippy::module_inception, reason = "a service is what the module is about")]
 mod service;
+mod shutdown;
 
 pub use error::{BadService, NoService, RemoveError, StartError, WaitError};
 pub use info::{Answered, Happening, Info, Measured, ProbeInfo, Stopped};
@@ -49,6 +51,7 @@ pub use probe::Probe;
 pub(crate) use probe::{HttpRequest, Target};
 pub(crate) use service::Definition;
 pub use service::{MOST_REPLICAS, Service, ServiceBuilder, Stdin, StopBy};
+pub use shutdown::Shutdown;
 
 pub use crate::driver::service::hook::{HOOK_LIMIT, Moment, Occasion};
 pub use crate::driver::service::log::LogFile;
