@@ -15,6 +15,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(tokio::runtime::Runtime::new()?.block_on(app())?.into())
 }
 
+/// Keeps them until a signal comes.
 pub async fn app() -> Result<Shutdown, Box<dyn Error>> {
     let orchestrator = Orchestrator::start()?;
     // From here on a signal ends nothing by itself.

@@ -339,9 +339,14 @@ impl Supervisor {
                 }
             }
             Input::Life(id, input) => {
+                // What one uses decides nothing for the others.
+                let is_sample = matches!(input, life::Input::Measured(..));
                 if let Some(child) = self.children.get_mut(&id) {
                     child.life.handle(now, input);
                     self.follow(id);
+                }
+                if is_sample {
+                    return;
                 }
             }
         }
