@@ -5,12 +5,13 @@
 use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use pm::service::{Condition, LogFile, Need, Orchestrator, Probe, Restart, Service, ServiceBuilder, When};
 use pm::{Signal, Spec};
 use pm_cli::bench::measure::{Asked, asked};
+use rustix::process::Pid;
 
 /// The word that makes this program a service that takes connections on a port after so many milliseconds.
 const LISTEN: &str = "listen-on";
@@ -31,6 +32,9 @@ fn main() -> ExitCode {
     }
     let Asked { is_test, time } = asked(60.0, Duration::from_millis(300));
     let scratch = Scratch::new();
+    for processes in [1, 50] {
+        samples(processes, if is_test { 10 } else { 1000 });
+    }
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         layers(if is_test { 2 } else { 5 }).await;
@@ -132,6 +136,23 @@ fn own() -> (f64, i64) {
     let pages: f64 = status.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0.0);
     let descriptors = std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as i64);
     (pages * rustix::param::page_size() as f64 / 1e6, descriptors)
+}
+
+/// What it costs to measure what a tree of processes uses, as metrics do once in an interval.
+fn samples(processes: u32, rounds: u32) {
+    let script = format!("i=1; while test $i -lt {processes}; do sleep 1000 & i=$((i+1)); done; echo; exec sleep 1000");
+    let mut shell = Command::new("setsid");
+    let mut root = shell.args(["sh", "-c", &script]).stdout(Stdio::piped()).spawn().expect("a shell");
+    std::io::Read::read_exact(root.stdout.as_mut().expect("a pipe"), &mut [0]).expect("a line");
+    let (before, began) = (cpu(std::process::id()), Instant::now());
+    for _ in 0..rounds {
+        assert_eq!(pm::service::usage_of(root.id()).map(|usage| usage.processes), Some(processes));
+    }
+    let (took, used) = (began.elapsed() / rounds, (cpu(std::process::id()) - before) / rounds);
+    println!("a sample of a tree of {processes}: {took:.1?}, {used:.1?} of processor time");
+    let group = Pid::from_child(&root);
+    rustix::process::kill_process_group(group, rustix::process::Signal::KILL).expect("it is there");
+    root.wait().expect("it ends");
 }
 
 /// Lines of 88 bytes through a pipe into a log, beside the same through a pipe into a file.

@@ -295,6 +295,7 @@ pub mod service {
     #![doc = "rely on; `pm up` is this as a command."]
 
     pub use pm_core::face::service::*;
+    pub use pm_core::machine::metrics::{Gauge, Metrics, SHORTEST_INTERVAL, Sample};
     pub use pm_core::machine::probe::Timing;
     pub use pm_core::machine::restart::{Restart, When};
     pub use pm_core::machine::service::{

@@ -71,6 +71,7 @@ fn main() {
     ]);
     visitors::helper();
     cluster::helper();
+    services::helper();
     manager_killed::helper();
 
     let arguments = Arguments::from_args();

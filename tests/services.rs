@@ -6,9 +6,11 @@ mod crowds;
 mod health;
 mod hooks;
 mod keep;
+mod metrics;
 mod needs;
 mod output;
 mod restart;
+mod shutdown;
 mod start;
 mod stop;
 
@@ -26,6 +28,7 @@ use crate::kits::Kit;
 use crate::support::within;
 
 pub use crowds::to_be_killed;
+pub use shutdown::helper;
 
 pub fn tests() -> Vec<Trial> {
     [
@@ -37,6 +40,8 @@ pub fn tests() -> Vec<Trial> {
         output::tests(),
         hooks::tests(),
         keep::tests(),
+        metrics::tests(),
+        shutdown::tests(),
         crowds::tests(),
     ]
     .into_iter()

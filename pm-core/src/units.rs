@@ -30,6 +30,18 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Ok(sum)
 }
 
+/// A time in few digits, for people: tenths of a second below ten, and from two of the next unit on in that: `9.5 s`, `95 s`, `16 min`, `47 h`, `3 d`.
+pub fn rounded(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    match seconds {
+        ..10.0 => format!("{seconds:.1} s"),
+        ..120.0 => format!("{seconds:.0} s"),
+        ..7200.0 => format!("{:.0} min", seconds / 60.0),
+        ..172_800.0 => format!("{:.0} h", seconds / 3600.0),
+        _ => format!("{:.0} d", seconds / 86_400.0),
+    }
+}
+
 /// A size in bytes: `4096`, `64K`, `1M`, `16MiB`. Units are powers of 1,024.
 ///
 /// # Errors
@@ -79,6 +91,13 @@ mod tests {
         for bad in bad {
             assert!(duration(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn times_are_rounded_for_people() {
+        let of = |millis| rounded(Duration::from_millis(millis));
+        assert_eq!([of(0), of(9_940), of(95_400), of(119_000)], ["0.0 s", "9.9 s", "95 s", "119 s"]);
+        assert_eq!([of(120_000), of(7_199_000), of(7_200_000), of(172_800_000)], ["2 min", "120 min", "2 h", "2 d"]);
     }
 
     #[test]

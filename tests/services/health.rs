@@ -20,6 +20,7 @@ pub fn tests() -> Vec<Trial> {
         one("services::health::a_start_that_took_too_long_is_tried_again", a_start_that_took_too_long_is_tried_again),
         one("services::health::the_start_limit_is_none_to_its_life", the_start_limit_is_none_to_its_life),
         one("services::health::it_becomes_unhealthy_and_healthy_again", it_becomes_unhealthy_and_healthy_again),
+        one("services::health::what_probes_say_is_told", what_probes_say_is_told),
         one("services::health::one_that_is_unhealthy_is_started_anew", one_that_is_unhealthy_is_started_anew),
         one("services::health::one_that_does_not_live_is_started_anew", one_that_does_not_live_is_started_anew),
         one("services::health::a_probe_that_hangs_fails_and_is_killed", a_probe_that_hangs),
@@ -166,6 +167,47 @@ async fn it_becomes_unhealthy_and_healthy_again() {
         wait(&orchestrator, "a", Condition::Healthy).await;
     }
     assert_eq!(pid(&orchestrator, "a").await, before, "nothing more follows from that");
+}
+
+async fn what_probes_say_is_told() {
+    let (orchestrator, scratch) = (orchestrator(), Scratch::new());
+    let well = scratch.path("well");
+    fs::write(&well, "").unwrap();
+    let a = shell("a", RESTS).health(while_there(&well)).liveness(while_there(&scratch.path("")).interval(LONG));
+    let mut events = Events::of(&orchestrator);
+    within(orchestrator.start_many([a.build().unwrap(), shell("b", RESTS).build().unwrap()])).await.unwrap();
+    let b = info(&orchestrator, "b").await;
+    assert_eq!((b.readiness, b.liveness), (None, None), "it is asked nothing");
+    let probes = async |name| {
+        let a = info(&orchestrator, name).await;
+        (a.readiness.expect("a health probe"), a.liveness.expect("a liveness probe"))
+    };
+    let (readiness, _) = probes("a").await;
+    let last = readiness.last.expect("an answer");
+    assert_eq!((last.result, readiness.failures), (Ok(()), 0));
+    assert!(readiness.next_in.is_none_or(|next| next <= Duration::from_millis(20)), "{:?}", readiness.next_in);
+    // It is asked once, and then not for long.
+    let liveness = within(async {
+        loop {
+            let (_, liveness) = probes("a").await;
+            if liveness.last.is_some() {
+                return liveness;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    let (ago, next) = (liveness.last.unwrap().ago, liveness.next_in.expect("it is not being asked"));
+    assert!(next <= LONG && next + ago > LONG - Duration::from_millis(1), "{ago:?} ago, again in {next:?}");
+    fs::remove_file(&well).unwrap();
+    events.next("a", |event| matches!(event, Event::Unhealthy { .. }).then_some(())).await;
+    let (readiness, _) = probes("a").await;
+    assert!(readiness.failures >= 2, "{readiness:?}");
+    contains(readiness.last.unwrap().result.unwrap_err(), "test");
+    within(orchestrator.stop("a")).await.unwrap();
+    let (readiness, liveness) = probes("a").await;
+    assert!(readiness.last.is_some_and(|last| last.result.is_err()) && readiness.failures >= 2);
+    assert_eq!((readiness.next_in, liveness.next_in), (None, None), "nothing is asked any more");
 }
 
 async fn one_that_is_unhealthy_is_started_anew() {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use pm::service::{Condition, LogFile, Moment, Need, Probe, Readiness, Restart, Service, ServiceBuilder, Stdin, When};
+use pm::service::{Condition, LogFile, Metrics, Moment, Need, Probe, Restart, Service, ServiceBuilder, Stdin, When};
 use pm::{Signal, Spec, SpecBuilder};
 use toml::Spanned;
 
@@ -14,8 +14,8 @@ use super::values::{Size, Time};
 use super::variables::{self, Variables};
 use super::{Parts, Wrong, check};
 use file::{
-    Entry, File, Health, Inherit, Log, LogEntry, Many, NeedEntry, Needs, OnUnhealthy, RestartEntry, RestartWord,
-    Scalar, StdinEntry,
+    Entry, File, Health, Inherit, Log, LogEntry, Many, MetricsEntry, NeedEntry, Needs, OnUnhealthy, RestartEntry,
+    RestartWord, Scalar, StdinEntry,
 };
 
 /// The JSON schema of `pm.toml`.
@@ -156,6 +156,9 @@ impl Making<'_> {
         }
         if let Some(Time(limit)) = entry.watchdog {
             service = service.watchdog(limit);
+        }
+        if let Some(metrics) = self.metrics() {
+            service = service.metrics(metrics);
         }
         if let Some(Time(limit)) = entry.start_limit {
             service = service.start_limit(limit);
@@ -311,6 +314,19 @@ impl Making<'_> {
         Ok(probe)
     }
 
+    fn metrics(&self) -> Option<Metrics> {
+        let usual = Metrics::default();
+        match &self.entry.metrics {
+            MetricsEntry::Whether(is_on) => is_on.then_some(usual),
+            MetricsEntry::Table(table) => Some(Metrics {
+                interval: table.interval.map_or(usual.interval, |Time(interval)| interval),
+                cpu_above: table.cpu_above,
+                rss_above: table.rss_above.map(|Size(bytes)| bytes),
+                fds_above: table.fds_above,
+            }),
+        }
+    }
+
     fn restart(&self) -> Restart {
         let when = |word| match word {
             RestartWord::Never => When::Never,
@@ -384,11 +400,6 @@ impl Making<'_> {
             path: usual.path,
         }))
     }
-}
-
-/// Whether a service says when it is ready.
-pub fn says_when_ready(service: &Service) -> bool {
-    service.rules().readiness != Readiness::Spawned
 }
 
 #[cfg(test)]

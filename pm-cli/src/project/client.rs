@@ -5,13 +5,14 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use pm::core::units::rounded;
 use pm::service::{Orchestrator, is_kept};
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 
 use super::meeting;
-use super::wire::{self, Answer, LONGEST_ANSWER, Question, Row, StoppedRow, seconds};
+use super::wire::{self, Answer, LONGEST_ANSWER, Question, Row, StoppedRow};
 use crate::error::{CliError, code};
 
 /// A question that was asked, and its answers.
@@ -127,9 +128,9 @@ fn table(rows: &[Row]) -> String {
             row.state.clone(),
             or_dash(row.pid.map(|pid| pid.to_string())),
             row.restarts.to_string(),
-            or_dash(row.pid.map(|_| seconds(Duration::from_millis(row.lived_ms)))),
+            or_dash(row.pid.map(|_| rounded(Duration::from_millis(row.lived_ms)))),
             or_dash(cpu),
-            or_dash(row.rss_bytes.map(|bytes| format!("{:.1} MB", bytes as f64 / 1e6))),
+            or_dash(row.rss_bytes.map(wire::memory)),
             shown(row.why.as_deref().or(row.status.as_deref()).unwrap_or_default()),
         ]
     }));
@@ -194,6 +195,9 @@ pub fn events(file: Option<&Path>, json: bool) -> Result<ExitCode, CliError> {
         let mut asked = Asked::new(&socket, &Question::Events).await?;
         // The end of the project is the end of its events.
         while let Ok(Answer::Event(row)) = asked.next().await {
+            if row.is_sample() && !json {
+                continue;
+            }
             let line = if json {
                 serde_json::to_string(&row).unwrap_or_default()
             } else {

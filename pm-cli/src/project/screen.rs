@@ -219,6 +219,7 @@ impl Printer {
                 | Event::Status { .. }
                 | Event::Restarted { .. }
                 | Event::Waiting { .. }
+                | Event::Metrics { .. }
         );
         if is_noise {
             return Ok(());

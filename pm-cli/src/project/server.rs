@@ -173,6 +173,7 @@ async fn events(write: &mut (impl tokio::io::AsyncWrite + Unpin), serving: &Serv
                 event: "missed".into(),
                 text: format!("{missed} events were missed here"),
                 pid: None,
+                metrics: None,
             },
             Err(RecvError::Closed) => return Ok(()),
         };

@@ -15,7 +15,6 @@ use super::meeting::{self, Held};
 use super::screen::{Screen, Style};
 use super::server::{self, Clients, Down, Serving};
 use super::wire;
-use crate::config::native::says_when_ready;
 use crate::config::{Ends, Project};
 use crate::error::{CliError, code, say};
 
@@ -125,7 +124,7 @@ async fn bring_up(
     let mut events = orchestrator.events();
     let signals = Signals::new().map_err(CliError::Runtime)?;
     let ready: BTreeMap<String, bool> =
-        plan.project.services.iter().map(|one| (one.name().to_string(), says_when_ready(one))).collect();
+        plan.project.services.iter().map(|one| (one.name().to_string(), one.says_when_ready())).collect();
     let with_log = plan.project.services.iter().filter_map(|one| Some((one.name().to_string(), one.log()?.clone())));
     let logs = with_log.collect();
     let ends = plan.project.ends;

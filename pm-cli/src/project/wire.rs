@@ -4,7 +4,8 @@ use std::io;
 use std::time::Duration;
 
 use pm::ExitStatus;
-use pm::service::{Condition, Event, Happening, Info, State, Stopped};
+use pm::core::units::rounded;
+use pm::service::{Condition, Event, Gauge, Happening, Info, Measured, ProbeInfo, Sample, State, Stopped};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
@@ -90,6 +91,83 @@ pub struct Row {
     pub rss_bytes: Option<u64>,
     /// The processor time that its process has had.
     pub cpu_ms: Option<u64>,
+    /// What its health probe says.
+    #[serde(default)]
+    pub readiness: Option<ProbeRow>,
+    /// What its liveness probe says.
+    #[serde(default)]
+    pub liveness: Option<ProbeRow>,
+    /// What was measured last, where it has `metrics`.
+    #[serde(default)]
+    pub metrics: Option<MetricsRow>,
+}
+
+/// What a probe says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeRow {
+    /// Whether the last answer was a success; none before the first.
+    pub ok: Option<bool>,
+    /// What the last answer said, where it was none.
+    pub said: Option<String>,
+    /// The time since then.
+    pub ago_ms: Option<u64>,
+    /// How many of the last answers were failures.
+    pub failures: u32,
+    /// The time until the next question; none while it is asked, and where it is not asked any more.
+    pub next_ms: Option<u64>,
+}
+
+impl From<ProbeInfo> for ProbeRow {
+    fn from(probe: ProbeInfo) -> Self {
+        ProbeRow {
+            ok: probe.last.as_ref().map(|last| last.result.is_ok()),
+            ago_ms: probe.last.as_ref().map(|last| millis(last.ago)),
+            said: probe.last.and_then(|last| last.result.err()),
+            failures: probe.failures,
+            next_ms: probe.next_in.map(millis),
+        }
+    }
+}
+
+/// What a process and all that it has started used when that was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MetricsRow {
+    /// Processor time since the sample before, in hundredths of one core.
+    pub cpu_percent: f64,
+    /// Bytes that are resident.
+    pub rss_bytes: u64,
+    /// Processes.
+    pub processes: u32,
+    /// Threads.
+    pub threads: u32,
+    /// Open descriptors.
+    pub fds: u32,
+    /// How long the process had lived.
+    pub uptime_ms: u64,
+    /// The time since it was measured.
+    #[serde(default)]
+    pub ago_ms: u64,
+}
+
+impl From<Measured> for MetricsRow {
+    fn from(measured: Measured) -> Self {
+        MetricsRow { ago_ms: millis(measured.ago), ..measured.sample.into() }
+    }
+}
+
+impl From<Sample> for MetricsRow {
+    fn from(sample: Sample) -> Self {
+        MetricsRow {
+            // To a tenth: the kernel counts in hundredths of a second.
+            cpu_percent: (sample.cpu_percent() * 10.0).round() / 10.0,
+            rss_bytes: sample.usage.rss_bytes,
+            processes: sample.usage.processes,
+            threads: sample.usage.threads,
+            fds: sample.usage.fds,
+            uptime_ms: millis(sample.uptime),
+            ago_ms: 0,
+        }
+    }
 }
 
 impl From<Info> for Row {
@@ -108,6 +186,9 @@ impl From<Info> for Row {
             status: info.status,
             rss_bytes: usage.map(|usage| usage.rss_bytes),
             cpu_ms: usage.map(|usage| millis(usage.cpu)),
+            readiness: info.readiness.map(Into::into),
+            liveness: info.liveness.map(Into::into),
+            metrics: info.metrics.map(Into::into),
         }
     }
 }
@@ -155,6 +236,16 @@ pub struct EventRow {
     pub text: String,
     /// Its process, where the event has one.
     pub pid: Option<u32>,
+    /// What was measured, where that is the event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsRow>,
+}
+
+impl EventRow {
+    /// Whether it is a sample: they come without end, and people look at the last one.
+    pub fn is_sample(&self) -> bool {
+        self.event == "metrics"
+    }
 }
 
 impl From<&Happening> for EventRow {
@@ -170,6 +261,10 @@ impl From<&Happening> for EventRow {
             event: word(&happening.event).into(),
             text: text(&happening.event),
             pid,
+            metrics: match &happening.event {
+                Event::Metrics { sample } => Some((*sample).into()),
+                _ => None,
+            },
         }
     }
 }
@@ -211,6 +306,9 @@ fn word(event: &Event) -> &'static str {
         Event::HookFailed { .. } => "hook_failed",
         Event::LogLost { .. } => "log_lost",
         Event::Status { .. } => "status",
+        Event::Metrics { .. } => "metrics",
+        Event::UsageHigh { .. } => "usage_high",
+        Event::UsageNormal { .. } => "usage_normal",
         Event::Removed => "removed",
         _ => "other",
     }
@@ -223,9 +321,9 @@ pub fn text(event: &Event) -> String {
         Event::Skipped { reason } => format!("skipped: {reason}"),
         Event::Starting { .. } => "starting".into(),
         Event::Started { pid, .. } => format!("started (pid {pid})"),
-        Event::Adopted { pid, lived } => format!("taken over (pid {pid}, up for {})", seconds(*lived)),
+        Event::Adopted { pid, lived } => format!("taken over (pid {pid}, up for {})", rounded(*lived)),
         Event::Running => "running".into(),
-        Event::Healthy { after } => format!("healthy after {}", seconds(*after)),
+        Event::Healthy { after } => format!("healthy after {}", rounded(*after)),
         Event::Unhealthy { reason } => format!("unhealthy: {reason}"),
         Event::Stopping { cause: pm::ExitCause::Requested } => "stopping".into(),
         Event::Stopping { cause } => format!("stopping: {cause}"),
@@ -233,17 +331,17 @@ pub fn text(event: &Event) -> String {
         Event::Stopped { status: Some(status) } => format!("stopped ({status})"),
         Event::Completed { status, restart: None } => format!("completed ({status})"),
         Event::Completed { status, restart: Some(after) } => {
-            format!("completed ({status}); starts again in {}", seconds(*after))
+            format!("completed ({status}); starts again in {}", rounded(*after))
         }
         Event::Crashed { cause, lived, restart, restarts, max } => {
             let lived = match cause {
                 pm::ExitCause::NotStarted { .. } => String::new(),
-                _ => format!(" after {}", seconds(*lived)),
+                _ => format!(" after {}", rounded(*lived)),
             };
             let next = match (restart, max) {
                 (None, _) => String::new(),
-                (Some(after), Some(max)) => format!("; restart {restarts} of {max} in {}", seconds(*after)),
-                (Some(after), None) => format!("; restarts in {}", seconds(*after)),
+                (Some(after), Some(max)) => format!("; restart {restarts} of {max} in {}", rounded(*after)),
+                (Some(after), None) => format!("; restarts in {}", rounded(*after)),
             };
             format!("failed: {cause}{lived}{next}")
         }
@@ -258,21 +356,51 @@ pub fn text(event: &Event) -> String {
         Event::HookFailed { hook, error } => format!("its hook for {hook} failed: {error}"),
         Event::LogLost { error } => format!("its log cannot be written, and lines are lost: {error}"),
         Event::Status { text } => format!("says: {text}"),
+        Event::Metrics { sample } => usage(&(*sample).into()),
+        Event::UsageHigh { gauge, value, above } => {
+            format!("high {}: {}, above {}", what(*gauge), amount(*gauge, *value), amount(*gauge, *above))
+        }
+        Event::UsageNormal { gauge, value, above } => {
+            format!(
+                "normal {} again: {}; the threshold is {}",
+                what(*gauge),
+                amount(*gauge, *value),
+                amount(*gauge, *above)
+            )
+        }
         Event::Removed => "removed".into(),
         other => format!("{other:?}"),
     }
 }
 
-/// A time for people.
-pub fn seconds(time: Duration) -> String {
-    let seconds = time.as_secs_f64();
-    match seconds {
-        ..10.0 => format!("{seconds:.1} s"),
-        ..120.0 => format!("{seconds:.0} s"),
-        ..7200.0 => format!("{:.0} min", seconds / 60.0),
-        ..172_800.0 => format!("{:.0} h", seconds / 3600.0),
-        _ => format!("{:.0} d", seconds / 86_400.0),
+/// A gauge in words for people.
+fn what(gauge: Gauge) -> &'static str {
+    match gauge {
+        Gauge::Cpu => "CPU",
+        Gauge::Rss => "memory",
+        Gauge::Fds => "number of descriptors",
     }
+}
+
+/// The value of a gauge with its unit.
+fn amount(gauge: Gauge, value: u64) -> String {
+    match gauge {
+        Gauge::Cpu => format!("{value} %"),
+        Gauge::Rss => memory(value),
+        Gauge::Fds => value.to_string(),
+    }
+}
+
+/// A sample in words for people.
+pub fn usage(sample: &MetricsRow) -> String {
+    let MetricsRow { cpu_percent, rss_bytes, processes, threads, fds, .. } = sample;
+    let memory = memory(*rss_bytes);
+    format!("{cpu_percent:.1} % CPU, {memory}, {processes} processes, {threads} threads, {fds} fds")
+}
+
+/// Memory for people.
+pub fn memory(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
 /// Milliseconds, for JSON.

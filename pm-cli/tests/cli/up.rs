@@ -1,6 +1,7 @@
 //! `pm up` and the commands that speak to a project, with real services.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -423,6 +424,51 @@ fn whoever_listens_does_not_hold_up_the_end() {
     while !events.line().contains("stopped") {}
     running.end().expect(0);
     events.end().expect(0);
+}
+
+/// What is measured is for programs; people read what becomes much, and what probes say.
+#[test]
+fn metrics_and_probes_are_told() {
+    let dir = project(
+        "[service.a]\nshell = \"echo up; exec sleep 1000\"\nmetrics = { interval = \"200ms\", fds_above = 1 }\n\
+         health = { command = [\"true\"] }\n[service.b]\nshell = \"exec sleep 1000\"\n",
+    );
+    let running = up(&dir, &[]);
+    let (mut json, mut plain) = (here(&dir, "events", &["--json"]).start(), here(&dir, "events", &[]).start());
+    let sample = loop {
+        let row: serde_json::Value = serde_json::from_str(&json.line()).unwrap();
+        if row["event"] == "metrics" {
+            break row;
+        }
+    };
+    assert_eq!((&sample["service"], &sample["metrics"]["processes"]), (&"a".into(), &1.into()), "{sample}");
+    assert!(sample["text"].as_str().unwrap().contains(" % CPU, "), "{sample}");
+    let rows = objects(&pm(&dir, "ps", &["--json"]).expect(0).out);
+    let (a, b) = (&rows[0], &rows[1]);
+    assert!(a["metrics"]["rss_bytes"].as_u64().unwrap() > 100_000 && a["metrics"]["ago_ms"].is_u64(), "{a}");
+    assert_eq!((&a["readiness"]["ok"], &a["readiness"]["failures"]), (&true.into(), &0.into()), "{a}");
+    assert!(a["liveness"].is_null() && b["metrics"].is_null() && b["readiness"].is_null(), "{rows:?}");
+    // It listens once it has heard something.
+    let hears = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !hears.load(Ordering::Relaxed) {
+                pm(&dir, "restart", &["b"]).expect(0);
+            }
+        });
+        plain.line();
+        hears.store(true, Ordering::Relaxed);
+    });
+    while !json.line().contains("\"metrics\"") {}
+    running.signal(Signal::TERM);
+    let done = running.end().expect(143);
+    assert!(done.err.contains("pm: a: high number of descriptors: "), "{}", done.err);
+    let heard = plain.end().expect(0).text();
+    assert!(heard.contains("b started") && heard.contains("a stopped"), "{heard}");
+    for text in [done.err.clone(), done.text(), heard] {
+        assert!(!text.contains("% CPU"), "{text}");
+    }
+    json.end().expect(0);
 }
 
 /// Cron and a desktop have different places for sockets.

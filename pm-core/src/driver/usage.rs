@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use rustix::param::{clock_ticks_per_second, page_size};
 
+#[cfg(feature = "service")]
+pub use crate::machine::metrics::TreeUsage;
+
 /// Bytes that a process has resident; none where it is gone.
 pub(crate) fn resident(pid: u32) -> Option<u64> {
     // size resident shared text lib data dt, in pages
@@ -15,29 +18,28 @@ pub(crate) fn resident(pid: u32) -> Option<u64> {
 
 /// The processor time that a process has had, its threads included; none where it is gone.
 pub(crate) fn cpu_time(pid: u32) -> Option<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may contain anything, parentheses too. Behind it: state ppid pgrp session tty tpgid flags minflt cminflt majflt cmajflt utime stime
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    let mut ticks = || fields.next()?.parse::<u64>().ok();
-    let all = ticks()? + ticks()?;
-    Some(Duration::from_secs_f64(all as f64 / clock_ticks_per_second() as f64))
+    let [user, system, _, _] = cpu_ticks(pid)?;
+    Some(of_ticks(user + system))
 }
 
-/// What a process and all that descends from it use together.
+/// The same with that of its children that have ended and that it has waited for, and of theirs.
 #[cfg(feature = "service")]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct TreeUsage {
-    /// Bytes that are resident. What processes share counts for each.
-    pub rss_bytes: u64,
-    /// Processor time, with that of their threads. Of a process that has ended it is gone.
-    pub cpu: Duration,
-    /// Processes.
-    pub processes: u32,
-    /// Threads.
-    pub threads: u32,
-    /// Open descriptors.
-    pub fds: u32,
+fn cpu_time_with_children(pid: u32) -> Option<Duration> {
+    Some(of_ticks(cpu_ticks(pid)?.into_iter().sum()))
+}
+
+/// Its own time in programs and in the kernel, and that of its children.
+fn cpu_ticks(pid: u32) -> Option<[u64; 4]> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may contain anything, parentheses too. Behind it: state ppid pgrp session tty tpgid flags minflt cminflt majflt cmajflt utime stime
+    // cutime cstime
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    Some([ticks()?, ticks()?, ticks()?, ticks()?])
+}
+
+fn of_ticks(ticks: u64) -> Duration {
+    Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64)
 }
 
 /// At most so many processes of one tree are looked at.
@@ -53,7 +55,7 @@ pub fn tree(root: u32) -> Option<TreeUsage> {
     while let Some(&pid) = pids.get(at) {
         at += 1;
         // It may end while this looks.
-        let (Some(rss), Some(cpu)) = (resident(pid), cpu_time(pid)) else { continue };
+        let (Some(rss), Some(cpu)) = (resident(pid), cpu_time_with_children(pid)) else { continue };
         all.rss_bytes += rss;
         all.cpu += cpu;
         all.processes += 1;
@@ -79,6 +81,21 @@ mod tests {
         assert!(bytes > std::hint::black_box(&memory).len() as u64, "{bytes}");
         assert!(cpu_time(std::process::id()).is_some());
         assert_eq!((resident(u32::MAX), cpu_time(u32::MAX)), (None, None));
+    }
+
+    /// A command that is over and was waited for is not forgotten: of a shell they are all there is.
+    #[cfg(feature = "service")]
+    #[test]
+    fn time_of_children_that_have_ended_counts() {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", "timeout 0.3 sh -c 'while :; do :; done'; echo; read line"]);
+        let mut child = shell.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        let usage = tree(child.id()).unwrap();
+        assert!(usage.processes == 1 && usage.cpu >= Duration::from_millis(50), "{usage:?}");
+        assert!(cpu_time(child.id()).unwrap() < usage.cpu);
+        drop(child.stdin.take());
+        child.wait().unwrap();
     }
 
     #[cfg(feature = "service")]

@@ -16,9 +16,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::budget::SplitMix;
 use super::cause::ExitCause;
 use super::exit::ExitStatus;
 use super::id::Incarnation;
+use super::metrics::{Crossing, TreeUsage, Watch};
 use super::probe::{Change, Schedule};
 use super::restart::{Restarts, When};
 use super::service::{Event, Readiness, Rules, State};
@@ -68,6 +70,8 @@ pub enum Input {
     Alive(Incarnation),
     /// What a probe said.
     Answered(Incarnation, Check, Result<(), String>),
+    /// What its tree used at a time; none where it was gone.
+    Measured(Incarnation, Time, Option<TreeUsage>),
     /// Its process ended.
     Exited(Incarnation, ExitStatus),
 }
@@ -79,6 +83,8 @@ pub enum Effect {
     Spawn(Incarnation),
     /// Carry out a probe once.
     Ask(Incarnation, Check),
+    /// Measure what the tree of this process uses.
+    Measure(Incarnation, u32),
     /// Ask it to end.
     Terminate(Incarnation),
     /// Kill its whole tree.
@@ -131,6 +137,9 @@ pub struct Life {
     runs: bool,
     readiness: Option<Schedule>,
     liveness: Option<Schedule>,
+    metrics: Option<Watch>,
+    /// Where the phase of its samples comes from.
+    seed: u64,
     start_by: Option<Time>,
     runs_at: Option<Time>,
     stable_at: Option<Time>,
@@ -143,7 +152,7 @@ pub struct Life {
 }
 
 impl Life {
-    /// A service that was never started. `seed` is where the jitter of its delays comes from.
+    /// A service that was never started. `seed` is where the jitter of its delays and of its samples comes from.
     pub fn new(rules: Arc<Rules>, seed: u64) -> Self {
         // The time for the start is kept here, where its end can be a polite one.
         let unit = Unit::new(Times { start: Duration::MAX, stop_grace: rules.stop_limit });
@@ -164,6 +173,8 @@ impl Life {
             runs: false,
             readiness: None,
             liveness: None,
+            metrics: None,
+            seed,
             start_by: None,
             runs_at: None,
             stable_at: None,
@@ -263,6 +274,16 @@ impl Life {
         }
     }
 
+    /// When it is asked next, where that is known.
+    pub fn asks_at(&self, check: Check) -> Option<Time> {
+        self.schedule(check).filter(|_| self.is_watched())?.poll_timeout()
+    }
+
+    /// What its process uses, where that is measured.
+    pub fn metrics(&self) -> Option<&Watch> {
+        self.metrics.as_ref()
+    }
+
     /// Inputs about earlier incarnations that were dropped.
     pub fn stale(&self) -> u64 {
         self.unit.stale()
@@ -303,6 +324,11 @@ impl Life {
                     self.answered(now, check, answer);
                 }
             }
+            Input::Measured(of, at, usage) => {
+                if of == self.incarnation() {
+                    self.measured(at, usage);
+                }
+            }
             Input::Exited(of, status) => {
                 if of == self.incarnation() && self.has_process() {
                     self.status = Some(status);
@@ -316,8 +342,10 @@ impl Life {
     /// When [`Life::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Option<Time> {
         let probes = [&self.readiness, &self.liveness].into_iter().flatten();
-        let asked = if self.is_watched() { probes.filter_map(Schedule::poll_timeout).min() } else { None };
-        [self.start_by, self.runs_at, self.stable_at, self.alive_by, asked, self.unit.poll_timeout()]
+        let asked = probes.filter_map(Schedule::poll_timeout).min();
+        let measured = self.metrics.as_ref().and_then(Watch::poll_timeout);
+        let watched = Time::earliest(asked, measured).filter(|_| self.is_watched());
+        [self.start_by, self.runs_at, self.stable_at, self.alive_by, watched, self.unit.poll_timeout()]
             .into_iter()
             .flatten()
             .min()
@@ -354,6 +382,12 @@ impl Life {
             {
                 self.effects.push_back(Effect::Ask(self.unit.incarnation(), check));
             }
+        }
+        if self.is_watched()
+            && let (Some(pid), Some(metrics)) = (self.pid, &mut self.metrics)
+            && metrics.measure(now)
+        {
+            self.effects.push_back(Effect::Measure(self.unit.incarnation(), pid));
         }
         self.unit.handle_timeout(now);
         self.follow(now);
@@ -474,6 +508,9 @@ impl Life {
             return; // somebody stopped it while its process was being made
         }
         self.runs_at = Some(now + RUNS_AFTER);
+        // Those that start together are not measured together, nor is one that starts again and again always as young.
+        let phase = SplitMix(self.seed ^ u64::from(self.incarnation().0)).unit();
+        self.metrics = self.rules.metrics.map(|metrics| Watch::new(metrics, now, phase));
         match self.rules.readiness {
             Readiness::Spawned => self.ready(now),
             Readiness::Told { .. } => {}
@@ -530,6 +567,22 @@ impl Life {
         }
     }
 
+    fn measured(&mut self, at: Time, usage: Option<TreeUsage>) {
+        if !self.is_watched() {
+            return;
+        }
+        let Some((sample, crossings)) = self.metrics.as_mut().and_then(|metrics| metrics.measured(at, usage)) else {
+            return;
+        };
+        self.say(Event::Metrics { sample });
+        for Crossing { gauge, value, above, is_high } in crossings {
+            self.say(match is_high {
+                true => Event::UsageHigh { gauge, value, above },
+                false => Event::UsageNormal { gauge, value, above },
+            });
+        }
+    }
+
     /// Does what the unit says.
     fn follow(&mut self, now: Time) {
         while let Some(effect) = self.unit.poll_effect() {
@@ -569,6 +622,7 @@ impl Life {
         self.lived = if was_spawned { self.lived(now) } else { Duration::ZERO };
         self.end();
         self.pid = None;
+        self.metrics = None;
         if !self.is_wanted {
             self.now = Now::Stopped;
             // Of an earlier life it is, where there was no process to end.

@@ -20,6 +20,7 @@
 //! | [`supervisor`] | which services start and stop, in which order, and which cannot |
 //! | [`life`] | the life of one service: its starts, its health, its end |
 //! | [`probe`] | when a service is asked whether it is well, and what its answers mean |
+//! | [`metrics`] | when it is measured what a service uses, and whether that is high |
 //! | [`restart`] | whether a service that ended is started again |
 //! | [`budget`] | whether a unit that died is started again, and after which delay |
 //! | [`health`] | whether a pool is well |
@@ -45,6 +46,7 @@ pub mod health;
 pub mod id;
 pub mod life;
 pub mod line;
+pub mod metrics;
 pub mod payload;
 pub mod pool;
 pub mod probe;

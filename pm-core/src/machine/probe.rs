@@ -72,13 +72,26 @@ pub struct Schedule {
     streak: u32,
     asked: u64,
     last: Option<Result<(), String>>,
+    answered_at: Option<Time>,
+    /// Failures in a row, also before the first success.
+    failures: u32,
 }
 
 impl Schedule {
     /// Of something that starts now.
     pub fn new(timing: Timing, now: Time) -> Self {
         let state = State::Waiting { until: now + timing.initial_delay };
-        Schedule { timing, began: now, state, is_well: None, streak: 0, asked: 0, last: None }
+        Schedule {
+            timing,
+            began: now,
+            state,
+            is_well: None,
+            streak: 0,
+            asked: 0,
+            last: None,
+            answered_at: None,
+            failures: 0,
+        }
     }
 
     /// Of something that is known to be well now. It is asked after the initial delay, and failures count at once.
@@ -99,6 +112,16 @@ impl Schedule {
     /// What it said last.
     pub fn last(&self) -> Option<&Result<(), String>> {
         self.last.as_ref()
+    }
+
+    /// When it said that.
+    pub fn answered_at(&self) -> Option<Time> {
+        self.answered_at
+    }
+
+    /// How many of its last answers were failures, also before it was well.
+    pub fn failures(&self) -> u32 {
+        self.failures
     }
 
     /// When [`Schedule::ask`] has a question.
@@ -125,6 +148,8 @@ impl Schedule {
             return None;
         }
         let passed = answer.is_ok();
+        self.answered_at = Some(now);
+        self.failures = if passed { 0 } else { self.failures.saturating_add(1) };
         self.last = Some(answer);
         let needed = if passed { self.timing.successes } else { self.timing.retries };
         let change = match self.is_well {
@@ -205,7 +230,7 @@ mod tests {
                 ..Timing::default()
             };
             let mut schedule = Schedule::new(timing, Time::ZERO);
-            let (mut well, mut history) = (None, Vec::new());
+            let (mut well, mut history, mut failures) = (None, Vec::new(), 0);
             for _ in 0..50 {
                 let now = schedule.poll_timeout().unwrap();
                 assert!(schedule.ask(now));
@@ -225,6 +250,8 @@ mod tests {
                 let answer = if passed { Ok(()) } else { failed() };
                 assert_eq!(schedule.answered(now, answer), expected, "seed {seed}");
                 assert_eq!(schedule.is_well(), well);
+                failures = if passed { 0 } else { failures + 1 };
+                assert_eq!((schedule.failures(), schedule.answered_at()), (failures, Some(now)));
                 let pause = schedule.poll_timeout().unwrap().since(now);
                 assert!(well.is_none() || pause == timing.interval);
             }

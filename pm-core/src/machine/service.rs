@@ -9,6 +9,7 @@ use thiserror::Error;
 use super::cause::ExitCause;
 use super::exit::ExitStatus;
 use super::id::Incarnation;
+use super::metrics::{Gauge, Metrics, Sample};
 use super::probe::Timing;
 use super::restart::Restart;
 
@@ -133,6 +134,8 @@ pub struct Rules {
     pub liveness: Option<Timing>,
     /// It must say within this time, again and again, that it lives (WATCHDOG=1 of sd_notify(3)); or it is started anew.
     pub watchdog: Option<Duration>,
+    /// How often it is measured what it uses; never by default.
+    pub metrics: Option<Metrics>,
     /// What follows from its end.
     pub restart: Restart,
     /// From the signal that asks it to stop to the kill: 10 s by default.
@@ -148,6 +151,7 @@ impl Default for Rules {
             restart_unhealthy: false,
             liveness: None,
             watchdog: None,
+            metrics: None,
             restart: Restart::default(),
             stop_limit: Duration::from_secs(10),
         }
@@ -340,6 +344,29 @@ pub enum Event {
     Status {
         /// What it says.
         text: String,
+    },
+    /// It was measured what it uses.
+    Metrics {
+        /// What that is.
+        sample: Sample,
+    },
+    /// What it uses has become more than its threshold. It is said once, until it is normal again or another life begins.
+    UsageHigh {
+        /// Of what.
+        gauge: Gauge,
+        /// How much, in the unit of the gauge.
+        value: u64,
+        /// The threshold.
+        above: u64,
+    },
+    /// What it uses was more than its threshold, and is less than 90 % of that now.
+    UsageNormal {
+        /// Of what.
+        gauge: Gauge,
+        /// How much, in the unit of the gauge.
+        value: u64,
+        /// The threshold.
+        above: u64,
     },
     /// It does not exist any more.
     Removed,

@@ -15,7 +15,8 @@ use super::life::{self, Life};
 use super::restart::When;
 use super::service::{Condition, Event, Need, Readiness, Rules, ServiceId, State, Verdict};
 use super::time::Time;
-use child::{Child, Request, Skip, Then, seconds};
+use crate::units::rounded;
+use child::{Child, Request, Skip, Then};
 
 /// What is wanted of services, or happened to one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -246,7 +247,7 @@ impl Supervisor {
             State::GaveUp => Some(format!("{}, after {} restarts", child.how_it_ended(), life.counted_restarts())),
             State::Backoff => {
                 let starts_in = life.starts_at().map_or(Duration::ZERO, |at| at.since(now));
-                Some(format!("{}; starts again in {}", child.how_it_ended(), seconds(starts_in)))
+                Some(format!("{}; starts again in {}", child.how_it_ended(), rounded(starts_in)))
             }
             State::Completed => life.status().map(|status| status.to_string()),
             State::Idle | State::Running | State::Healthy | State::Stopping | State::Stopped => None,
@@ -338,9 +339,14 @@ impl Supervisor {
                 }
             }
             Input::Life(id, input) => {
+                // What one uses decides nothing for the others.
+                let is_sample = matches!(input, life::Input::Measured(..));
                 if let Some(child) = self.children.get_mut(&id) {
                     child.life.handle(now, input);
                     self.follow(id);
+                }
+                if is_sample {
+                    return;
                 }
             }
         }

@@ -65,6 +65,9 @@ pub struct Entry {
     pub liveness: Option<Health>,
     /// Once ready it must say WATCHDOG=1 (sd_notify) at least this often, or it is started anew.
     pub watchdog: Option<Time>,
+    /// Whether it is measured what it and all that it has started use: false by default; or a table with more to say.
+    #[serde(default)]
+    pub metrics: MetricsEntry,
     /// What has not become ready by then has failed: 60s by default. Never a limit to its life.
     pub start_limit: Option<Time>,
     /// Whether it is started again when it has ended: `never` (the default), `on_failure` or `always`; or a table with more to say.
@@ -278,6 +281,37 @@ pub enum OnUnhealthy {
     Report,
     /// It is started anew.
     Restart,
+}
+
+/// Whether it is measured what a service uses.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "true, false, or a table with interval, cpu_above, rss_above and fds_above")]
+pub enum MetricsEntry {
+    /// Whether it is.
+    Whether(bool),
+    /// It is, and what is much.
+    Table(MetricsTable),
+}
+
+impl Default for MetricsEntry {
+    fn default() -> Self {
+        MetricsEntry::Whether(false)
+    }
+}
+
+/// How often it is measured what a service uses, and what is much. An event says what becomes more than that, and another one when it is
+/// less than 90 % of it again.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsTable {
+    /// From one sample to the next: 10s by default, and at least 100ms.
+    pub interval: Option<Time>,
+    /// So many hundredths of one core within an interval: 250 is two and a half cores.
+    pub cpu_above: Option<u64>,
+    /// So much resident memory.
+    pub rss_above: Option<Size>,
+    /// So many open descriptors.
+    pub fds_above: Option<u64>,
 }
 
 /// Whether a service is started again.

@@ -1,5 +1,7 @@
 //! Texts and what they mean, or what is said of them.
 
+use pm::service::Readiness;
+
 use super::*;
 
 /// The error of a text, as people see it.
@@ -46,6 +48,16 @@ fn a_service_with_much_to_say() {
     assert_eq!(service.rules().stop_limit, std::time::Duration::from_secs(3));
     assert_eq!((service.replicas(), service.log().unwrap().max_bytes), (2, 1024));
     assert!(matches!(service.rules().readiness, Readiness::Asked(timing) if timing.interval.as_millis() == 500));
+}
+
+#[test]
+fn metrics_are_off_on_or_more() {
+    let metrics = |field: &str| only(&format!("[service.a]\ncommand = [\"x\"]\n{field}")).rules().metrics;
+    assert_eq!([metrics(""), metrics("metrics = false")], [None; 2]);
+    assert_eq!([metrics("metrics = true"), metrics("metrics = {}")], [Some(Metrics::default()); 2]);
+    let all = metrics("metrics = { interval = \"1s\", cpu_above = 150, rss_above = \"1K\", fds_above = 9 }");
+    let interval = std::time::Duration::from_secs(1);
+    assert_eq!(all, Some(Metrics { interval, cpu_above: Some(150), rss_above: Some(1024), fds_above: Some(9) }));
 }
 
 #[test]
@@ -127,6 +139,18 @@ fn what_is_wrong_is_shown_with_its_line() {
         (
             "[service.a]\ncommand = [\"x\"]\nliveness = { line = \"x\" }",
             "a: liveness is asked again and again: give it http, tcp or command",
+        ),
+        (
+            "[service.a]\ncommand = [\"x\"]\nmetrics = \"on\"",
+            "true, false, or a table with interval, cpu_above, rss_above and fds_above",
+        ),
+        (
+            "[service.a]\ncommand = [\"x\"]\nmetrics = { interval = 0.01 }",
+            "a: metrics every 10ms; 100ms is the shortest interval",
+        ),
+        (
+            "[service.a]\ncommand = [\"x\"]\nmetrics = { rss_above = 0 }",
+            "a: the threshold of its memory is zero; it is at least 1",
         ),
         ("[log]\nfile = \"x\"\n[service.a]\ncommand = [\"x\"]", "log.file is of one service"),
     ];

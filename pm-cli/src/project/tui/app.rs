@@ -355,6 +355,8 @@ impl App {
             Input::Wheel { up } => self.scroll(3, up),
             Input::Resized { width, height } => self.size = (width, height),
             Input::Services(rows) => self.listed(rows, now),
+            // The next list has it.
+            Input::Event(event) if event.is_sample() => {}
             Input::Event(event) => {
                 if self.events.len() >= MOST_EVENTS {
                     self.events.pop_front();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pm::core::units::rounded;
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Position, Rect};
 use ratatui::style::{Color, Modifier, Style};
@@ -10,7 +11,7 @@ use super::app::{App, Mode, Pane, Shown};
 use super::keys::HELP;
 use super::lines::{Kind, Line};
 use super::text::{self, Glyph};
-use crate::project::wire::{EventRow, seconds};
+use crate::project::wire::{EventRow, MetricsRow, ProbeRow, memory, usage};
 
 /// Names are cut there, so that what is said of them has room.
 const LONGEST_NAME: usize = 24;
@@ -126,11 +127,7 @@ fn or_dash(text: Option<String>) -> String {
 }
 
 fn lived(shown: &Shown) -> String {
-    seconds(Duration::from_millis(shown.row.lived_ms))
-}
-
-fn memory(bytes: u64) -> String {
-    format!("{:.1} MB", bytes as f64 / 1e6)
+    rounded(Duration::from_millis(shown.row.lived_ms))
 }
 
 fn colour_of(state: &str) -> Style {
@@ -305,7 +302,7 @@ fn detail(app: &App, canvas: &mut Canvas<'_>, area: Rect) {
         (if row.pid.is_some() { "uptime" } else { "lived" }, lived(shown)),
         ("restarts", row.restarts.to_string()),
         ("last exit", exit),
-        ("cpu", or_dash(row.cpu_ms.map(|cpu| format!("{} in all", seconds(Duration::from_millis(cpu)))))),
+        ("cpu", or_dash(row.cpu_ms.map(|cpu| format!("{} in all", rounded(Duration::from_millis(cpu)))))),
         ("memory", or_dash(row.rss_bytes.map(memory))),
     ];
     let mut lines: Vec<(String, Style)> = Vec::new();
@@ -313,6 +310,10 @@ fn detail(app: &App, canvas: &mut Canvas<'_>, area: Rect) {
         let style = if name == "state" { colour_of(&row.state) } else { Style::new() };
         lines.push((format!("{name:9}  {text}"), style));
     }
+    for (name, probe) in [("health", &row.readiness), ("liveness", &row.liveness)] {
+        lines.extend(probe.as_ref().map(|probe| (format!("{name:9}  {}", answers(probe)), well_or_not(probe))));
+    }
+    lines.extend(row.metrics.as_ref().map(|sample| (format!("metrics    {}", measured(sample)), Style::new())));
     let own: Vec<&EventRow> = app.events().iter().filter(|event| event.service == row.service).collect();
     lines.push((String::new(), Style::new()));
     let heading = if own.is_empty() {
@@ -325,6 +326,40 @@ fn detail(app: &App, canvas: &mut Canvas<'_>, area: Rect) {
     for (at, (text, style)) in (0..area.height).zip(lines.iter().skip(app.scrolled())) {
         canvas.text(area, at, 1, text, *style);
     }
+}
+
+/// What a probe says, in words.
+fn answers(probe: &ProbeRow) -> String {
+    let time = |millis| rounded(Duration::from_millis(millis));
+    let mut text = match (probe.ok, probe.failures) {
+        (None, _) => "not asked yet".into(),
+        (Some(true), _) => "well".into(),
+        (Some(false), 1) => "failed".into(),
+        (Some(false), failures) => format!("failed {failures} times in a row"),
+    };
+    if let Some(ago) = probe.ago_ms {
+        text += &format!(", {} ago", time(ago));
+    }
+    if let Some(next) = probe.next_ms {
+        text += &format!("; asked in {}", time(next));
+    }
+    if let Some(said) = &probe.said {
+        text += &format!(": {said}");
+    }
+    text
+}
+
+fn well_or_not(probe: &ProbeRow) -> Style {
+    match probe.ok {
+        Some(true) => colour_of("healthy"),
+        Some(false) => colour_of("failed"),
+        None => Style::new(),
+    }
+}
+
+/// A sample, and its age.
+fn measured(sample: &MetricsRow) -> String {
+    format!("{} ({} ago)", usage(sample), rounded(Duration::from_millis(sample.ago_ms)))
 }
 
 /// Hours, minutes and seconds of an event, in UTC as in the logs.
@@ -343,8 +378,8 @@ fn events(app: &App, canvas: &mut Canvas<'_>, area: Rect) {
         let column = canvas.text(area, row, 1, time(event), Style::new().add_modifier(Modifier::DIM));
         let column = canvas.text(area, row, column + 2, &event.service, Style::new().add_modifier(Modifier::BOLD));
         let style = match event.event.as_str() {
-            "crashed" | "gave_up" | "unhealthy" | "unkillable" | "log_lost" => colour_of("failed"),
-            "healthy" => colour_of("healthy"),
+            "crashed" | "gave_up" | "unhealthy" | "unkillable" | "log_lost" | "usage_high" => colour_of("failed"),
+            "healthy" | "usage_normal" => colour_of("healthy"),
             _ => Style::new(),
         };
         canvas.text(area, row, column + 2, &event.text, style);

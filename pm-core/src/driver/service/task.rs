@@ -15,14 +15,17 @@ use super::probe;
 use super::process::{AbortOnDrop, News, Order, Process};
 use crate::driver::clock;
 use crate::driver::launch::{Exit, LaunchError};
+use crate::driver::usage;
 use crate::face::service::MOST_REPLICAS;
 use crate::face::service::{
-    BadService, Definition, Happening, Info, LeftBehind, NoService, RemoveError, StartError, Stopped, WaitError,
+    Answered, BadService, Definition, Happening, Info, LeftBehind, Measured, NoService, ProbeInfo, RemoveError,
+    StartError, Stopped, WaitError,
 };
 use crate::machine::cause::ExitCause;
 use crate::machine::exit::{ExitStatus, Signal};
 use crate::machine::id::Incarnation;
-use crate::machine::life::{self, Check};
+use crate::machine::life::{self, Check, Life};
+use crate::machine::metrics::Watch;
 use crate::machine::service::{Condition, Event, Readiness, ServiceId, State, Verdict};
 use crate::machine::supervisor::{Effect, Input, Supervisor};
 use crate::machine::time::Time;
@@ -41,6 +44,9 @@ const ORDERS_TO_END: usize = 4;
 
 /// So many lines are told of a service that failed.
 const LAST_LINES: usize = 20;
+
+/// So many samples are taken at the same time. A tree of thousands takes a moment, and threads of the runtime are for others as well.
+const MOST_SAMPLES: usize = 2;
 
 /// How many services are spoken of where one does not exist.
 const NAMED: usize = 20;
@@ -118,6 +124,8 @@ pub(crate) struct Task {
     /// The tasks of processes, which die with this one.
     processes: JoinSet<()>,
     reader: Arc<Reader>,
+    /// What samples take of while they are taken.
+    samples: Arc<Semaphore>,
     events: broadcast::Sender<Happening>,
     output: broadcast::Sender<Output>,
     /// The one reader of output that everything waits for.
@@ -151,6 +159,7 @@ impl Task {
             waiters: Vec::new(),
             processes: JoinSet::new(),
             reader: Arc::new(Reader::start()?),
+            samples: Arc::new(Semaphore::new(MOST_SAMPLES)),
             events: events.clone(),
             output: output.clone(),
             sink,
@@ -447,6 +456,9 @@ impl Task {
             lived: life.lived(now),
             exit: life.status(),
             status: kept.status.clone().filter(|_| life.pid().is_some()),
+            readiness: probe_info(now, life, Check::Readiness),
+            liveness: probe_info(now, life, Check::Liveness),
+            metrics: life.metrics().and_then(Watch::last).map(|(at, sample)| Measured { sample, ago: now.since(at) }),
         })
     }
 
@@ -552,6 +564,16 @@ impl Task {
                 });
                 // An earlier one that is still under way ends with that.
                 kept.probes.insert(check, AbortOnDrop::of(&asked));
+            }
+            life::Effect::Measure(incarnation, pid) => {
+                let (samples, news) = (self.samples.clone(), self.news.clone());
+                tokio::spawn(async move {
+                    let Ok(_room) = samples.acquire_owned().await else { return };
+                    let taken = tokio::task::spawn_blocking(move || (clock::now(), usage::tree(pid))).await;
+                    // A runtime that ends takes no more samples.
+                    let Ok((at, usage)) = taken else { return };
+                    let _ = news.send(News::Life(id, life::Input::Measured(incarnation, at, usage))).await;
+                });
             }
             life::Effect::Terminate(_) => kept.order(Order::Terminate),
             life::Effect::Kill(_) => {
@@ -761,6 +783,17 @@ impl Task {
             }
         }
     }
+}
+
+/// What there is to know of a probe; none where it was not asked in this life.
+fn probe_info(now: Time, life: &Life, check: Check) -> Option<ProbeInfo> {
+    let schedule = life.schedule(check)?;
+    let last = schedule.last().zip(schedule.answered_at());
+    Some(ProbeInfo {
+        last: last.map(|(result, at)| Answered { result: result.clone(), ago: now.since(at) }),
+        failures: schedule.failures(),
+        next_in: life.asks_at(check).map(|at| at.since(now)),
+    })
 }
 
 impl Kept {

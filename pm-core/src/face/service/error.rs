@@ -9,6 +9,7 @@ use super::service::MOST_REPLICAS;
 use crate::driver::launch::LaunchError;
 use crate::driver::worker::chain;
 use crate::machine::cause::ExitCause;
+use crate::machine::metrics::SHORTEST_INTERVAL;
 use crate::machine::service::Condition;
 use crate::machine::supervisor;
 
@@ -30,6 +31,11 @@ pub enum BadService {
     /// More processes of one service than anybody means.
     #[error("{0} replicas; a service has {MOST_REPLICAS} at most")]
     Replicas(u32),
+    /// It would be measured more often than that says anything.
+    #[error(
+        "metrics every {0:?}; {SHORTEST_INTERVAL:?} is the shortest interval, for processor time is counted in steps of 10 ms"
+    )]
+    Interval(Duration),
     /// A probe has a URL, or what goes with it, that cannot be asked.
     #[error("the probe of {url:?} cannot be carried out: {problem}")]
     Url {

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::machine::exit::ExitStatus;
 use crate::machine::id::Incarnation;
+use crate::machine::metrics::Sample;
 use crate::machine::service::{Event, ServiceId, State};
 
 /// One process of a service, as it is now.
@@ -36,6 +37,44 @@ pub struct Info {
     pub exit: Option<ExitStatus>,
     /// What it says that it is doing (STATUS= of sd_notify(3)).
     pub status: Option<String>,
+    /// What its health probe says; none where it has none, or had no process yet.
+    pub readiness: Option<ProbeInfo>,
+    /// The same of its liveness probe, which is asked from when it is ready on.
+    pub liveness: Option<ProbeInfo>,
+    /// What its process used when that was measured last; none where it is not measured, or was not yet.
+    pub metrics: Option<Measured>,
+}
+
+/// What is known of a probe in this life of a process, or in its last one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProbeInfo {
+    /// The last answer; none before the first.
+    pub last: Option<Answered>,
+    /// How many of its last answers were failures, also before it was well.
+    pub failures: u32,
+    /// The time until it is asked again; none while it is being asked, and where the process has ended or is to end.
+    pub next_in: Option<Duration>,
+}
+
+/// An answer to a probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Answered {
+    /// Well, or what it said.
+    pub result: Result<(), String>,
+    /// The time since then.
+    pub ago: Duration,
+}
+
+/// A sample, and its age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Measured {
+    /// What was measured.
+    pub sample: Sample,
+    /// The time since then.
+    pub ago: Duration,
 }
 
 /// Something that happened to a process of a service.

@@ -30,6 +30,7 @@
 //! | `probe` | what it is asked |
 //! | `patterns` | services of common sorts |
 //! | `orchestrator` | what keeps them |
+//! | `shutdown` | the end of a program with its services |
 //! | `info` | what is told of them |
 //! | `error` | what can go wrong |
 
@@ -40,15 +41,17 @@ mod patterns;
 mod probe;
 #[expect(clippy::module_inception, reason = "a service is what the module is about")]
 mod service;
+mod shutdown;
 
 pub use error::{BadService, NoService, RemoveError, StartError, WaitError};
-pub use info::{Happening, Info, LeftBehind, Stopped};
+pub use info::{Answered, Happening, Info, LeftBehind, Measured, ProbeInfo, Stopped};
 pub use orchestrator::{Orchestrator, OrchestratorBuilder, orchestrator};
 pub use patterns::{blockchain_node, database, web_server, worker};
 pub use probe::Probe;
 pub(crate) use probe::{HttpRequest, Target};
 pub(crate) use service::Definition;
 pub use service::{MOST_REPLICAS, Service, ServiceBuilder, Stdin, StopBy};
+pub use shutdown::Shutdown;
 
 pub use crate::driver::launch::{KeepError, is_kept};
 pub use crate::driver::service::hook::{HOOK_LIMIT, Moment, Occasion};

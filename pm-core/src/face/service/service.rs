@@ -11,6 +11,7 @@ use super::probe::{Probe, Target};
 use crate::driver::service::hook::{Hook, Moment, Occasion};
 use crate::driver::service::log::LogFile;
 use crate::machine::exit::Signal;
+use crate::machine::metrics::{Metrics, SHORTEST_INTERVAL};
 use crate::machine::restart::Restart;
 use crate::machine::service::{Condition, Need, Readiness, Rules};
 use crate::machine::spec::Spec;
@@ -129,6 +130,11 @@ impl Service {
         &self.0.rules
     }
 
+    /// Whether something says when it is ready: a probe, a line, or itself. Otherwise it is as ready as its process exists.
+    pub fn says_when_ready(&self) -> bool {
+        self.0.rules.readiness != Readiness::Spawned
+    }
+
     /// Where it is logged, and how.
     pub fn log(&self) -> Option<&LogFile> {
         self.0.log.as_ref()
@@ -185,6 +191,13 @@ impl ServiceBuilder {
     /// Once it is ready it must say `WATCHDOG=1` (sd_notify(3)) at least this often, or it is started anew.
     pub fn watchdog(mut self, limit: Duration) -> Self {
         self.rules.watchdog = Some(limit);
+        self
+    }
+
+    /// It is measured what it and all that it starts use: [`Event::Metrics`](crate::machine::service::Event::Metrics) for each sample, the last one
+    /// in [`Info`](super::Info), and an event for what becomes high or normal. Without this nothing is measured.
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.rules.metrics = Some(metrics);
         self
     }
 
@@ -279,6 +292,19 @@ impl ServiceBuilder {
         if rules.watchdog.is_some_and(|limit| limit.is_zero()) {
             return Err(BadService::Zero { what: "the limit of the watchdog" });
         }
+        if let Some(metrics) = &rules.metrics {
+            if metrics.interval < SHORTEST_INTERVAL {
+                return Err(BadService::Interval(metrics.interval));
+            }
+            let thresholds = [
+                ("the threshold of its processor time", metrics.cpu_above),
+                ("the threshold of its memory", metrics.rss_above),
+                ("the threshold of its descriptors", metrics.fds_above),
+            ];
+            if let Some((what, _)) = thresholds.into_iter().find(|(_, above)| *above == Some(0)) {
+                return Err(BadService::Zero { what });
+            }
+        }
         let ways = [
             (self.health.is_some(), "a health probe"),
             (self.ready_line.is_some(), "a line that it prints"),
@@ -333,6 +359,14 @@ mod tests {
         let two = named("a").health(Probe::tcp(1)).notify().build().unwrap_err();
         assert_eq!(two, BadService::TwoReadinesses("a health probe", "sd_notify"));
         assert!(matches!(named("a").ready_line("(").build(), Err(BadService::Pattern { .. })));
+        let metrics = |metrics: Metrics| named("a").metrics(metrics).build().unwrap_err().to_string();
+        let interval = Duration::from_millis(99);
+        assert_eq!(
+            metrics(Metrics { interval, ..Metrics::default() }),
+            "metrics every 99ms; 100ms is the shortest interval, for processor time is counted in steps of 10 ms"
+        );
+        let none = Metrics { rss_above: Some(0), ..Metrics::default() };
+        assert_eq!(metrics(none), "the threshold of its memory is zero; it is at least 1");
         assert!(matches!(named("a").start_limit(Duration::ZERO).build(), Err(BadService::Zero { .. })));
     }
 
@@ -340,6 +374,7 @@ mod tests {
     fn rules_follow_from_what_was_said() {
         let service = named("a-1.b_c").health(Probe::tcp(1)).needs("db", Condition::Started).build().unwrap();
         assert!(matches!(service.rules().readiness, Readiness::Asked(_)));
+        assert!(service.says_when_ready() && !named("a").build().unwrap().says_when_ready());
         assert_eq!(service.rules().needs, [Need::new("db", Condition::Started)]);
         assert!(named("a").watchdog(Duration::from_secs(1)).build().unwrap().0.is_notified());
     }

@@ -7,6 +7,7 @@ use super::super::cause::ExitCause;
 use super::super::life::Life;
 use super::super::service::{Condition, State, Verdict};
 use super::super::time::Time;
+use crate::units::rounded;
 
 /// What is asked of one process, and could not be done yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +77,7 @@ impl Child {
         let cause = self.life.cause().map_or_else(|| "ended".into(), ExitCause::to_string);
         match self.life.cause() {
             Some(ExitCause::NotStarted { .. }) | None => cause,
-            Some(_) => format!("{cause} after {}", seconds(self.life.lived(Time::ZERO))),
+            Some(_) => format!("{cause} after {}", rounded(self.life.lived(Time::ZERO))),
         }
     }
 
@@ -123,10 +124,4 @@ impl Child {
             _ => not_yet(),
         }
     }
-}
-
-/// A time for people: tenths of a second, and whole seconds from ten on.
-pub(super) fn seconds(time: Duration) -> String {
-    let seconds = time.as_secs_f64();
-    if seconds < 10.0 { format!("{seconds:.1} s") } else { format!("{seconds:.0} s") }
 }

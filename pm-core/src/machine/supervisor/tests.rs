@@ -4,6 +4,7 @@ use super::super::budget::SplitMix;
 use super::super::exit::ExitStatus;
 use super::super::id::Incarnation;
 use super::super::life::Check;
+use super::super::metrics::{Gauge, Metrics, TreeUsage};
 use super::super::probe::Timing;
 use super::super::restart::{Restart, When};
 use super::*;
@@ -157,6 +158,14 @@ impl World {
                 let takes = self.random.below(3);
                 self.later(takes, id, life::Input::Answered(incarnation, check, answer));
             }
+            life::Effect::Measure(incarnation, pid) => {
+                let process = self.known[&id].process.as_ref();
+                assert_eq!(process.map(|process| process.pid), Some(Some(pid)), "{name}\n{}", self.story());
+                let rss_bytes = self.random.below(200);
+                let usage = (rss_bytes > 20).then_some(TreeUsage { rss_bytes, ..TreeUsage::default() });
+                let (now, takes) = (self.now, self.random.below(2000));
+                self.later(takes, id, life::Input::Measured(incarnation, now, usage));
+            }
             life::Effect::Terminate(incarnation) => {
                 if self.is_stopping_all {
                     let before = self.dependents_with_process(&name);
@@ -267,6 +276,11 @@ impl World {
 
 fn probed(needs: Vec<Need>) -> Rules {
     Rules { needs, readiness: Readiness::Asked(Timing::default()), ..Rules::default() }
+}
+
+/// Each second, with this as the most memory.
+fn measured(rss: u64) -> Metrics {
+    Metrics { interval: SECOND, rss_above: Some(rss), ..Metrics::default() }
 }
 
 fn plain(needs: Vec<Need>) -> Rules {
@@ -612,6 +626,7 @@ fn generated_systems_never_hang_and_always_stop() {
                     readiness,
                     start_limit: Duration::from_secs(5),
                     restart_unhealthy: random.below(2) == 0,
+                    metrics: (random.below(3) == 0).then(|| measured(100)),
                     liveness: (random.below(4) == 0).then(Timing::default),
                     restart: Restart {
                         max: Some(random.below(4) as u32),
@@ -711,6 +726,43 @@ fn generated_systems_never_hang_and_always_stop() {
         assert!(!world.machine.is_up(), "seed {seed}\n{}", world.story());
         assert!(world.known.values().all(|known| known.process.is_none()), "seed {seed}");
     }
+}
+
+#[test]
+fn what_is_used_is_measured_while_it_lives_and_said() {
+    let rules = |metrics| Rules { metrics, ..plain(vec![]) };
+    let mut world = World::new(1, vec![("a", rules(Some(measured(100))), GOOD), ("b", rules(None), GOOD)]);
+    for name in ["a", "b"] {
+        world.start(name);
+    }
+    world.run(at(60_000));
+    let id = world.id("a");
+    let (mut samples, mut is_high) = (0, false);
+    for event in &world.known[&id].events {
+        match event {
+            Event::Metrics { sample } => {
+                samples += 1;
+                assert!(sample.uptime >= sample.over && sample.over >= SECOND / 2, "{sample:?}");
+            }
+            Event::UsageHigh { gauge, value, above: 100 } => {
+                assert!(*gauge == Gauge::Rss && *value > 100 && !std::mem::replace(&mut is_high, true));
+            }
+            Event::UsageNormal { gauge, value, above: 100 } => {
+                assert!(*gauge == Gauge::Rss && *value < 90 && std::mem::replace(&mut is_high, false));
+            }
+            _ => {}
+        }
+    }
+    assert!((20..=60).contains(&samples), "{samples} samples");
+    assert!(world.machine.life(id).unwrap().metrics().unwrap().last().is_some());
+    world.handle(Input::Stop { names: vec!["a".into()], limit: None });
+    let events = world.known[&id].events.len();
+    world.run(at(120_000));
+    let later = &world.known[&id].events[events..];
+    assert!(!later.iter().any(|event| matches!(event, Event::Metrics { .. })), "{later:?}");
+    assert!(world.machine.life(id).unwrap().metrics().is_none());
+    let of_b = &world.known[&world.id("b")].events;
+    assert!(!of_b.iter().any(|event| matches!(event, Event::Metrics { .. })), "{of_b:?}");
 }
 
 #[test]

@@ -2,6 +2,7 @@ use ratatui::buffer::Buffer;
 
 use super::*;
 use crate::project::tui::view;
+use crate::project::wire::{MetricsRow, ProbeRow};
 
 /// Numbers that look like chance and are the same in each run.
 struct Random(u64);
@@ -32,7 +33,25 @@ fn row(service: &str, random: &mut Random) -> Row {
         status: None,
         rss_bytes: Some(random.below(1 << 40)),
         cpu_ms: Some(random.below(1000)),
+        readiness: (random.below(2) == 0).then(|| probe(random)),
+        liveness: (random.below(4) == 0).then(|| probe(random)),
+        metrics: (random.below(2) == 0).then(|| sample(random)),
     }
+}
+
+fn probe(random: &mut Random) -> ProbeRow {
+    ProbeRow {
+        ok: random.of(&[None, Some(true), Some(false)]),
+        said: random.of(&[None, Some("日本 \x1b[2J\nrefused".into())]),
+        ago_ms: random.of(&[None, Some(5)]),
+        failures: random.below(3) as u32,
+        next_ms: random.of(&[None, Some(u64::MAX)]),
+    }
+}
+
+fn sample(random: &mut Random) -> MetricsRow {
+    let rss_bytes = random.of(&[0, 1 << 30, u64::MAX]);
+    MetricsRow { cpu_percent: 99.5, rss_bytes, processes: 1, threads: 2, fds: 3, uptime_ms: 4, ago_ms: u64::MAX }
 }
 
 fn input(random: &mut Random) -> Input {
@@ -53,9 +72,10 @@ fn input(random: &mut Random) -> Input {
         5 => Input::Event(EventRow {
             time: random.of(&["2026-12-01T00:00:00.000Z", "日"]).into(),
             service: random.of(&services).into(),
-            event: "crashed".into(),
+            event: random.of(&["crashed", "metrics"]).into(),
             text: "failed: exit code 1".into(),
             pid: None,
+            metrics: None,
         }),
         6 => Input::Wheel { up: random.below(2) == 0 },
         7 => Input::Answered { what: "down".into(), done: Err("no".into()) },

@@ -5,7 +5,7 @@ use ratatui::text::Span;
 use super::*;
 use crate::project::tui::app::{Input, Shown};
 use crate::project::tui::keys::Key;
-use crate::project::wire::{OutputRow, Row};
+use crate::project::wire::{MetricsRow, OutputRow, ProbeRow, Row};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -23,6 +23,9 @@ pub(in crate::project::tui) fn row(service: &str, state: &str, pid: Option<u32>,
         status: None,
         rss_bytes: pid.map(|_| 23_400_000),
         cpu_ms: pid.map(|_| 9_500),
+        readiness: None,
+        liveness: None,
+        metrics: None,
     }
 }
 
@@ -176,6 +179,62 @@ fn details_say_why() {
  cpu        -
  memory     -
 s start  x stop  r restart  / search  c copy  d details  e e",
+    );
+}
+
+#[test]
+fn details_show_what_probes_say_and_what_was_measured() {
+    let well = ProbeRow { ok: Some(true), said: None, ago_ms: Some(2_000), failures: 0, next_ms: Some(8_000) };
+    let said = Some("127.0.0.1:80: connection refused".into());
+    let failed = ProbeRow { ok: Some(false), said, ago_ms: Some(150_000), failures: 2, next_ms: None };
+    let metrics = MetricsRow {
+        cpu_percent: 150.25,
+        rss_bytes: 23_400_000,
+        processes: 3,
+        threads: 12,
+        fds: 40,
+        uptime_ms: 95_000,
+        ago_ms: 4_000,
+    };
+    let mut app = App::new("shop", true, (90, 18));
+    let row = row("db", "healthy", Some(10), None);
+    let row = Row { readiness: Some(well), liveness: Some(failed), metrics: Some(metrics), ..row };
+    app.handle(Input::Services(vec![row]), SECOND);
+    // A sample is no news: whoever wants to read what happened would find nothing else.
+    for event in ["metrics", "usage_high"] {
+        let (time, service) = ("2026-12-01T09:30:00.123Z".into(), "db".into());
+        let text = format!("a {event}");
+        app.handle(
+            Input::Event(EventRow { time, service, event: event.into(), text, pid: None, metrics: None }),
+            SECOND,
+        );
+    }
+    press(&mut app, "d");
+    check(
+        &mut app,
+        90,
+        20,
+        "
+ shop  1 of 1 up
+ SERVICE  STATE      RESTARTS   UPTIME     CPU     MEMORY  WHY
+ db       healthy           2     95 s   10.0%    23.4 MB
+── db: details ───────────────────────────────────────────────────────────────────────────
+ state      healthy
+ why        -
+ says       -
+ pid        10
+ uptime     95 s
+ restarts   2
+ last exit  -
+ cpu        9.5 s in all
+ memory     23.4 MB
+ health     well, 2.0 s ago; asked in 8.0 s
+ liveness   failed 2 times in a row, 2 min ago: 127.0.0.1:80: connection refused
+ metrics    150.2 % CPU, 23.4 MB, 3 processes, 12 threads, 40 fds (4.0 s ago)
+
+ what happened, the last first
+ 09:30:00  a usage_high
+s start  x stop  r restart  / search  c copy  d details  e events  ? keys  q leave",
     );
 }
 
