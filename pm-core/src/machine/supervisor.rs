@@ -104,10 +104,8 @@ const NO_END: &str = "it is always started again: have it restart on failure alo
 enum Asked {
     /// Somebody wants it.
     ByName,
-    /// What it is restarted with comes back from a crash.
-    ByACrash,
-    /// It was replaced by something else, or what it is restarted with was.
-    ByAChange,
+    /// What it is restarted with comes back from a crash, or was replaced.
+    Along,
 }
 
 /// Where the jitter of a process comes from.
@@ -394,7 +392,7 @@ impl Supervisor {
         if comes_back {
             let name = child.name.clone();
             for name in self.restarted_with(&name) {
-                self.request_restart(&name, Asked::ByACrash);
+                self.request_restart(&name, Asked::Along);
             }
         }
     }
@@ -538,7 +536,8 @@ impl Supervisor {
         let life = Life::new(group.rules.clone(), seed_of(self.seed, id));
         group.children.push(id);
         let (name, then) = (name.clone(), Then::Nothing);
-        let child = Child { name, replica, life, request: None, then, minds_needs: true, skipped: None, waits_for: None };
+        let child =
+            Child { name, replica, life, request: None, then, minds_needs: true, skipped: None, waits_for: None };
         self.children.insert(id, child);
         self.effects.push_back(Effect::Added(id));
         id

@@ -41,7 +41,7 @@ mod probe;
 #[expect(clippy::module_inception, reason = "a service is what the module is about")]
 mod service;
 
-pub use error::{BadService, NoService, RemoveError, StartError, WaitError};
+pub use error::{BadService, NoService, RemoveError, ReplaceError, StartError, WaitError};
 pub use info::{Happening, Info, Stopped};
 pub use orchestrator::{Orchestrator, OrchestratorBuilder, orchestrator};
 pub use patterns::{blockchain_node, database, web_server, worker};
@@ -54,3 +54,4 @@ pub use crate::driver::service::hook::{HOOK_LIMIT, Moment, Occasion};
 pub use crate::driver::service::log::LogFile;
 pub use crate::driver::service::output::Output;
 pub use crate::driver::usage::{TreeUsage, tree as usage_of};
+pub use crate::machine::supervisor::Replaced;

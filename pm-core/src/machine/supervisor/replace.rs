@@ -28,7 +28,7 @@ pub struct Replacement {
 /// What came of a replacement. Names that are in none of these are those of services that were left alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replaced {
-    /// Those that there were not. None of them is started.
+    /// Those that there were not, and those that were about to go.
     pub added: Vec<String>,
     /// Those that are something else now, or have another number of processes.
     pub changed: Vec<String>,
@@ -174,7 +174,7 @@ impl Supervisor {
         }
         self.request_stop_of(id, None, Then::Start { with_needs });
         for other in self.restarted_with(&name) {
-            self.request_restart(&other, Asked::ByAChange);
+            self.request_restart(&other, Asked::Along);
         }
         true
     }

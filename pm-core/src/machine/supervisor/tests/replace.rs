@@ -26,7 +26,8 @@ impl World {
                 let life = self.machine.life(**id).unwrap();
                 life.state().is_up() && life.rules().needs.iter().any(|need| need.on == *name)
             };
-            let is_before = self.machine.replicas(other).iter().filter(needs_it).any(|id| self.machine.is_stopping(*id));
+            let is_before =
+                self.machine.replicas(other).iter().filter(needs_it).any(|id| self.machine.is_stopping(*id));
             assert!(!is_before, "{name} is stopped before {other}\n{}", self.story());
         }
     }
@@ -85,7 +86,10 @@ fn what_did_not_change_is_left_alone() {
         ])
         .unwrap();
     assert_eq!((replaced.added, replaced.changed, replaced.removed), (names(&["new"]), names(&["api"]), vec![]));
-    assert_eq!(world.states(&["web", "api", "db", "new"]), [State::Running, State::Stopping, State::Running, State::Idle]);
+    assert_eq!(
+        world.states(&["web", "api", "db", "new"]),
+        [State::Running, State::Stopping, State::Running, State::Idle]
+    );
     world.run(at(5000));
     assert_eq!([world.starts("web"), world.starts("api"), world.starts("db")], [1, 2, 1], "{}", world.story());
     assert_eq!(world.state("api"), State::Running);
@@ -187,7 +191,11 @@ fn who_is_down_stays_down_and_begins_as_it_is_now() {
     world.handle(stop("web"));
     world.run(at(3000));
     let all = |api: Rules| {
-        vec![as_it_is("web", probed(needs("api", Condition::Started))), as_it_is("api", api), as_it_is("db", plain(vec![]))]
+        vec![
+            as_it_is("web", probed(needs("api", Condition::Started))),
+            as_it_is("api", api),
+            as_it_is("db", plain(vec![])),
+        ]
     };
     let api = plain(needs("db", Condition::Started));
     assert_eq!(world.replace(all(api.clone())).unwrap().changed, names(&["web"]));
@@ -213,11 +221,7 @@ fn those_that_are_restarted_with_a_changed_one_are() {
     let mut along = Need::new("db", Condition::Healthy);
     along.restart = true;
     let all = |db: Replacement| {
-        vec![
-            db,
-            as_it_is("api", plain(vec![along.clone()])),
-            as_it_is("log", plain(needs("db", Condition::Healthy))),
-        ]
+        vec![db, as_it_is("api", plain(vec![along.clone()])), as_it_is("log", plain(needs("db", Condition::Healthy)))]
     };
     let services = all(as_it_is("db", probed(vec![])));
     let mut world = World::new(1, services.iter().map(|one| (one.name.as_str(), one.rules.clone(), GOOD)).collect());
