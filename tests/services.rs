@@ -7,6 +7,7 @@ mod health;
 mod hooks;
 mod needs;
 mod output;
+mod replace;
 mod restart;
 mod start;
 mod stop;
@@ -36,6 +37,7 @@ pub fn tests() -> Vec<Trial> {
         output::tests(),
         hooks::tests(),
         crowds::tests(),
+        replace::tests(),
     ]
     .into_iter()
     .flatten()

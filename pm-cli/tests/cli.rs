@@ -12,6 +12,8 @@ mod faults;
 mod jobs;
 #[path = "cli/log.rs"]
 mod log;
+#[path = "cli/reload.rs"]
+mod reload;
 #[path = "cli/signals.rs"]
 mod signals;
 #[path = "cli/streams.rs"]

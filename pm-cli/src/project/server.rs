@@ -1,19 +1,19 @@
 //! The side of a project that is up: answers what is asked at its socket.
 
-use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pm::Signal;
-use pm::service::{Condition, LogFile, Orchestrator, Stopped, WaitError};
+use pm::service::{Condition, Orchestrator, Stopped, WaitError};
 use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::output;
+use super::reload::{self, Facts, NotReloaded, Told};
 use super::wire::{self, Answer, EventRow, LONGEST_QUESTION, Question};
 
 /// So many are answered at the same time. Others wait.
@@ -39,16 +39,23 @@ pub struct Down {
 pub struct Serving {
     /// What keeps the services.
     pub orchestrator: Orchestrator,
-    /// Those that are started where none is named.
-    pub enabled: Vec<String>,
-    /// Of each service whether something says when it is ready.
-    pub says_when_ready: BTreeMap<String, bool>,
-    /// The logs of those that have one.
-    pub logs: BTreeMap<String, LogFile>,
+    /// What the file says.
+    pub facts: watch::Sender<Arc<Facts>>,
+    /// What it was told beside that.
+    pub told: Told,
+    /// Held by the one that reads the file again.
+    pub reloads: tokio::sync::Mutex<()>,
     /// Where the end of the project is asked for.
     pub down: mpsc::Sender<Down>,
     /// The project is going down: nothing is started any more.
     pub is_ending: AtomicBool,
+}
+
+impl Serving {
+    /// What the file says, as it was used last.
+    pub fn facts(&self) -> Arc<Facts> {
+        self.facts.borrow().clone()
+    }
 }
 
 /// Those who are answered. They end with this, whatever they do: none of them is to keep the project alive.
@@ -88,7 +95,7 @@ pub async fn serve(listener: StdListener, serving: Arc<Serving>, clients: Arc<Cl
 
 async fn answer(
     stream: UnixStream,
-    serving: &Serving,
+    serving: &Arc<Serving>,
     permit: OwnedSemaphorePermit,
     stalls: &Semaphore,
 ) -> std::io::Result<()> {
@@ -180,7 +187,7 @@ async fn events(write: &mut (impl tokio::io::AsyncWrite + Unpin), serving: &Serv
     }
 }
 
-async fn reply(question: Question, serving: &Serving) -> Answer {
+async fn reply(question: Question, serving: &Arc<Serving>) -> Answer {
     let orchestrator = &serving.orchestrator;
     let starts = matches!(question, Question::Start { .. } | Question::Restart { .. } | Question::Scale { .. });
     // Relaxed: who asks at the same moment may be served still.
@@ -193,7 +200,7 @@ async fn reply(question: Question, serving: &Serving) -> Answer {
             Answer::Services { services }
         }
         Question::Start { names, no_deps } => {
-            let names = if names.is_empty() { serving.enabled.clone() } else { names };
+            let names = if names.is_empty() { serving.facts().enabled.clone() } else { names };
             done(orchestrator.start_named(names, !no_deps).await)
         }
         Question::Stop { names, limit_ms } => {
@@ -204,13 +211,32 @@ async fn reply(question: Question, serving: &Serving) -> Answer {
             }
         }
         Question::Restart { names } => {
-            let names = if names.is_empty() { serving.enabled.clone() } else { names };
+            let names = if names.is_empty() { serving.facts().enabled.clone() } else { names };
             done(orchestrator.restart_named(names).await)
         }
         Question::Scale { name, replicas } => done(orchestrator.scale(&name, replicas).await),
         Question::Wait { names, condition } => {
-            let names = if names.is_empty() { serving.enabled.clone() } else { names };
+            let names = if names.is_empty() { serving.facts().enabled.clone() } else { names };
             wait(serving, names, condition).await
+        }
+        Question::Reload => {
+            let serving = serving.clone();
+            // Whoever asked may go away: it is done as a whole all the same.
+            let done = tokio::spawn(async move {
+                let reloaded = reload::reload(&serving).await;
+                if let Ok(reloaded) = &reloaded
+                    && !reloaded.is_unchanged()
+                {
+                    crate::error::say(format_args!("reloaded: {reloaded}"));
+                }
+                reloaded
+            });
+            match done.await {
+                Ok(Ok(reloaded)) => Answer::Reloaded(reloaded),
+                Ok(Err(NotReloaded::Bad(message))) => Answer::Refused { message },
+                Ok(Err(NotReloaded::Failed(message))) => Answer::Failed { message },
+                Err(error) => failed(error),
+            }
         }
         Question::Signal { names, signal } => {
             for name in names {
@@ -226,7 +252,7 @@ async fn reply(question: Question, serving: &Serving) -> Answer {
 }
 
 fn all(serving: &Serving) -> Vec<String> {
-    serving.says_when_ready.keys().cloned().collect()
+    serving.facts().says_when_ready.keys().cloned().collect()
 }
 
 async fn wait(serving: &Serving, names: Vec<String>, condition: Option<String>) -> Answer {
@@ -234,10 +260,10 @@ async fn wait(serving: &Serving, names: Vec<String>, condition: Option<String>) 
         Ok(condition) => condition,
         Err(error) => return failed(error),
     };
-    let mut waits = JoinSet::new();
+    let (mut waits, facts) = (JoinSet::new(), serving.facts());
     for name in names {
         let orchestrator = serving.orchestrator.clone();
-        let usual = wire::usual(serving.says_when_ready.get(&name).copied().unwrap_or(false));
+        let usual = wire::usual(facts.says_when_ready.get(&name).copied().unwrap_or(false));
         waits.spawn(async move {
             let Some(condition) = condition else { return come_up(&orchestrator, &name, usual).await };
             orchestrator.wait(&name, condition).await

@@ -8,23 +8,23 @@ use rustix::process::Signal;
 use crate::support::{Dir, Done, Running, command, has, objects};
 
 /// A directory with this pm.toml, and sockets of its own.
-fn project(text: &str) -> Dir {
+pub(crate) fn project(text: &str) -> Dir {
     let dir = Dir::new();
     dir.script("pm.toml", text);
     dir
 }
 
 /// A command in a project.
-fn pm(dir: &Dir, name: &str, args: &[&str]) -> Done {
+pub(crate) fn pm(dir: &Dir, name: &str, args: &[&str]) -> Done {
     here(dir, name, args).run("")
 }
 
-fn here(dir: &Dir, name: &str, args: &[&str]) -> crate::support::Pm {
+pub(crate) fn here(dir: &Dir, name: &str, args: &[&str]) -> crate::support::Pm {
     command(name, args).dir(dir.path()).env("XDG_RUNTIME_DIR", dir.path())
 }
 
 /// `pm up`, as soon as its services have come up.
-fn up(dir: &Dir, args: &[&str]) -> Running {
+pub(crate) fn up(dir: &Dir, args: &[&str]) -> Running {
     let running = here(dir, "up", args).start();
     let began = Instant::now();
     // It is reached a moment after its start.
@@ -159,7 +159,7 @@ fn run_in_background(dir: &Dir, args: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-fn pm_in_background(dir: &Dir, args: &[&str]) {
+pub(crate) fn pm_in_background(dir: &Dir, args: &[&str]) {
     let (code, err) = run_in_background(dir, args);
     assert_eq!(code, Some(0), "{err}");
 }
@@ -187,7 +187,7 @@ fn signals_end_it_politely_then_at_once() {
     let dir = project(
         "[service.a]\nshell = \"trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.01; done\"\nhealth = { line = \"up\" }\n",
     );
-    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         // What is ignored here, as under nohup, is ignored by pm as well.
         if is_ignored(signal) {
             eprintln!("skipped: {signal:?} is ignored here");
@@ -250,7 +250,7 @@ fn nobody_reads_any_more() {
     running.end().expect(141);
 }
 
-fn is_ignored(signal: Signal) -> bool {
+pub(crate) fn is_ignored(signal: Signal) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
     u64::from_str_radix(mask.trim(), 16).unwrap() & 1 << (signal.as_raw() - 1) != 0
