@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pm::service::{LogFile, Replaced};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use super::server::Serving;
 use crate::config::native::says_when_ready;
@@ -126,14 +126,19 @@ pub enum NotReloaded {
     Failed(String),
 }
 
-/// Reads the file, and has the project be what it says. One at a time: whoever comes meanwhile waits.
+/// Reads the file, and has the project be what it says. One at a time: whoever comes meanwhile waits. The turn is to be held until that is answered: it may
+/// be the end of the project, which waits for that.
 ///
 /// Not cancel safe: what serves the project and what runs would not fit together. Callers run it in a task of its own.
 ///
 /// # Errors
 /// [`NotReloaded`]: nothing was changed.
-pub async fn reload(serving: &Serving) -> Result<Reloaded, NotReloaded> {
-    let _turn = serving.reloads.lock().await;
+pub async fn reload(serving: &Serving) -> (Result<Reloaded, NotReloaded>, OwnedMutexGuard<()>) {
+    let turn = serving.reloads.clone().lock_owned().await;
+    (read_again(serving).await, turn)
+}
+
+async fn read_again(serving: &Serving) -> Result<Reloaded, NotReloaded> {
     not_ending(serving)?;
     let file = serving.told.file.clone();
     let read = tokio::task::spawn_blocking(move || Project::read_for(Some(&file), Purpose::Start));
@@ -168,7 +173,8 @@ fn not_ending(serving: &Serving) -> Result<(), NotReloaded> {
 /// Reloads whenever it is asked to, and says what came of it. One request that waits stands for all that come before it is taken.
 pub async fn on_request(serving: Arc<Serving>, mut requests: mpsc::Receiver<()>) {
     while requests.recv().await.is_some() {
-        match reload(&serving).await {
+        let (reloaded, turn) = reload(&serving).await;
+        match reloaded {
             Ok(reloaded) => {
                 reloaded.warnings.iter().for_each(say);
                 say(format_args!("reloaded: {reloaded}"));
@@ -177,6 +183,7 @@ pub async fn on_request(serving: Arc<Serving>, mut requests: mpsc::Receiver<()>)
                 say(format_args!("not reloaded, and all goes on as it was: {problem}"));
             }
         }
+        drop(turn);
     }
 }
 

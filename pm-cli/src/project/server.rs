@@ -43,8 +43,8 @@ pub struct Serving {
     pub facts: watch::Sender<Arc<Facts>>,
     /// What it was told beside that.
     pub told: Told,
-    /// Held by the one that reads the file again.
-    pub reloads: tokio::sync::Mutex<()>,
+    /// Held by the one that reads the file again, until that is answered.
+    pub reloads: Arc<tokio::sync::Mutex<()>>,
     /// Where the end of the project is asked for.
     pub down: mpsc::Sender<Down>,
     /// The project is going down: nothing is started any more.
@@ -135,6 +135,12 @@ async fn answer(
             () = gone => Ok(()),
         };
     }
+    if let Question::Reload = question {
+        return tokio::select! {
+            done = read_again(&mut write, serving) => done,
+            () = gone => Ok(()),
+        };
+    }
     tokio::select! {
         answer = reply(question, serving) => send(&mut write, &answer).await,
         () = gone => Ok(()),
@@ -167,6 +173,29 @@ async fn take_down(
     result
 }
 
+/// Whoever asked may go away: it is done as a whole all the same.
+async fn read_again(write: &mut (impl tokio::io::AsyncWrite + Unpin), serving: &Arc<Serving>) -> std::io::Result<()> {
+    let serving = serving.clone();
+    let done = tokio::spawn(async move {
+        let (reloaded, turn) = reload::reload(&serving).await;
+        if let Ok(reloaded) = &reloaded
+            && !reloaded.is_unchanged()
+        {
+            crate::error::say(format_args!("reloaded: {reloaded}"));
+        }
+        (reloaded, turn)
+    });
+    let (answer, turn) = match done.await {
+        Ok((Ok(reloaded), turn)) => (Answer::Reloaded(reloaded), Some(turn)),
+        Ok((Err(NotReloaded::Bad(message)), turn)) => (Answer::Refused { message }, Some(turn)),
+        Ok((Err(NotReloaded::Failed(message)), turn)) => (Answer::Failed { message }, Some(turn)),
+        Err(error) => (failed(error), None),
+    };
+    let sent = send(write, &answer).await;
+    drop(turn);
+    sent
+}
+
 async fn events(write: &mut (impl tokio::io::AsyncWrite + Unpin), serving: &Serving) -> std::io::Result<()> {
     use tokio::sync::broadcast::error::RecvError;
 
@@ -187,7 +216,7 @@ async fn events(write: &mut (impl tokio::io::AsyncWrite + Unpin), serving: &Serv
     }
 }
 
-async fn reply(question: Question, serving: &Arc<Serving>) -> Answer {
+async fn reply(question: Question, serving: &Serving) -> Answer {
     let orchestrator = &serving.orchestrator;
     let starts = matches!(question, Question::Start { .. } | Question::Restart { .. } | Question::Scale { .. });
     // Relaxed: who asks at the same moment may be served still.
@@ -219,25 +248,6 @@ async fn reply(question: Question, serving: &Arc<Serving>) -> Answer {
             let names = if names.is_empty() { serving.facts().enabled.clone() } else { names };
             wait(serving, names, condition).await
         }
-        Question::Reload => {
-            let serving = serving.clone();
-            // Whoever asked may go away: it is done as a whole all the same.
-            let done = tokio::spawn(async move {
-                let reloaded = reload::reload(&serving).await;
-                if let Ok(reloaded) = &reloaded
-                    && !reloaded.is_unchanged()
-                {
-                    crate::error::say(format_args!("reloaded: {reloaded}"));
-                }
-                reloaded
-            });
-            match done.await {
-                Ok(Ok(reloaded)) => Answer::Reloaded(reloaded),
-                Ok(Err(NotReloaded::Bad(message))) => Answer::Refused { message },
-                Ok(Err(NotReloaded::Failed(message))) => Answer::Failed { message },
-                Err(error) => failed(error),
-            }
-        }
         Question::Signal { names, signal } => {
             for name in names {
                 if let Err(error) = orchestrator.signal(&name, Signal(signal)).await {
@@ -247,7 +257,7 @@ async fn reply(question: Question, serving: &Arc<Serving>) -> Answer {
             Answer::Done
         }
         // These were answered before.
-        Question::Down { .. } | Question::Events | Question::Output { .. } => Answer::Done,
+        Question::Down { .. } | Question::Events | Question::Output { .. } | Question::Reload => Answer::Done,
     }
 }
 

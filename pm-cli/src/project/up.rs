@@ -22,7 +22,7 @@ use crate::error::{CliError, code, say};
 /// So many pieces of output wait for a slow terminal, 64 KiB at most each.
 const MOST_WAITING: usize = 64;
 
-/// How long the answer to `pm down` may take to be written.
+/// How long the answer to `pm down`, or to `pm reload`, may take to be written at the end.
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// So many lines are shown of a service that failed.
@@ -137,7 +137,7 @@ async fn bring_up(
         orchestrator: orchestrator.clone(),
         facts,
         told,
-        reloads: tokio::sync::Mutex::new(()),
+        reloads: Arc::default(),
         down,
         is_ending: AtomicBool::new(false),
     });
@@ -189,6 +189,8 @@ async fn bring_up(
         // The answer is written by the server, which ends with this program.
         let _ = tokio::time::timeout(LAST_ANSWER, down.answered).await;
     }
+    // One that has made this the end is answered; one that waits for a file is not waited for.
+    let _ = tokio::time::timeout(LAST_ANSWER, serving.reloads.lock()).await;
     clients.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     tokio::select! {
         () = screen.finish() => {}
