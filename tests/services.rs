@@ -9,6 +9,7 @@ mod keep;
 mod metrics;
 mod needs;
 mod output;
+mod replace;
 mod restart;
 mod shutdown;
 mod start;
@@ -43,6 +44,7 @@ pub fn tests() -> Vec<Trial> {
         metrics::tests(),
         shutdown::tests(),
         crowds::tests(),
+        replace::tests(),
     ]
     .into_iter()
     .flatten()

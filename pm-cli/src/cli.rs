@@ -54,6 +54,11 @@ pub enum Command {
     Scale(project::ScaleArgs),
     /// Stop all services of a project, and the project
     Down(project::DownArgs),
+    /// Have a project that is up be what its file says now: start what was added or changed, stop what was removed, and leave the rest alone
+    #[command(
+        after_help = "A file that cannot be used changes nothing: the exit code is 2. SIGHUP has pm up do the same."
+    )]
+    Reload(project::ShowArgs),
     /// Wait until services are in a condition
     Wait(project::WaitArgs),
     /// Show what happens to services, as it happens

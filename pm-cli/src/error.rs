@@ -24,7 +24,7 @@ pub mod code {
     pub const NOT_UP: u8 = 5;
     /// It took longer than it was to be waited for: what timeout(1) says.
     pub const TOO_LONG: u8 = 124;
-    /// Ended by SIGHUP.
+    /// Ended by SIGHUP, for its terminal has gone.
     pub const HUNG_UP: u8 = 129;
     /// Ended by SIGINT.
     pub const INTERRUPTED: u8 = 130;
@@ -141,6 +141,9 @@ pub enum CliError {
     /// What was asked of services could not be done, as the text says.
     #[error("{0}")]
     Service(String),
+    /// The file of a project that is up cannot be used, as the text says.
+    #[error("not reloaded, and all goes on as it was: {0}")]
+    NotReloaded(String),
     /// What was waited for did not come in time.
     #[error("that did not come within {0:?}; pm ps says what each service is doing, and why")]
     TooLong(std::time::Duration),

@@ -14,6 +14,8 @@ mod jobs;
 mod keep;
 #[path = "cli/log.rs"]
 mod log;
+#[path = "cli/reload.rs"]
+mod reload;
 #[path = "cli/signals.rs"]
 mod signals;
 #[path = "cli/streams.rs"]

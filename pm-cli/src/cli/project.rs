@@ -52,7 +52,7 @@ pub struct UpArgs {
     pub in_background: bool,
 }
 
-/// `pm ps` and `pm events`.
+/// `pm ps`, `pm events` and `pm reload`.
 #[derive(Debug, Args)]
 pub struct ShowArgs {
     #[command(flatten)]

@@ -13,7 +13,7 @@ use tokio::net::unix::OwnedReadHalf;
 
 use super::meeting;
 use super::wire::{self, Answer, LONGEST_ANSWER, Question, Row, StoppedRow};
-use crate::error::{CliError, code};
+use crate::error::{CliError, code, say};
 
 /// A question that was asked, and its answers.
 pub struct Asked {
@@ -70,6 +70,7 @@ pub fn ask(file: Option<&Path>, question: &Question, limit: Option<Duration>) ->
         };
         match answer? {
             Answer::Failed { message } => Err(CliError::Service(message)),
+            Answer::Refused { message } => Err(CliError::NotReloaded(message)),
             answer => Ok(answer),
         }
     })
@@ -143,6 +144,21 @@ fn table(rows: &[Row]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// `pm reload`: says what comes and goes.
+///
+/// # Errors
+/// The project is not up, or its file cannot be used.
+pub fn reload(file: Option<&Path>, json: bool) -> Result<ExitCode, CliError> {
+    let Answer::Reloaded(reloaded) = ask(file, &Question::Reload, None)? else { return Err(CliError::Lost) };
+    let text = if json {
+        serde_json::to_string(&reloaded).unwrap_or_default()
+    } else {
+        reloaded.warnings.iter().for_each(say);
+        reloaded.to_string()
+    };
+    Ok(print(&(text + "\n")))
 }
 
 /// A command whose only answer is that it was done.

@@ -40,6 +40,7 @@ pub fn run(command: Command) -> Result<ExitCode, CliError> {
             let question = Question::Down { limit_ms: millis(args.limit) };
             client::stop(args.project.file.as_deref(), &question, args.json)
         }
+        Command::Reload(args) => client::reload(args.project.file.as_deref(), args.json),
         Command::Wait(args) => {
             let question = Question::Wait { names: args.names, condition: args.condition };
             client::act(args.project.file.as_deref(), &question, Some(args.timeout))

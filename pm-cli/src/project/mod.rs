@@ -10,6 +10,7 @@
 //! | [`client`] | the side of `pm ps`, `pm stop` and the others |
 //! | [`up`] | `pm up`: starts a project, and stays until it ends |
 //! | [`detach`] | `pm up -d`: the same in the background |
+//! | [`reload`] | `pm reload` and SIGHUP: the file is read again |
 //! | [`screen`] | what services print, for people |
 //! | [`history`] | `pm logs`: what services have printed |
 //! | [`tui`] | `pm tui`: all of it, for people who stay |
@@ -22,6 +23,7 @@ pub mod graph;
 pub mod history;
 pub mod meeting;
 pub mod output;
+pub mod reload;
 pub mod screen;
 pub mod server;
 pub mod tui;

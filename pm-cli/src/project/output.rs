@@ -39,7 +39,8 @@ pub async fn send(
 ) -> io::Result<()> {
     // Listened to before the logs are read: what is printed meanwhile may come twice, and is recognised by that.
     let mut output = serving.orchestrator.output();
-    let known = &serving.says_when_ready;
+    let facts = serving.facts();
+    let known = &facts.says_when_ready;
     if let Some(name) = names.iter().find(|name| !known.contains_key(*name)) {
         let known: Vec<&str> = known.keys().map(String::as_str).collect();
         let message = format!("there is no service {name:?}; there are {}", known.join(", "));
@@ -47,7 +48,7 @@ pub async fn send(
     }
     let logs = serving.orchestrator.list().await.into_iter().filter(|info| wants(names, &info.label));
     let logs =
-        logs.filter_map(|info| Some((info.label.to_string(), serving.logs.get(&info.name)?.of_replica(info.replica))));
+        logs.filter_map(|info| Some((info.label.to_string(), facts.logs.get(&info.name)?.of_replica(info.replica))));
     let logs: Vec<_> = logs.collect();
     let last_bytes = last_bytes.min(MOST_HISTORY);
     let read = tokio::task::spawn_blocking(move || {

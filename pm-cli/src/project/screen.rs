@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pm::OutputStream;
 use pm::service::{Event, Happening, Output};
 use serde::Serialize;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use super::reload::Facts;
 use super::wire::{self, EventRow};
 
 /// How long what is left may take to be written at the end.
@@ -47,20 +49,20 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// Shows all that comes until both ends are closed. `width` is that of the longest name.
+    /// Shows all that comes until both ends are closed. `facts` has the length of the longest name.
     ///
     /// # Errors
     /// The thread cannot be started.
     pub fn start(
         style: Style,
-        width: usize,
+        facts: watch::Receiver<Arc<Facts>>,
         output: mpsc::Receiver<Output>,
         events: broadcast::Receiver<Happening>,
     ) -> io::Result<Self> {
         let (close, closed) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         let ((end, ended), (done, written)) = (oneshot::channel(), oneshot::channel());
-        let printer = Printer { style, width, colours: HashMap::new(), line: Vec::new(), open: None };
+        let printer = Printer { style, facts, colours: HashMap::new(), line: Vec::new(), open: None };
         std::thread::Builder::new().name("pm-screen".into()).spawn(move || {
             runtime.block_on(show(printer, output, events, close, ended));
             // Whoever is in a hurry does not wait for it.
@@ -127,7 +129,7 @@ async fn show(
 
 struct Printer {
     style: Style,
-    width: usize,
+    facts: watch::Receiver<Arc<Facts>>,
     /// The colour of each service, in the order of their first lines.
     colours: HashMap<String, u8>,
     line: Vec<u8>,
@@ -196,7 +198,7 @@ impl Printer {
     /// The name of a service before its line.
     fn name(&mut self, label: &str) {
         let next = self.colours.len();
-        let width = self.width;
+        let width = self.facts.borrow().width;
         if self.style == Style::Colours {
             let colour = *self.colours.entry(label.into()).or_insert(COLOURS[next % COLOURS.len()]);
             // Into a Vec nothing fails.

@@ -1,19 +1,19 @@
 //! The side of a project that is up: answers what is asked at its socket.
 
-use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pm::Signal;
-use pm::service::{Condition, LogFile, Orchestrator, Stopped, WaitError};
+use pm::service::{Condition, Orchestrator, Stopped, WaitError};
 use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::output;
+use super::reload::{self, Facts, NotReloaded, Told};
 use super::wire::{self, Answer, EventRow, LONGEST_QUESTION, Question};
 
 /// So many are answered at the same time. Others wait.
@@ -39,16 +39,23 @@ pub struct Down {
 pub struct Serving {
     /// What keeps the services.
     pub orchestrator: Orchestrator,
-    /// Those that are started where none is named.
-    pub enabled: Vec<String>,
-    /// Of each service whether something says when it is ready.
-    pub says_when_ready: BTreeMap<String, bool>,
-    /// The logs of those that have one.
-    pub logs: BTreeMap<String, LogFile>,
+    /// What the file says.
+    pub facts: watch::Sender<Arc<Facts>>,
+    /// What it was told beside that.
+    pub told: Told,
+    /// Held by the one that reads the file again, until that is answered.
+    pub reloads: Arc<tokio::sync::Mutex<()>>,
     /// Where the end of the project is asked for.
     pub down: mpsc::Sender<Down>,
     /// The project is going down: nothing is started any more.
     pub is_ending: AtomicBool,
+}
+
+impl Serving {
+    /// What the file says, as it was used last.
+    pub fn facts(&self) -> Arc<Facts> {
+        self.facts.borrow().clone()
+    }
 }
 
 /// Those who are answered. They end with this, whatever they do: none of them is to keep the project alive.
@@ -88,7 +95,7 @@ pub async fn serve(listener: StdListener, serving: Arc<Serving>, clients: Arc<Cl
 
 async fn answer(
     stream: UnixStream,
-    serving: &Serving,
+    serving: &Arc<Serving>,
     permit: OwnedSemaphorePermit,
     stalls: &Semaphore,
 ) -> std::io::Result<()> {
@@ -128,6 +135,12 @@ async fn answer(
             () = gone => Ok(()),
         };
     }
+    if let Question::Reload = question {
+        return tokio::select! {
+            done = read_again(&mut write, serving) => done,
+            () = gone => Ok(()),
+        };
+    }
     tokio::select! {
         answer = reply(question, serving) => send(&mut write, &answer).await,
         () = gone => Ok(()),
@@ -158,6 +171,29 @@ async fn take_down(
     let result = send(write, &Answer::Stopped { stopped }).await;
     drop(written);
     result
+}
+
+/// Whoever asked may go away: it is done as a whole all the same.
+async fn read_again(write: &mut (impl tokio::io::AsyncWrite + Unpin), serving: &Arc<Serving>) -> std::io::Result<()> {
+    let serving = serving.clone();
+    let done = tokio::spawn(async move {
+        let (reloaded, turn) = reload::reload(&serving).await;
+        if let Ok(reloaded) = &reloaded
+            && !reloaded.is_unchanged()
+        {
+            crate::error::say(format_args!("reloaded: {reloaded}"));
+        }
+        (reloaded, turn)
+    });
+    let (answer, turn) = match done.await {
+        Ok((Ok(reloaded), turn)) => (Answer::Reloaded(reloaded), Some(turn)),
+        Ok((Err(NotReloaded::Bad(message)), turn)) => (Answer::Refused { message }, Some(turn)),
+        Ok((Err(NotReloaded::Failed(message)), turn)) => (Answer::Failed { message }, Some(turn)),
+        Err(error) => (failed(error), None),
+    };
+    let sent = send(write, &answer).await;
+    drop(turn);
+    sent
 }
 
 async fn events(write: &mut (impl tokio::io::AsyncWrite + Unpin), serving: &Serving) -> std::io::Result<()> {
@@ -194,7 +230,7 @@ async fn reply(question: Question, serving: &Serving) -> Answer {
             Answer::Services { services }
         }
         Question::Start { names, no_deps } => {
-            let names = if names.is_empty() { serving.enabled.clone() } else { names };
+            let names = if names.is_empty() { serving.facts().enabled.clone() } else { names };
             done(orchestrator.start_named(names, !no_deps).await)
         }
         Question::Stop { names, limit_ms } => {
@@ -205,12 +241,12 @@ async fn reply(question: Question, serving: &Serving) -> Answer {
             }
         }
         Question::Restart { names } => {
-            let names = if names.is_empty() { serving.enabled.clone() } else { names };
+            let names = if names.is_empty() { serving.facts().enabled.clone() } else { names };
             done(orchestrator.restart_named(names).await)
         }
         Question::Scale { name, replicas } => done(orchestrator.scale(&name, replicas).await),
         Question::Wait { names, condition } => {
-            let names = if names.is_empty() { serving.enabled.clone() } else { names };
+            let names = if names.is_empty() { serving.facts().enabled.clone() } else { names };
             wait(serving, names, condition).await
         }
         Question::Signal { names, signal } => {
@@ -222,12 +258,12 @@ async fn reply(question: Question, serving: &Serving) -> Answer {
             Answer::Done
         }
         // These were answered before.
-        Question::Down { .. } | Question::Events | Question::Output { .. } => Answer::Done,
+        Question::Down { .. } | Question::Events | Question::Output { .. } | Question::Reload => Answer::Done,
     }
 }
 
 fn all(serving: &Serving) -> Vec<String> {
-    serving.says_when_ready.keys().cloned().collect()
+    serving.facts().says_when_ready.keys().cloned().collect()
 }
 
 async fn wait(serving: &Serving, names: Vec<String>, condition: Option<String>) -> Answer {
@@ -235,10 +271,10 @@ async fn wait(serving: &Serving, names: Vec<String>, condition: Option<String>) 
         Ok(condition) => condition,
         Err(error) => return failed(error),
     };
-    let mut waits = JoinSet::new();
+    let (mut waits, facts) = (JoinSet::new(), serving.facts());
     for name in names {
         let orchestrator = serving.orchestrator.clone();
-        let usual = wire::usual(serving.says_when_ready.get(&name).copied().unwrap_or(false));
+        let usual = wire::usual(facts.says_when_ready.get(&name).copied().unwrap_or(false));
         waits.spawn(async move {
             let Some(condition) = condition else { return come_up(&orchestrator, &name, usual).await };
             orchestrator.wait(&name, condition).await

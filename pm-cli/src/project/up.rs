@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use pm::service::{Event, Happening, Info, Orchestrator, State, Stopped};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use super::meeting::{self, Held};
+use super::reload::{self, Facts, Told};
 use super::screen::{Screen, Style};
 use super::server::{self, Clients, Down, Serving};
 use super::wire;
@@ -21,7 +22,7 @@ use crate::error::{CliError, code, say};
 /// So many pieces of output wait for a slow terminal, 64 KiB at most each.
 const MOST_WAITING: usize = 64;
 
-/// How long the answer to `pm down` may take to be written.
+/// How long the answer to `pm down`, or to `pm reload`, may take to be written at the end.
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// So many lines are shown of a service that failed.
@@ -58,13 +59,21 @@ impl Plan {
             let known = known.join(", ");
             return Err(CliError::Service(format!("there is no service {name:?}; there are {known}")));
         }
-        let mut wanted = if self.names.is_empty() { self.project.enabled() } else { self.names.clone() };
-        if wanted.is_empty() && self.exit_code_from.is_none() {
+        let wanted = self.told().wanted(&self.project)?;
+        if wanted.is_empty() {
             let problem = "all services of the file are disabled: name those that are to start";
             return Err(CliError::Service(problem.into()));
         }
-        wanted.extend(self.exit_code_from.iter().filter(|name| !wanted.contains(name)).cloned().collect::<Vec<_>>());
         Ok(wanted)
+    }
+
+    fn told(&self) -> Told {
+        Told {
+            file: self.project.file.clone(),
+            names: self.names.clone(),
+            no_deps: self.no_deps,
+            exit_code_from: self.exit_code_from.clone(),
+        }
     }
 }
 
@@ -119,23 +128,21 @@ async fn bring_up(
     let builder = if plan.is_kept { builder.keep(&held.kept) } else { builder.adopt(&held.kept) };
     let builder = builder.map_err(CliError::Keep)?;
     let orchestrator = builder.start().map_err(CliError::Runtime)?;
-    let width = plan.project.services.iter().map(|one| one.name().len()).max().unwrap_or(0);
-    let mut screen = Screen::start(plan.style, width, output, orchestrator.events()).map_err(CliError::Runtime)?;
+    let told = plan.told();
+    let (facts, known) = watch::channel(Arc::new(Facts::of(&plan.project, wanted.clone())));
+    let mut screen =
+        Screen::start(plan.style, known.clone(), output, orchestrator.events()).map_err(CliError::Runtime)?;
     let mut events = orchestrator.events();
-    let signals = Signals::new().map_err(CliError::Runtime)?;
-    let ready: BTreeMap<String, bool> =
-        plan.project.services.iter().map(|one| (one.name().to_string(), one.says_when_ready())).collect();
-    let with_log = plan.project.services.iter().filter_map(|one| Some((one.name().to_string(), one.log()?.clone())));
-    let logs = with_log.collect();
-    let ends = plan.project.ends;
+    let (reload, asked_reload) = mpsc::channel(1);
+    let signals = Signals::new(reload, plan.is_detached).map_err(CliError::Runtime)?;
     orchestrator.add(plan.project.services).await.map_err(|error| CliError::Service(error.to_string()))?;
     end_left_behind(&orchestrator).await;
     let (down, asked_down) = mpsc::channel(1);
     let serving = Arc::new(Serving {
         orchestrator: orchestrator.clone(),
-        enabled: wanted.clone(),
-        says_when_ready: ready,
-        logs,
+        facts,
+        told,
+        reloads: Arc::default(),
         down,
         is_ending: AtomicBool::new(false),
     });
@@ -149,13 +156,14 @@ async fn bring_up(
         () = &mut starting => {}
         () = std::future::ready(()) => drop(tokio::spawn(starting)),
     }
+    tokio::spawn(reload::on_request(serving.clone(), asked_reload));
     let clients = Arc::new(Clients::default());
     let server = tokio::spawn(server::serve(listener, serving.clone(), clients.clone()));
     if plan.is_detached {
         super::detach::told_up();
     }
     let mut watch =
-        Watch { orchestrator: orchestrator.clone(), signals, asked_down, exit_code_from: plan.exit_code_from, ends };
+        Watch { orchestrator: orchestrator.clone(), signals, asked_down, exit_code_from: plan.exit_code_from, known };
     let end = watch.until_end(&mut events, &mut screen, plan.is_detached).await;
     let before = orchestrator.list().await;
     let (code, down) = match end {
@@ -188,6 +196,8 @@ async fn bring_up(
         // The answer is written by the server, which ends with this program.
         let _ = tokio::time::timeout(LAST_ANSWER, down.answered).await;
     }
+    // One that has made this the end is answered; one that waits for a file is not waited for.
+    let _ = tokio::time::timeout(LAST_ANSWER, serving.reloads.lock()).await;
     clients.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     tokio::select! {
         () = screen.finish() => {}
@@ -232,8 +242,8 @@ struct Watch {
     signals: Signals,
     asked_down: mpsc::Receiver<Down>,
     exit_code_from: Option<String>,
-    /// Services that take all others along when they end.
-    ends: BTreeMap<String, Ends>,
+    /// What the file says.
+    known: watch::Receiver<Arc<Facts>>,
 }
 
 impl Watch {
@@ -255,6 +265,7 @@ impl Watch {
                     if !is_detached {
                         return End::Closed;
                     }
+                    continue;
                 }
                 happening = events.recv() => {
                     let may_be_over = match &happening {
@@ -265,13 +276,16 @@ impl Watch {
                     if !may_be_over {
                         continue;
                     }
-                    tokio::select! {
-                        code = self.signals.next() => return End::Signal(code),
-                        end = end(&orchestrator, &self.ends, self.exit_code_from.as_deref(), is_detached) => {
-                            if let Some(end) = end {
-                                return end;
-                            }
-                        }
+                }
+                // What has ended may be the end of the project now.
+                Ok(()) = self.known.changed() => {}
+            }
+            let facts = self.known.borrow_and_update().clone();
+            tokio::select! {
+                code = self.signals.next() => return End::Signal(code),
+                end = end(&orchestrator, &facts.ends, self.exit_code_from.as_deref(), is_detached) => {
+                    if let Some(end) = end {
+                        return end;
                     }
                 }
             }
@@ -358,15 +372,22 @@ fn exit_code(info: &Info) -> u8 {
     }
 }
 
-/// The signals that end a project. Those that were ignored when it began are left alone: nohup(1) and shells without job control mean that.
+/// The signals that end a project, and the one that has it read its file again. Those that were ignored when it began are left alone: nohup(1) and shells
+/// without job control mean that.
+///
+/// SIGHUP says that the terminal has gone, and for programs that have none that their configuration is another one. So it ends a project that had a
+/// terminal and has none any more.
 struct Signals {
     interrupt: Option<tokio::signal::unix::Signal>,
     terminate: Option<tokio::signal::unix::Signal>,
     hang_up: Option<tokio::signal::unix::Signal>,
+    had_terminal: bool,
+    /// Where it is asked for that the file is read again.
+    reload: mpsc::Sender<()>,
 }
 
 impl Signals {
-    fn new() -> io::Result<Self> {
+    fn new(reload: mpsc::Sender<()>, is_detached: bool) -> io::Result<Self> {
         let ignored = ignored();
         let heard = |kind: SignalKind| {
             let is_ignored = ignored & 1 << (kind.as_raw_value() - 1) != 0;
@@ -376,10 +397,12 @@ impl Signals {
             interrupt: heard(SignalKind::interrupt())?,
             terminate: heard(SignalKind::terminate())?,
             hang_up: heard(SignalKind::hangup())?,
+            had_terminal: !is_detached && has_terminal(),
+            reload,
         })
     }
 
-    /// The exit code of the next one. Cancel safe.
+    /// The exit code of the next one that is the end. Cancel safe.
     async fn next(&mut self) -> u8 {
         async fn heard(signal: &mut Option<tokio::signal::unix::Signal>) {
             match signal {
@@ -387,12 +410,26 @@ impl Signals {
                 None => std::future::pending().await,
             }
         }
-        tokio::select! {
-            () = heard(&mut self.interrupt) => code::INTERRUPTED,
-            () = heard(&mut self.terminate) => code::TERMINATED,
-            () = heard(&mut self.hang_up) => code::HUNG_UP,
+        loop {
+            tokio::select! {
+                () = heard(&mut self.interrupt) => return code::INTERRUPTED,
+                () = heard(&mut self.terminate) => return code::TERMINATED,
+                () = heard(&mut self.hang_up) => {
+                    if self.had_terminal && !has_terminal() {
+                        return code::HUNG_UP;
+                    }
+                    // Where there is no room one waits already, which reads the file later than now.
+                    let _ = self.reload.try_send(());
+                }
+            }
         }
     }
+}
+
+/// Whether this process has a controlling terminal. The kernel takes it away before it sends the signal that says so.
+fn has_terminal() -> bool {
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open("/dev/tty", flags, rustix::fs::Mode::empty()).is_ok()
 }
 
 /// The signals that this process ignores, a bit each.

@@ -9,6 +9,8 @@ use pm::service::{Condition, Event, Gauge, Happening, Info, Measured, ProbeInfo,
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
+use super::reload::Reloaded;
+
 /// The longest question, in bytes.
 pub const LONGEST_QUESTION: u64 = 256 << 10;
 
@@ -39,6 +41,8 @@ pub enum Question {
     /// Answered by an [`Answer::Output`] for each piece of what they print, without end, and before that for the end of the log of each, of about
     /// so many bytes. Without names: of all.
     Output { names: Vec<String>, last_bytes: u64 },
+    /// Answered by [`Answer::Reloaded`] as soon as it is decided what comes and goes, or [`Answer::Refused`].
+    Reload,
     /// Answered by [`Answer::Done`].
     Signal { names: Vec<String>, signal: i32 },
 }
@@ -57,6 +61,11 @@ pub enum Answer {
     },
     Event(EventRow),
     Output(OutputRow),
+    Reloaded(Reloaded),
+    /// The file of the project cannot be used, and nothing was changed.
+    Refused {
+        message: String,
+    },
     /// It could not be done.
     Failed {
         message: String,

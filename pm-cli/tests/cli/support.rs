@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -128,12 +129,18 @@ impl Pm {
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let mut pipe = child.stderr.take().unwrap();
         let (sender, stderr) = mpsc::channel();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let shared = heard.clone();
         thread::spawn(move || {
-            let mut bytes = Vec::new();
-            let _ = pipe.read_to_end(&mut bytes);
-            let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
+            let mut buffer = [0; 4096];
+            while let Ok(count) = pipe.read(&mut buffer)
+                && count > 0
+            {
+                shared.lock().unwrap().extend_from_slice(&buffer[..count]);
+            }
+            let _ = sender.send(String::from_utf8_lossy(&shared.lock().unwrap()).into_owned());
         });
-        Running { child, stdin, stdout: Some(stdout), stderr, mark: self.mark, is_over: false }
+        Running { child, stdin, stdout: Some(stdout), stderr, heard, mark: self.mark, is_over: false }
     }
 }
 
@@ -143,6 +150,7 @@ pub(crate) struct Running {
     pub(crate) stdin: Option<ChildStdin>,
     pub(crate) stdout: Option<BufReader<ChildStdout>>,
     stderr: Receiver<String>,
+    heard: Arc<Mutex<Vec<u8>>>,
     mark: String,
     is_over: bool,
 }
@@ -161,6 +169,21 @@ impl Running {
         let mut line = String::new();
         self.stdout.as_mut().unwrap().read_line(&mut line).unwrap();
         line.trim_end_matches('\n').to_string()
+    }
+
+    /// Waits until it has said this on standard error so often.
+    #[track_caller]
+    pub(crate) fn says(&self, text: &str, times: usize) {
+        let began = Instant::now();
+        loop {
+            let heard = String::from_utf8_lossy(&self.heard.lock().unwrap()).into_owned();
+            if heard.matches(text).count() >= times {
+                return;
+            }
+            assert!(began.elapsed() < LIMIT && !self.ends_within(Duration::ZERO), "{text:?} is not said: {heard}");
+            // A pipe that another thread reads: there is no event to wait for here.
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Waits for its end, and for the end of all that it started.

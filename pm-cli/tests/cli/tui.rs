@@ -246,6 +246,29 @@ fn services_are_seen_and_stopped_and_the_project_stays_up() {
 }
 
 #[test]
+fn services_come_and_go_with_the_file() {
+    let project = Project::new(TWO);
+    project.start_in_background();
+    let mut terminal = project.on_terminal(&["tui"], 24, 100);
+    terminal.shows("2 of 2 up");
+    terminal.sees(|screen| screen.contains("db is up"));
+    let db = "[service.db]\nshell = \"printf 'db is \\\\033[31mup\\\\033[0m\\\\n'; exec sleep 1000\"\nhealth = { line = \"is\" }\n";
+    let fresh = "[service.fresh]\nshell = \"echo here at last; exec sleep 1000\"\n";
+    std::fs::write(project.0.join("pm.toml"), [db, fresh].concat()).unwrap();
+    assert_eq!(project.pm("reload", &[]).expect(0).text(), "added fresh; removed api\n");
+    terminal.sees(|screen| screen.contains("2 of 2 up") && screen.contains("fresh ") && !screen.contains("api "));
+    terminal.press("j");
+    terminal.shows("here at last");
+    // The one that is selected goes.
+    std::fs::write(project.0.join("pm.toml"), db).unwrap();
+    project.pm("reload", &[]).expect(0);
+    terminal
+        .sees(|screen| screen.contains("1 of 1 up") && screen.contains("db is up") && !screen.contains("here at last"));
+    terminal.press("q");
+    assert_eq!(terminal.ends(), Some(0));
+}
+
+#[test]
 fn the_terminal_is_given_back_whatever_ends_it() {
     let project = Project::new(TWO);
     project.start_in_background();

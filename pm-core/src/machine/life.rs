@@ -151,15 +151,18 @@ pub struct Life {
     effects: VecDeque<Effect>,
 }
 
+/// Those of a unit. The time for the start is kept here, where its end can be a polite one.
+fn times(rules: &Rules) -> Times {
+    Times { start: Duration::MAX, stop_grace: rules.stop_limit }
+}
+
 impl Life {
     /// A service that was never started. `seed` is where the jitter of its delays and of its samples comes from.
     pub fn new(rules: Arc<Rules>, seed: u64) -> Self {
-        // The time for the start is kept here, where its end can be a polite one.
-        let unit = Unit::new(Times { start: Duration::MAX, stop_grace: rules.stop_limit });
         Life {
             restarts: rules.restart.begin(seed),
+            unit: Unit::new(times(&rules)),
             rules,
-            unit,
             now: Now::Idle,
             is_wanted: false,
             is_to_return: false,
@@ -183,6 +186,19 @@ impl Life {
             cause: None,
             effects: VecDeque::new(),
         }
+    }
+
+    /// What follows this life, which has no process, under other rules: a service that was never started, whose incarnations are counted on, so that
+    /// nothing that is said of an earlier one is taken for its own.
+    pub fn renewed(&self, rules: Arc<Rules>, seed: u64) -> Self {
+        let mut unit = self.unit.clone();
+        unit.set_times(times(&rules));
+        Life { unit, ..Life::new(rules, seed) }
+    }
+
+    /// What it lives under.
+    pub fn rules(&self) -> &Arc<Rules> {
+        &self.rules
     }
 
     /// What it is doing.

@@ -5,6 +5,7 @@
 //! stop does so once nobody who stops too still needs it. So everything starts as early as it may, and stops in reverse.
 
 mod child;
+mod replace;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use super::service::{Condition, Event, Need, Readiness, Rules, ServiceId, State,
 use super::time::Time;
 use crate::units::rounded;
 use child::{Child, Request, Skip, Then};
+pub use replace::{Replaced, Replacement};
 
 /// What is wanted of services, or happened to one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +70,8 @@ pub enum Effect {
     Life(ServiceId, life::Effect),
     /// A further replica exists.
     Added(ServiceId),
+    /// It begins anew as what it was last replaced by: its next process runs that.
+    Renewed(ServiceId),
     /// This process of a service will never be heard of again.
     Removed(ServiceId),
 }
@@ -101,14 +105,21 @@ const NO_END: &str = "it is always started again: have it restart on failure alo
 enum Asked {
     /// Somebody wants it.
     ByName,
-    /// What it is restarted with comes back from a crash.
-    ByACrash,
+    /// What it is restarted with comes back from a crash, or was replaced.
+    Along,
+}
+
+/// Where the jitter of a process comes from.
+fn seed_of(seed: u64, id: ServiceId) -> u64 {
+    seed.wrapping_add(u64::from(id.0))
 }
 
 #[derive(Clone, Debug)]
 struct Group {
     rules: Arc<Rules>,
     children: Vec<ServiceId>,
+    /// How many processes it was said to have when it was added or replaced. It may have been scaled since.
+    replicas: u32,
     /// It goes with its last process. Without that it may have none, and get some again.
     is_leaving: bool,
 }
@@ -146,50 +157,27 @@ impl Supervisor {
     /// # Errors
     /// [`BadService`] for a name that is taken, a need of something that does not exist or is never ready, and a cycle, with its path.
     pub fn add(&mut self, services: Vec<(String, Rules, u32)>) -> Result<(), BadService> {
-        let known = self.order.iter().map(|name| (name.to_string(), &*self.groups[name].rules));
-        let all: Vec<(String, &Rules)> =
-            known.chain(services.iter().map(|(name, rules, _)| (name.clone(), rules))).collect();
-        let names: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
-        let needs: Vec<(&str, &str)> = all
-            .iter()
-            .flat_map(|(name, rules)| rules.needs.iter().map(|need| (name.as_str(), need.on.as_str())))
-            .collect();
-        let graph = Graph::new(&names, &needs)?;
-        let rules: BTreeMap<&str, &Rules> = all.iter().map(|(name, rules)| (name.as_str(), *rules)).collect();
-        for (name, own) in &all {
-            for need in &own.needs {
-                let other = rules[need.on.as_str()];
-                let hint = match (need.condition, other.readiness) {
-                    (Condition::Healthy, Readiness::Spawned) => {
-                        "nothing says when it is: give it a probe, or need it to be running"
-                    }
-                    (Condition::LogReady, Readiness::Spawned | Readiness::Asked(_))
-                    | (Condition::LogReady, Readiness::Told { by_line: false }) => {
-                        "nothing says when it is: name the line that it prints then"
-                    }
-                    (Condition::CompletedSuccessfully, _) if other.restart.when == When::Always => NO_END,
-                    (Condition::Completed, _) if other.restart.when == When::Always && other.restart.max.is_none() => {
-                        NO_END
-                    }
-                    _ => continue,
-                };
-                return Err(BadService::NeverReady {
-                    from: name.clone(),
-                    on: need.on.clone(),
-                    condition: need.condition,
-                    hint,
-                });
-            }
-        }
-        self.order = graph.order().iter().map(|&at| Arc::from(names[at])).collect();
+        let known = self.order.iter().map(|name| (&**name, &*self.groups[name].rules));
+        let all: Vec<(&str, &Rules)> =
+            known.chain(services.iter().map(|(name, rules, _)| (name.as_str(), rules))).collect();
+        let order = sorted(&all, &[])?;
+        // What leaves does not start any more, so that its conditions do not matter.
+        let is_leaving = |name: &str| self.groups.get(name).is_some_and(|group| group.is_leaving);
+        let staying: Vec<(&str, &Rules)> = all.iter().copied().filter(|(name, _)| !is_leaving(name)).collect();
+        check_conditions(&staying, &all)?;
+        self.order = order;
         for (name, rules, replicas) in services {
-            let name: Arc<str> = name.into();
-            self.groups.insert(name.clone(), Group { rules: Arc::new(rules), children: Vec::new(), is_leaving: false });
-            for _ in 0..replicas {
-                self.add_child(&name);
-            }
+            self.insert(name.into(), rules, replicas);
         }
         Ok(())
+    }
+
+    fn insert(&mut self, name: Arc<str>, rules: Rules, replicas: u32) {
+        let group = Group { rules: Arc::new(rules), children: Vec::new(), replicas, is_leaving: false };
+        self.groups.insert(name.clone(), group);
+        for _ in 0..replicas {
+            self.add_child(&name);
+        }
     }
 
     /// Whether there is a service of this name.
@@ -410,7 +398,7 @@ impl Supervisor {
         if comes_back {
             let name = child.name.clone();
             for name in self.restarted_with(&name) {
-                self.request_restart(&name, Asked::ByACrash);
+                self.request_restart(&name, Asked::Along);
             }
         }
     }
@@ -508,7 +496,8 @@ impl Supervisor {
                 child.life.state().is_up() && (asked == Asked::ByName || !is_leaving)
             });
             if is_up {
-                self.request_stop_of(id, None, Then::Start { with_needs: true });
+                let with_needs = self.children.get(&id).is_none_or(|child| child.minds_needs);
+                self.request_stop_of(id, None, Then::Start { with_needs });
             }
         }
     }
@@ -550,10 +539,12 @@ impl Supervisor {
         let taken: BTreeSet<u32> =
             group.children.iter().filter_map(|id| self.children.get(id)).map(|c| c.replica).collect();
         let replica = (1..).find(|number| !taken.contains(number)).unwrap_or(u32::MAX);
-        let life = Life::new(group.rules.clone(), self.seed.wrapping_add(u64::from(id.0)));
+        let life = Life::new(group.rules.clone(), seed_of(self.seed, id));
         group.children.push(id);
         let (name, then) = (name.clone(), Then::Nothing);
-        self.children.insert(id, Child { name, replica, life, request: None, then, skipped: None, waits_for: None });
+        let child =
+            Child { name, replica, life, request: None, then, minds_needs: true, skipped: None, waits_for: None };
+        self.children.insert(id, child);
         self.effects.push_back(Effect::Added(id));
         id
     }
@@ -567,13 +558,27 @@ impl Supervisor {
         self.effects.push_back(Effect::Removed(id));
     }
 
-    /// A service that was removed goes with its last process, unless somebody has come to need it meanwhile.
+    /// A service that was removed goes with its last process, unless somebody has come to need it meanwhile; and after those that need it and go
+    /// as well.
     fn forget_if_left(&mut self, name: &str) {
-        let is_needed = !self.needed_by(name).is_empty();
-        let Some(group) = self.groups.get_mut(name).filter(|group| group.children.is_empty()) else { return };
-        if std::mem::take(&mut group.is_leaving) && !is_needed {
-            self.groups.remove(name);
-            self.order.retain(|known| &**known != name);
+        let mut left = vec![name.to_string()];
+        while let Some(name) = left.pop() {
+            let by: Vec<&str> = self.needed_by(&name);
+            let is_wanted = by.iter().any(|other| !self.groups[*other].is_leaving);
+            let is_needed = !by.is_empty();
+            let Some(group) = self.groups.get_mut(&*name) else { continue };
+            if !group.is_leaving || !group.children.is_empty() {
+                continue;
+            }
+            if is_wanted {
+                group.is_leaving = false;
+            }
+            if is_needed {
+                continue;
+            }
+            left.extend(group.rules.needs.iter().map(|need| need.on.clone()));
+            self.groups.remove(&*name);
+            self.order.retain(|known| **known != *name);
         }
     }
 
@@ -581,6 +586,10 @@ impl Supervisor {
     fn settle(&mut self, now: Time) {
         loop {
             let mut is_done = true;
+            let ids: Vec<ServiceId> = self.children.keys().copied().collect();
+            for id in ids {
+                is_done &= !self.settle_change(id);
+            }
             for name in self.order.clone().iter().rev() {
                 for id in self.replicas(name).to_vec() {
                     is_done &= !self.settle_stop(now, id);
@@ -647,8 +656,10 @@ impl Supervisor {
     /// Whether somebody who is to stop, or stops, needs a service that is to stop.
     fn is_still_needed(&self, name: &str) -> bool {
         let mut affected: BTreeSet<&str> = BTreeSet::from([name]);
-        for other in &self.order {
-            if !self.needs(other).iter().any(|need| affected.contains(need.on.as_str())) {
+        // What still lives as it was before it was replaced has the needs of then, but those that have turned round: nobody waits for who waits for him.
+        for other in self.order.iter().skip_while(|other| &***other != name).skip(1) {
+            let is_affected = |need: &Need| affected.contains(need.on.as_str());
+            if !self.needs(other).iter().any(is_affected) && !self.needs_of_old(other).any(is_affected) {
                 continue;
             }
             affected.insert(other);
@@ -693,6 +704,9 @@ impl Supervisor {
             None => {
                 child.waits_for = None;
                 child.request = None;
+                child.minds_needs = with_needs;
+                self.renew(id);
+                let Some(child) = self.children.get_mut(&id) else { return false };
                 child.life.handle(now, life::Input::Start);
                 self.follow(id);
                 true
@@ -709,6 +723,46 @@ impl Supervisor {
         self.say(id, Event::Skipped { reason });
         true
     }
+}
+
+/// The names of services, each after all that it needs, and after the second of each of these pairs of which it is the first.
+fn sorted(services: &[(&str, &Rules)], more: &[(&str, &str)]) -> Result<Vec<Arc<str>>, BadGraph> {
+    let names: Vec<&str> = services.iter().map(|(name, _)| *name).collect();
+    let needs = services.iter().flat_map(|(name, rules)| rules.needs.iter().map(|need| (*name, need.on.as_str())));
+    let needs: Vec<(&str, &str)> = needs.chain(more.iter().copied()).collect();
+    let graph = Graph::new(&names, &needs)?;
+    Ok(graph.order().iter().map(|&at| Arc::from(names[at])).collect())
+}
+
+/// Looks for needs of these services that can never be. What they need is among `all`.
+fn check_conditions(services: &[(&str, &Rules)], all: &[(&str, &Rules)]) -> Result<(), BadService> {
+    let rules: BTreeMap<&str, &Rules> = all.iter().copied().collect();
+    for (name, own) in services {
+        for need in &own.needs {
+            let other = rules[need.on.as_str()];
+            let hint = match (need.condition, other.readiness) {
+                (Condition::Healthy, Readiness::Spawned) => {
+                    "nothing says when it is: give it a probe, or need it to be running"
+                }
+                (Condition::LogReady, Readiness::Spawned | Readiness::Asked(_))
+                | (Condition::LogReady, Readiness::Told { by_line: false }) => {
+                    "nothing says when it is: name the line that it prints then"
+                }
+                (Condition::CompletedSuccessfully, _) if other.restart.when == When::Always => NO_END,
+                (Condition::Completed, _) if other.restart.when == When::Always && other.restart.max.is_none() => {
+                    NO_END
+                }
+                _ => continue,
+            };
+            return Err(BadService::NeverReady {
+                from: name.to_string(),
+                on: need.on.clone(),
+                condition: need.condition,
+                hint,
+            });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

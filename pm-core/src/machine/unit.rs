@@ -200,6 +200,11 @@ impl Unit {
         }
     }
 
+    /// From its next incarnation on it has these times.
+    pub fn set_times(&mut self, times: Times) {
+        self.times = times;
+    }
+
     /// What it looks like.
     pub fn phase(&self) -> Phase {
         match self.state {

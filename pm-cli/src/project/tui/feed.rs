@@ -168,7 +168,7 @@ impl Line {
     async fn answer(&self, question: &Question) -> Result<Vec<String>, String> {
         let asked = async { Asked::new(&self.socket, question).await?.next().await };
         match asked.await {
-            Ok(Answer::Failed { message }) => Err(message),
+            Ok(Answer::Failed { message } | Answer::Refused { message }) => Err(message),
             Ok(Answer::Stopped { stopped }) => {
                 Ok(stopped.into_iter().filter(|one| !one.clean).map(|one| one.text).collect())
             }

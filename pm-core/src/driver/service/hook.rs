@@ -66,6 +66,15 @@ pub(crate) enum Hook {
 }
 
 impl Hook {
+    /// Whether the same follows. Code cannot be looked into: it is the same where it is the very same.
+    pub(crate) fn is_same(&self, other: &Hook) -> bool {
+        match (self, other) {
+            (Hook::Code(one), Hook::Code(other)) => Arc::ptr_eq(one, other),
+            (Hook::Command(one), Hook::Command(other)) => one == other,
+            (Hook::Code(_), Hook::Command(_)) | (Hook::Command(_), Hook::Code(_)) => false,
+        }
+    }
+
     /// Runs it. The error says what failed.
     pub(super) async fn run(self, occasion: Occasion) -> Result<(), String> {
         let done = async {

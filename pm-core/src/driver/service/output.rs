@@ -268,6 +268,11 @@ impl Sink {
         self.state().log = Some(log);
     }
 
+    /// From now on, writes to none.
+    pub(super) fn close_log(&self) {
+        self.state().log = None;
+    }
+
     /// Whether it writes to a log.
     pub(super) fn has_log(&self) -> bool {
         self.state().log.is_some()

@@ -27,7 +27,7 @@ use crate::machine::id::Incarnation;
 use crate::machine::life::{self, Check, Life};
 use crate::machine::metrics::Watch;
 use crate::machine::service::{Condition, Event, Readiness, ServiceId, State, Verdict};
-use crate::machine::supervisor::{Effect, Input, Supervisor};
+use crate::machine::supervisor::{Effect, Input, Replaced, Replacement, Supervisor};
 use crate::machine::time::Time;
 
 /// So many events and pieces of output wait for one who listens and is slow. What is older is lost to that one, and counted.
@@ -54,19 +54,65 @@ const NAMED: usize = 20;
 /// What is asked of the task, with where the answer goes.
 pub(crate) enum Request {
     Add(Vec<Arc<Definition>>, oneshot::Sender<Result<(), BadService>>),
-    Start { names: Vec<String>, with_needs: bool, answer: oneshot::Sender<Result<(), StartError>> },
-    Stop { names: Vec<String>, limit: Option<Duration>, answer: oneshot::Sender<Result<Vec<Stopped>, NoService>> },
-    StopAll { deadline: Option<Duration>, answer: oneshot::Sender<Vec<Stopped>> },
-    Restart { names: Vec<String>, answer: oneshot::Sender<Result<(), StartError>> },
-    Scale { name: String, replicas: u32, answer: oneshot::Sender<Result<(), StartError>> },
-    Remove { name: String, answer: oneshot::Sender<Result<Vec<Stopped>, RemoveError>> },
-    Signal { name: String, signal: Signal, answer: oneshot::Sender<Result<u32, NoService>> },
-    Wait { name: String, condition: Condition, answer: oneshot::Sender<Result<(), WaitError>> },
+    Replace {
+        definitions: Vec<Arc<Definition>>,
+        /// Those of them are started that were added or changed.
+        start: Vec<String>,
+        with_needs: bool,
+        answer: oneshot::Sender<Result<Replaced, BadService>>,
+    },
+    Start {
+        names: Vec<String>,
+        with_needs: bool,
+        answer: oneshot::Sender<Result<(), StartError>>,
+    },
+    Stop {
+        names: Vec<String>,
+        limit: Option<Duration>,
+        answer: oneshot::Sender<Result<Vec<Stopped>, NoService>>,
+    },
+    StopAll {
+        deadline: Option<Duration>,
+        answer: oneshot::Sender<Vec<Stopped>>,
+    },
+    Restart {
+        names: Vec<String>,
+        answer: oneshot::Sender<Result<(), StartError>>,
+    },
+    Scale {
+        name: String,
+        replicas: u32,
+        answer: oneshot::Sender<Result<(), StartError>>,
+    },
+    Remove {
+        name: String,
+        answer: oneshot::Sender<Result<Vec<Stopped>, RemoveError>>,
+    },
+    Signal {
+        name: String,
+        signal: Signal,
+        answer: oneshot::Sender<Result<u32, NoService>>,
+    },
+    Wait {
+        name: String,
+        condition: Condition,
+        answer: oneshot::Sender<Result<(), WaitError>>,
+    },
     List(oneshot::Sender<Vec<Info>>),
-    Info { name: String, answer: oneshot::Sender<Result<Vec<Info>, NoService>> },
-    Last { name: String, lines: usize, answer: oneshot::Sender<Result<Vec<String>, NoService>> },
+    Info {
+        name: String,
+        answer: oneshot::Sender<Result<Vec<Info>, NoService>>,
+    },
+    Last {
+        name: String,
+        lines: usize,
+        answer: oneshot::Sender<Result<Vec<String>, NoService>>,
+    },
     LeftBehind(oneshot::Sender<Vec<LeftBehind>>),
-    EndLeftBehind { limit: Option<Duration>, answer: oneshot::Sender<Vec<Stopped>> },
+    EndLeftBehind {
+        limit: Option<Duration>,
+        answer: oneshot::Sender<Vec<Stopped>>,
+    },
     KeepNoMore(oneshot::Sender<()>),
 }
 
@@ -231,6 +277,15 @@ impl Task {
     fn asked(&mut self, request: Request) {
         match request {
             Request::Add(definitions, answer) => drop(answer.send(self.add(definitions))),
+            Request::Replace { definitions, start, with_needs, answer } => {
+                let replaced = self.replace(definitions);
+                if let Ok(replaced) = &replaced {
+                    let is_new = |name: &String| replaced.added.contains(name) || replaced.changed.contains(name);
+                    let names = start.into_iter().filter(is_new).collect();
+                    self.machine.handle(clock::now(), Input::Start { names, with_needs });
+                }
+                let _ = answer.send(replaced);
+            }
             Request::Start { names, with_needs, answer } => match self.find(&names) {
                 Ok(()) => {
                     self.machine.handle(clock::now(), Input::Start { names: names.clone(), with_needs });
@@ -383,6 +438,32 @@ impl Task {
         });
     }
 
+    /// What a process is of stays as it was until it is said to be renewed.
+    fn replace(&mut self, definitions: Vec<Arc<Definition>>) -> Result<Replaced, BadService> {
+        let replacement = |one: &Arc<Definition>| Replacement {
+            name: one.name.clone(),
+            rules: one.rules.clone(),
+            replicas: one.replicas,
+            is_changed: self.definitions.get(&one.name).is_some_and(|old| !old.is_same(one)),
+        };
+        let services = definitions.iter().map(replacement).collect();
+        let replaced = self.machine.replace(clock::now(), services)?;
+        let new: BTreeMap<String, Arc<Definition>> =
+            definitions.into_iter().map(|one| (one.name.clone(), one)).collect();
+        let replicas = |of: &BTreeMap<String, Arc<Definition>>, name: &String| of.get(name).map(|one| one.replicas);
+        let of_another_number = |name: &&String| replicas(&self.definitions, name) != replicas(&new, name);
+        let scaled: Vec<String> = self.definitions.keys().filter(of_another_number).cloned().collect();
+        scaled.iter().for_each(|name| self.overtake(name));
+        self.definitions.extend(new);
+        self.forget_definitions();
+        Ok(replaced)
+    }
+
+    /// Those of services that do not exist any more.
+    fn forget_definitions(&mut self) {
+        self.definitions.retain(|name, _| self.machine.contains(name));
+    }
+
     /// Whoever waits for a number of replicas that is not wanted any more is told so.
     fn overtake(&mut self, name: &str) {
         for waiter in std::mem::take(&mut self.waiters) {
@@ -406,9 +487,7 @@ impl Task {
         let ids = self.that_are_up(std::slice::from_ref(&name));
         self.overtake(&name);
         self.machine.handle(clock::now(), Input::Remove { name: name.clone() });
-        if !self.machine.contains(&name) {
-            self.definitions.remove(&name);
-        }
+        self.forget_definitions();
         self.waiters.push(Waiter::Stop { ids, stopped: Vec::new(), answer: StopAnswer::Removed(answer) });
     }
 
@@ -467,12 +546,10 @@ impl Task {
         while let Some(effect) = self.machine.poll_effect() {
             match effect {
                 Effect::Added(id) => self.added(id),
+                Effect::Renewed(id) => self.renewed(id),
                 Effect::Removed(id) => {
-                    let removed = self.kept.remove(&id);
-                    let name = removed.map(|kept| kept.definition.name.clone());
-                    if let Some(name) = name.filter(|name| !self.machine.contains(name)) {
-                        self.definitions.remove(&name);
-                    }
+                    self.kept.remove(&id);
+                    self.forget_definitions();
                 }
                 Effect::Life(id, life::Effect::Event(event)) => self.happened(id, event),
                 Effect::Life(id, effect) => self.carry_out_for(id, effect),
@@ -517,6 +594,17 @@ impl Task {
         };
         self.kept.insert(id, kept);
         self.open_log(id);
+    }
+
+    /// From its next process on it is as its service is now. Its log is opened anew where that is another one.
+    fn renewed(&mut self, id: ServiceId) {
+        let Some(kept) = self.kept.get_mut(&id) else { return };
+        let Some(definition) = self.definitions.get(&kept.definition.name).cloned() else { return };
+        let old = std::mem::replace(&mut kept.definition, definition);
+        if old.log != kept.definition.log {
+            kept.sink.close_log();
+            kept.has_lost_log = false;
+        }
     }
 
     /// Opens the log of a process of a service, unless it is open. Where that fails it is said once, and tried again at the next start.

@@ -186,6 +186,18 @@ pub enum RemoveError {
     },
 }
 
+/// Services cannot take the place of those that there are.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ReplaceError {
+    /// One of them cannot be, and nothing was changed.
+    #[error(transparent)]
+    Bad(#[from] BadService),
+    /// The orchestrator is gone.
+    #[error("the orchestrator has ended, and its services with it")]
+    Gone,
+}
+
 /// The path, where it says more than the reason does.
 fn along(path: &[String]) -> String {
     if path.len() > 2 { format!(" ({})", path.join(" → ")) } else { String::new() }

@@ -43,7 +43,7 @@ mod probe;
 mod service;
 mod shutdown;
 
-pub use error::{BadService, NoService, RemoveError, StartError, WaitError};
+pub use error::{BadService, NoService, RemoveError, ReplaceError, StartError, WaitError};
 pub use info::{Answered, Happening, Info, LeftBehind, Measured, ProbeInfo, Stopped};
 pub use orchestrator::{Orchestrator, OrchestratorBuilder, orchestrator};
 pub use patterns::{blockchain_node, database, web_server, worker};
@@ -58,3 +58,4 @@ pub use crate::driver::service::hook::{HOOK_LIMIT, Moment, Occasion};
 pub use crate::driver::service::log::{LogEntry, LogFile};
 pub use crate::driver::service::output::Output;
 pub use crate::driver::usage::{TreeUsage, tree as usage_of};
+pub use crate::machine::supervisor::Replaced;

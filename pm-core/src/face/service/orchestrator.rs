@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::error::{NoService, RemoveError, StartError, WaitError};
+use super::error::{NoService, RemoveError, ReplaceError, StartError, WaitError};
 use super::info::{Happening, Info, LeftBehind, Stopped};
 use super::service::Service;
 use crate::driver::launch::{self, KeepError};
@@ -17,6 +17,7 @@ use crate::driver::service::output::Output;
 use crate::driver::service::task::{Ends, Request, Task};
 use crate::machine::exit::Signal;
 use crate::machine::service::Condition;
+use crate::machine::supervisor::Replaced;
 
 /// The one that [`orchestrator`] gives.
 static SHARED: Mutex<Option<Orchestrator>> = Mutex::new(None);
@@ -246,6 +247,57 @@ impl Orchestrator {
     pub async fn remove(&self, name: &str) -> Result<Vec<Stopped>, RemoveError> {
         let name = name.into();
         self.ask(|answer| Request::Remove { name, answer }).await.unwrap_or(Ok(Vec::new()))
+    }
+
+    /// Has these services in place of all that there are, which belong together and are checked together: where one cannot be, nothing changes.
+    ///
+    /// Those that are not among them are stopped, those first that need others, and forgotten. Those that are new are added, and not started. Where one is
+    /// changed, its processes that are up are stopped as they were, and started as they are to be: with what they need that was never started, and those that
+    /// are restarted with them. One that is down is as it is to be from its next start on. What is the same is not touched: it goes on with its process,
+    /// and with the number of processes that it was scaled to.
+    ///
+    /// A service is changed where anything was said otherwise when it was built, but for its title. A hook in code is the same only where it is the very same,
+    /// as in a clone of the service.
+    ///
+    /// Returns what is added, changed and removed as soon as that is decided; [`Orchestrator::wait`] and [`Orchestrator::events`] say what comes of it.
+    /// Cancel safe as all methods: what was asked for is done as a whole.
+    ///
+    /// # Errors
+    /// [`ReplaceError::Bad`] for a name that stands twice, a need of something that is not among them or is never ready, and a cycle, with its path.
+    ///
+    /// ```no_run
+    /// use pm_core::face::service::{Orchestrator, Service};
+    /// use pm_core::machine::spec::Spec;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let db = Service::new("db", Spec::program("redis-server").build()?).build()?;
+    /// let api = |port: &str| Service::new("api", Spec::program("node").args(["api.js", port]).build()?).build();
+    /// let orchestrator = Orchestrator::start()?;
+    /// orchestrator.start_many([db.clone(), api("3000")?]).await?;
+    /// let replaced = orchestrator.replace([db, api("3001")?]).await?;
+    /// assert_eq!(replaced.changed, ["api"]); // it begins anew, and db goes on
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn replace(&self, services: impl IntoIterator<Item = Service>) -> Result<Replaced, ReplaceError> {
+        self.replace_and_start(services, [""; 0], true).await
+    }
+
+    /// The same, and starts those of `names` that were added or changed, at once: nobody sees them added and down. Without their needs they start whatever
+    /// they need.
+    ///
+    /// # Errors
+    /// Those of [`Orchestrator::replace`]. That one of them does not come up is none.
+    pub async fn replace_and_start(
+        &self,
+        services: impl IntoIterator<Item = Service>,
+        names: impl IntoIterator<Item = impl Into<String>>,
+        with_needs: bool,
+    ) -> Result<Replaced, ReplaceError> {
+        let definitions = services.into_iter().map(|service| service.0).collect();
+        let start = names.into_iter().map(Into::into).collect();
+        let request = |answer| Request::Replace { definitions, start, with_needs, answer };
+        self.ask(request).await.ok_or(ReplaceError::Gone)?.map_err(ReplaceError::from)
     }
 
     /// Sends a signal to the process groups of a service. Returns to how many.

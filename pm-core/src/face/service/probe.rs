@@ -48,7 +48,7 @@ impl fmt::Debug for Headers {
 }
 
 /// A probe that can be carried out.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Target {
     Http { host: String, port: u16, request: Box<HttpRequest>, status: u16 },
     Tcp { host: String, port: u16 },
@@ -56,7 +56,7 @@ pub(crate) enum Target {
 }
 
 /// What is sent.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct HttpRequest {
     pub(crate) method: Method,
     /// Path and query.

@@ -63,6 +63,39 @@ pub(crate) struct Definition {
 }
 
 impl Definition {
+    /// Whether the same runs, and the same is done about it. Its name and the number of its processes do not matter, nor does what it is called for
+    /// people. Hooks in code are the same where they are the very same: where the service was built once, or is a clone.
+    pub(crate) fn is_same(&self, other: &Definition) -> bool {
+        // So that none is forgotten.
+        let Definition {
+            name: _,
+            title: _,
+            spec,
+            rules,
+            replicas: _,
+            health,
+            liveness,
+            ready_line,
+            stop_by,
+            stdin,
+            hooks,
+            log,
+        } = self;
+        let line = |line: &Option<Regex>| line.as_ref().map(|line| line.as_str().to_string());
+        let is_same_hook =
+            |((at, hook), (other_at, other)): (&(Moment, Hook), &(Moment, Hook))| at == other_at && hook.is_same(other);
+        *spec == other.spec
+            && *rules == other.rules
+            && *health == other.health
+            && *liveness == other.liveness
+            && line(ready_line) == line(&other.ready_line)
+            && *stop_by == other.stop_by
+            && *stdin == other.stdin
+            && hooks.len() == other.hooks.len()
+            && hooks.iter().zip(&other.hooks).all(is_same_hook)
+            && *log == other.log
+    }
+
     /// Whether it says something by sd_notify(3).
     pub(crate) fn is_notified(&self) -> bool {
         self.rules.watchdog.is_some() || self.rules.readiness == Readiness::Told { by_line: false }
@@ -368,6 +401,49 @@ mod tests {
         let none = Metrics { rss_above: Some(0), ..Metrics::default() };
         assert_eq!(metrics(none), "the threshold of its memory is zero; it is at least 1");
         assert!(matches!(named("a").start_limit(Duration::ZERO).build(), Err(BadService::Zero { .. })));
+    }
+
+    /// Each thing that can be said of a service makes it another one, but for what it is called and how many there are of it.
+    #[test]
+    fn what_is_another_service() {
+        let spec = |program: &str| Spec::program(program).build().unwrap();
+        let is_same = |one: ServiceBuilder, other: ServiceBuilder| {
+            let (one, other) = (one.build().unwrap(), other.build().unwrap());
+            assert!(one.0.is_same(&one.0) && one.0.is_same(&one.clone().0));
+            assert_eq!(one.0.is_same(&other.0), other.0.is_same(&one.0));
+            one.0.is_same(&other.0)
+        };
+        let log = LogFile::new("a.log");
+        let whole = || {
+            named("a")
+                .health(Probe::http("http://localhost/").header("a", "b"))
+                .liveness(Probe::tcp(1))
+                .hook_command(Moment::Crash, spec("true"))
+                .log(log.clone())
+        };
+        assert!(is_same(whole(), whole().title("another").replicas(3)));
+        assert!(is_same(named("a").ready_line("x"), named("a").ready_line("x")));
+        let others = [
+            Service::new("a", spec("false")).health(Probe::http("http://localhost/").header("a", "b")),
+            whole().health(Probe::http("http://localhost/").header("a", "c")),
+            whole().health(Probe::http("http://localhost/").header("a", "b").retries(7)),
+            whole().liveness(Probe::tcp(2)),
+            whole().stop_signal(Signal::INT),
+            whole().stop_command(spec("true")),
+            whole().stdin(Stdin::Inherit),
+            whole().hook_command(Moment::Crash, spec("true")),
+            whole().log(LogFile { keep: 1, ..log.clone() }),
+            whole().needs("b", Condition::Started),
+        ];
+        for (at, other) in others.into_iter().enumerate() {
+            assert!(!is_same(whole(), other), "{at}");
+        }
+        let hook = |moment, program| named("a").hook_command(moment, spec(program));
+        assert!(!is_same(hook(Moment::Crash, "true"), hook(Moment::Stop, "true")));
+        assert!(!is_same(hook(Moment::Crash, "true"), hook(Moment::Crash, "false")));
+        assert!(!is_same(named("a").ready_line("x"), named("a").ready_line("y")));
+        let code = || named("a").hook(Moment::Stop, |_| async { Ok(()) });
+        assert!(!is_same(code(), code()), "nobody can say what code does");
     }
 
     #[test]

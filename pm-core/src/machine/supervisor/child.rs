@@ -40,6 +40,8 @@ pub(super) struct Child {
     pub(super) request: Option<Request>,
     /// What is to follow once it has ended, where it is ending for a request.
     pub(super) then: Then,
+    /// What it needs mattered at its last start, and does at the next that follows from that.
+    pub(super) minds_needs: bool,
     pub(super) skipped: Option<Skip>,
     /// What it was last said to wait for.
     pub(super) waits_for: Option<String>,
@@ -62,7 +64,7 @@ impl Child {
     /// It was to go, and is not any more. Where it was told to end already it comes back.
     pub(super) fn stay(&mut self) {
         if self.then == Then::Remove {
-            self.then = Then::Start { with_needs: true };
+            self.then = Then::Start { with_needs: self.minds_needs };
         } else {
             self.request = None;
         }

@@ -9,6 +9,8 @@ use super::super::probe::Timing;
 use super::super::restart::{Restart, When};
 use super::*;
 
+mod replace;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 fn at(millis: u64) -> Time {
@@ -125,6 +127,7 @@ impl World {
                     self.names.insert(id, name.to_string());
                     self.known.insert(id, Known::default());
                 }
+                Effect::Renewed(id) => assert!(self.known[&id].process.is_none(), "{}", self.story()),
                 Effect::Removed(id) => assert!(self.known.remove(&id).unwrap().process.is_none()),
                 Effect::Life(id, effect) => self.carry_out_for(id, effect),
             }
@@ -167,6 +170,7 @@ impl World {
                 self.later(takes, id, life::Input::Measured(incarnation, now, usage));
             }
             life::Effect::Terminate(incarnation) => {
+                self.is_stopped_after_those_that_need_it(id);
                 if self.is_stopping_all {
                     let before = self.dependents_with_process(&name);
                     assert!(before.is_empty(), "{name} is stopped before {before:?}\n{}", self.story());
@@ -246,8 +250,9 @@ impl World {
             let has_process = known.process.is_some();
             let expected = state.is_up() && state != State::Backoff;
             assert_eq!(has_process, expected, "{name} is {state}\n{}", self.story());
-            if let Some(max) = self.machine.groups[name.as_str()].rules.restart.max {
-                assert!(self.machine.life(*id).unwrap().counted_restarts() <= max as usize, "{}", self.story());
+            let life = self.machine.life(*id).unwrap();
+            if let Some(max) = life.rules().restart.max {
+                assert!(life.counted_restarts() <= max as usize, "{}", self.story());
             }
         }
     }
