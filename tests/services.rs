@@ -1,12 +1,14 @@
-//! Services with real processes: how they start, are watched, and end. Rows P1 to P13.
+//! Services with real processes: how they start, are watched, and end. Rows P1 to P13, and P20.
 //!
 //! One module for each behaviour. What they have in common is here: services that are a line of shell, and the wait for an event.
 
 mod crowds;
 mod health;
 mod hooks;
+mod listeners;
 mod needs;
 mod output;
+mod ports;
 mod restart;
 mod start;
 mod stop;
@@ -35,6 +37,8 @@ pub fn tests() -> Vec<Trial> {
         needs::tests(),
         output::tests(),
         hooks::tests(),
+        listeners::tests(),
+        ports::tests(),
         crowds::tests(),
     ]
     .into_iter()

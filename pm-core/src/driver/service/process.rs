@@ -7,8 +7,10 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
+use super::listening::{self, Listening, NotStarted};
 use super::notify::{Message, NotifySocket};
 use super::output::{Reader, Sink};
+use super::port::{self, Living};
 use crate::driver::command;
 use crate::driver::exec::{self, OutputStream};
 use crate::driver::launch::{self, Child, Command, Exit, LaunchError};
@@ -16,7 +18,7 @@ use crate::face::service::{Definition, Stdin, StopBy};
 use crate::machine::exit::Signal;
 use crate::machine::id::Incarnation;
 use crate::machine::life;
-use crate::machine::service::ServiceId;
+use crate::machine::service::{PortHolder, PortTaken, ServiceId};
 
 /// A stop command may print so much to each of its streams.
 const MOST_PRINTED: usize = 1 << 20;
@@ -24,8 +26,8 @@ const MOST_PRINTED: usize = 1 << 20;
 /// What the task of an incarnation is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// Ask it to end, as its definition says.
-    Terminate,
+    /// Ask it to end, as its definition says. Who asks for that on purpose needs no reason for it.
+    Terminate { on_purpose: bool },
     /// Kill the whole tree.
     Kill,
     /// Send it this signal.
@@ -38,13 +40,15 @@ pub(super) enum News {
     /// For the machine.
     Life(ServiceId, life::Input),
     /// It could not be started, and this is the typed reason.
-    NotStarted(ServiceId, Arc<LaunchError>),
+    NotStarted(ServiceId, NotStarted),
     /// How it ended, and what ended with it; before the machine hears of it.
     Ended(ServiceId, Exit),
     /// The command that asks it to end could not be started.
     StopFailed(ServiceId, String),
     /// What it says that it is doing.
     Status(ServiceId, String),
+    /// Somebody else holds the port that its probe asks: before it starts, or before the machine hears of its end.
+    PortTaken(ServiceId, PortTaken),
 }
 
 /// One incarnation of a process of a service.
@@ -56,6 +60,8 @@ pub(super) struct Process {
     pub(super) incarnation: Incarnation,
     pub(super) sink: Arc<Sink>,
     pub(super) reader: Arc<Reader>,
+    pub(super) listening: Listening,
+    pub(super) living: Living,
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) news: mpsc::Sender<News>,
 }
@@ -86,23 +92,56 @@ impl Drop for AbortOnDrop {
 impl Process {
     /// Lives through the incarnation. Dropping it kills the process and all that it has started.
     pub(super) async fn run(mut self) {
+        self.look_at_port(true).await;
         match self.start().await {
-            Ok((child, streams)) => self.live(child, streams).await,
+            Ok((child, streams)) => {
+                let pid = child.pid();
+                self.living.has_started(pid, self.label.clone());
+                self.live(child, streams).await;
+            }
             Err(error) => {
-                let reason = crate::driver::worker::chain(&error);
-                self.tell(News::NotStarted(self.id, Arc::new(error))).await;
+                let reason = error.reason();
+                self.tell(News::NotStarted(self.id, error)).await;
                 self.tell(News::Life(self.id, life::Input::NotSpawned(self.incarnation, reason))).await;
             }
         }
     }
 
-    async fn start(&self) -> Result<(Child, Streams), LaunchError> {
+    async fn start(&self) -> Result<(Child, Streams), NotStarted> {
         let spec = &self.definition.spec;
         let mut command = command::of_spec(spec, "service", format!("service:{}", self.label))?;
         let streams =
             self.streams(&mut command).map_err(|source| LaunchError::here(&command, "making pipes", source))?;
+        if !spec.listeners().is_empty() {
+            match self.listening.open(spec) {
+                Ok(listeners) => listeners.pass_to(&mut command),
+                Err(error) => {
+                    let living = self.living.clone();
+                    let error = tokio::task::spawn_blocking(move || NotStarted::listen(error, &living)).await;
+                    return Err(error.map_err(|error| LaunchError::here(&command, "listening", error.into()))?);
+                }
+            }
+        }
         let child = launch::launch(spec.guard(), command).await?;
         Ok((child, streams))
+    }
+
+    /// Says who else holds the port that its probe asks, where somebody does.
+    async fn look_at_port(&self, before_start: bool) {
+        let definition = &*self.definition;
+        let targets = [&definition.health, &definition.liveness];
+        let Some(port) = targets.into_iter().flatten().find_map(port::asked_by) else { return };
+        // What this program itself holds for it.
+        if listening::is_on(&definition.spec, port) {
+            return;
+        }
+        let living = self.living.clone();
+        let look = move || -> Option<PortHolder> {
+            if before_start { port::stranger_at(port, &living) } else { port::holder_of(port, &living, |_| true) }
+        };
+        if let Ok(Some(by)) = tokio::task::spawn_blocking(look).await {
+            self.tell(News::PortTaken(self.id, PortTaken { port, by, before_start })).await;
+        }
     }
 
     /// Gives `command` its streams, and its name.
@@ -143,6 +182,8 @@ impl Process {
         let mut farewell = None;
         // Nobody is left to say anything else.
         let mut is_left = false;
+        // Whether it was asked to end on purpose; nothing where it was not asked.
+        let mut asked = None;
         let exit = loop {
             let heard = async {
                 match &notify {
@@ -154,7 +195,8 @@ impl Process {
                 biased;
                 exit = child.exited() => break exit,
                 order = self.orders.recv(), if !is_left => match order {
-                    Some(Order::Terminate) => {
+                    Some(Order::Terminate { on_purpose }) => {
+                        asked = Some(on_purpose);
                         if let StopBy::Command(spec) = &self.definition.stop_by {
                             child.let_tree_end(Signal::TERM);
                             let spec = spec.with_variables(vec![("PM_PID".into(), child.pid().to_string().into())]);
@@ -178,7 +220,10 @@ impl Process {
                         }
                     }
                     Some(Order::Signal(signal)) => drop(child.signal(signal)),
-                    Some(Order::Kill) => child.kill_tree(),
+                    Some(Order::Kill) => {
+                        asked.get_or_insert(true);
+                        child.kill_tree();
+                    }
                     None => {
                         is_left = true;
                         child.kill_tree();
@@ -200,6 +245,10 @@ impl Process {
             let _ = one.await;
         }
         let status = exit.status;
+        self.living.has_ended(child.pid());
+        if !asked.unwrap_or(is_left) {
+            self.look_at_port(false).await;
+        }
         self.tell(News::Ended(self.id, exit)).await;
         self.tell(News::Life(self.id, life::Input::Exited(self.incarnation, status))).await;
     }
