@@ -24,3 +24,5 @@ mod tui;
 mod up;
 #[path = "cli/usage.rs"]
 mod usage;
+#[path = "cli/watch.rs"]
+mod watch;

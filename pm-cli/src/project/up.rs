@@ -1,6 +1,6 @@
 //! `pm up`: starts the services of a project, shows what they print, and stays until they have ended or somebody ends it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +14,7 @@ use tokio::sync::{broadcast, mpsc};
 use super::meeting::{self, Held};
 use super::screen::{Screen, Style};
 use super::server::{self, Clients, Down, Serving};
+use super::watching;
 use super::wire;
 use crate::config::native::says_when_ready;
 use crate::config::{Ends, Project};
@@ -124,8 +125,11 @@ async fn bring_up(
         plan.project.services.iter().map(|one| (one.name().to_string(), says_when_ready(one))).collect();
     let with_log = plan.project.services.iter().filter_map(|one| Some((one.name().to_string(), one.log()?.clone())));
     let logs = with_log.collect();
-    let ends = plan.project.ends;
-    orchestrator.add(plan.project.services).await.map_err(|error| CliError::Service(error.to_string()))?;
+    let (project, ends) = (&plan.project, plan.project.ends.clone());
+    let watched: BTreeSet<String> = project.watched.keys().cloned().collect();
+    orchestrator.add(project.services.iter().cloned()).await.map_err(|error| CliError::Service(error.to_string()))?;
+    // Before they start, so that no change is missed that they have not seen.
+    let watching = watching::start(&orchestrator, project).map_err(CliError::Watch)?;
     let (down, asked_down) = mpsc::channel(1);
     let serving = Arc::new(Serving {
         orchestrator: orchestrator.clone(),
@@ -150,8 +154,8 @@ async fn bring_up(
     if plan.is_detached {
         super::detach::told_up();
     }
-    let mut watch =
-        Watch { orchestrator: orchestrator.clone(), signals, asked_down, exit_code_from: plan.exit_code_from, ends };
+    let endings = Endings { exit_code_from: plan.exit_code_from, ends, watched };
+    let mut watch = Watch { orchestrator: orchestrator.clone(), signals, asked_down, endings };
     let end = watch.until_end(&mut events, &mut screen, plan.is_detached).await;
     let before = orchestrator.list().await;
     let (code, down) = match end {
@@ -166,6 +170,9 @@ async fn bring_up(
         }
     };
     serving.is_ending.store(true, Ordering::Relaxed);
+    if let Some(watching) = watching {
+        watching.abort();
+    }
     let (stopped, downs) = watch.stop(down).await;
     let is_left = stopped.iter().any(|one| !one.survivors.is_empty());
     tell_failures(&orchestrator, &before).await;
@@ -212,9 +219,17 @@ struct Watch {
     orchestrator: Orchestrator,
     signals: Signals,
     asked_down: mpsc::Receiver<Down>,
+    endings: Endings,
+}
+
+/// What the end of a service means for the project.
+struct Endings {
+    /// The one that ends it, with its exit code.
     exit_code_from: Option<String>,
-    /// Services that take all others along when they end.
+    /// Those that take all others along when they end.
     ends: BTreeMap<String, Ends>,
+    /// Those that are started anew when something changes, also after their end.
+    watched: BTreeSet<String>,
 }
 
 impl Watch {
@@ -248,7 +263,7 @@ impl Watch {
                     }
                     tokio::select! {
                         code = self.signals.next() => return End::Signal(code),
-                        end = end(&orchestrator, &self.ends, self.exit_code_from.as_deref(), is_detached) => {
+                        end = end(&orchestrator, &self.endings, is_detached) => {
                             if let Some(end) = end {
                                 return end;
                             }
@@ -293,25 +308,25 @@ impl Watch {
 }
 
 /// Whether nothing is left to wait for.
-async fn end(
-    orchestrator: &Orchestrator,
-    ends: &BTreeMap<String, Ends>,
-    exit_code_from: Option<&str>,
-    is_detached: bool,
-) -> Option<End> {
+async fn end(orchestrator: &Orchestrator, endings: &Endings, is_detached: bool) -> Option<End> {
     let services = orchestrator.list().await;
-    let takes_all_along = |info: &&Info| ends.get(&info.name).is_some_and(|ends| ends.holds(info.state));
+    let takes_all_along = |info: &&Info| endings.ends.get(&info.name).is_some_and(|ends| ends.holds(info.state));
     if let Some(ended) = services.iter().find(takes_all_along) {
         // What is a success is one whatever its exit code.
         return Some(End::ExitCode(if wire::is_bad_end(ended.state) { exit_code(ended) } else { 0 }));
     }
-    if let Some(name) = exit_code_from {
+    if let Some(name) = &endings.exit_code_from {
         let mut of_it = services.iter().filter(|info| info.name == *name);
         let ended = of_it.find(|info| info.state.is_over() && info.state != State::Idle)?;
         return Some(End::ExitCode(exit_code(ended)));
     }
+    // A change starts it again.
+    let may_return = |info: &Info| {
+        let has_ended = matches!(info.state, State::Completed | State::Failed | State::GaveUp);
+        has_ended && endings.watched.contains(&info.name)
+    };
     // In the background somebody may start one again.
-    let is_over = services.iter().all(|info| info.state.is_over()) && !is_detached;
+    let is_over = services.iter().all(|info| info.state.is_over() && !may_return(info)) && !is_detached;
     is_over.then_some(End::Over)
 }
 

@@ -210,6 +210,9 @@ fn word(event: &Event) -> &'static str {
         Event::HookFailed { .. } => "hook_failed",
         Event::LogLost { .. } => "log_lost",
         Event::Status { .. } => "status",
+        Event::PortTaken(_) => "port_taken",
+        Event::Changed { .. } => "changed",
+        Event::Note { .. } => "note",
         Event::Removed => "removed",
         _ => "other",
     }
@@ -256,6 +259,9 @@ pub fn text(event: &Event) -> String {
         Event::HookFailed { hook, error } => format!("its hook for {hook} failed: {error}"),
         Event::LogLost { error } => format!("its log cannot be written, and lines are lost: {error}"),
         Event::Status { text } => format!("says: {text}"),
+        Event::PortTaken(taken) => taken.to_string(),
+        Event::Changed { what } => format!("restart: {what} changed"),
+        Event::Note { text } => text.clone(),
         Event::Removed => "removed".into(),
         other => format!("{other:?}"),
     }
