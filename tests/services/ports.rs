@@ -1,6 +1,6 @@
 //! Who holds the port of a service, where that is somebody else.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use libtest_mimic::Trial;
 use pm::service::{Event, PortTaken, Probe, ServiceBuilder, StartError, State, WaitError};
 
 use super::{Events, RESTS, info, orchestrator, python, shell};
-use crate::support::{contains, one, within};
+use crate::support::{contains, eventually, one, within};
 
 pub fn tests() -> Vec<Trial> {
     [
@@ -54,6 +54,11 @@ fn asked(service: ServiceBuilder, port: u16) -> ServiceBuilder {
     service.health(Probe::http(format!("http://127.0.0.1:{port}/")).timeout(Duration::from_secs(30)))
 }
 
+/// Waits until nobody listens on a port. A child that another test makes at this moment has what this program has closed until it executes its program.
+pub async fn is_free(port: u16) {
+    eventually("nobody listens there", || TcpStream::connect(("127.0.0.1", port)).is_err()).await;
+}
+
 fn taken(event: &Event) -> Option<PortTaken> {
     match event {
         Event::PortTaken(taken) => Some(taken.clone()),
@@ -82,6 +87,7 @@ async fn a_port_that_is_taken_is_said_before() {
     contains(&words, "who may answer its probe");
     // It is looked at anew for each life.
     drop(listener);
+    is_free(port).await;
     let restarting = orchestrator.restart("a");
     let failed = async {
         events.started("a").await;
@@ -151,6 +157,7 @@ async fn a_port_of_its_own_is_not_spoken_of() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
+    is_free(port).await;
     let serves =
         format!("import socket, time; s = socket.create_server(('127.0.0.1', {port})); print('up'); time.sleep(1000)");
     let Some(a) = python("a", &serves) else { return };

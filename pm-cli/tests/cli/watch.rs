@@ -204,6 +204,27 @@ fn a_path_that_comes_later_is_watched_from_then_on() {
 }
 
 #[test]
+fn one_that_writes_where_it_is_watched_is_told_so_and_slowed_down() {
+    let dir = with_source("shell = \"echo >> src/written; exec sleep 1000\"\nwatch = \"src\"\n");
+    let mut up = Up::start(&dir);
+    let mut changes = 0;
+    let said = loop {
+        let row = up.next();
+        match row["event"].as_str() {
+            Some("changed") => changes += 1,
+            Some("note") => break row["text"].as_str().unwrap().to_string(),
+            _ => assert!(row["event"] != "crashed", "{row}"),
+        }
+    };
+    assert_eq!(changes, 10);
+    assert!(
+        said.starts_with("restarted 10 times in 30 s because of changes: does it write where it is watched?"),
+        "{said}"
+    );
+    up.end().expect(143);
+}
+
+#[test]
 fn the_limit_of_the_kernel_is_an_error_that_names_it() {
     let dir = with_source(&format!("{READS}watch = [\"src\"]\n"));
     for number in 0..8 {
