@@ -299,7 +299,7 @@ pub mod service {
     pub use pm_core::machine::probe::Timing;
     pub use pm_core::machine::restart::{Restart, When};
     pub use pm_core::machine::service::{
-        Condition, Event, Need, Readiness, Rules, ServiceId, State, UnknownCondition, Verdict,
+        Condition, Event, Need, PortHolder, PortTaken, Readiness, Rules, ServiceId, State, UnknownCondition, Verdict,
     };
 }
 

@@ -1,4 +1,4 @@
-//! Services with real processes: how they start, are watched, and end. Rows P1 to P13.
+//! Services with real processes: how they start, are watched, and end. Rows P1 to P13, and P20.
 //!
 //! One module for each behaviour. What they have in common is here: services that are a line of shell, and the wait for an event.
 
@@ -6,9 +6,11 @@ mod crowds;
 mod health;
 mod hooks;
 mod keep;
+mod listeners;
 mod metrics;
 mod needs;
 mod output;
+mod ports;
 mod replace;
 mod restart;
 mod shutdown;
@@ -43,6 +45,8 @@ pub fn tests() -> Vec<Trial> {
         keep::tests(),
         metrics::tests(),
         shutdown::tests(),
+        listeners::tests(),
+        ports::tests(),
         crowds::tests(),
         replace::tests(),
     ]

@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use crate::bench::work::BenchError;
 use crate::config::ConfigError;
+use crate::project::watching::WatchError;
 
 /// The exit codes of `pm`.
 pub mod code {
@@ -107,6 +108,9 @@ pub enum CliError {
     /// The file of a project cannot be used.
     #[error(transparent)]
     Config(ConfigError),
+    /// What services of a project are started anew for cannot be watched.
+    #[error(transparent)]
+    Watch(WatchError),
     /// Where a project is reached cannot be made or used.
     #[error("{path:?}, where the project is reached, cannot be used")]
     Meeting {
@@ -169,7 +173,8 @@ impl CliError {
             | CliError::Keep(_)
             | CliError::Terminal(_)
             | CliError::Lost
-            | CliError::Service(_) => code::FAILED,
+            | CliError::Service(_)
+            | CliError::Watch(_) => code::FAILED,
             CliError::AlreadyUp => code::ALREADY_UP,
             CliError::NotUp | CliError::OnlyKept => code::NOT_UP,
             CliError::TooLong(_) => code::TOO_LONG,

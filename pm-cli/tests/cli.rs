@@ -28,3 +28,5 @@ mod tui;
 mod up;
 #[path = "cli/usage.rs"]
 mod usage;
+#[path = "cli/watch.rs"]
+mod watch;

@@ -107,7 +107,7 @@ async fn what_is_never_healthy_has_a_limit() {
         .unwrap();
     let mut events = Events::of(&orchestrator);
     let error = within(orchestrator.start_many([never])).await.unwrap_err();
-    let StartError::Timeout { service, limit, said, output } = &error else { panic!("{error:?}") };
+    let StartError::Timeout { service, limit, said, output, .. } = &error else { panic!("{error:?}") };
     assert_eq!((service.as_str(), *limit), ("never", Duration::from_millis(300)));
     assert_eq!(said.as_deref(), Some(format!("127.0.0.1:{port}: connection refused").as_str()));
     assert_eq!(output, &["trying"]);

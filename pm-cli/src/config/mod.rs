@@ -7,6 +7,7 @@
 //! | [`procfile`] | `Procfile` |
 //! | [`variables`] | files of variables, and `${NAME}` in texts |
 //! | [`values`] | times and sizes as they stand in a file |
+//! | [`watched`] | what services are started anew for |
 //! | [`place`] | which line of a file something stands in |
 
 pub mod compose;
@@ -15,6 +16,7 @@ pub mod place;
 pub mod procfile;
 pub mod values;
 pub mod variables;
+pub mod watched;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -25,6 +27,7 @@ use pm::service::{Service, State};
 use thiserror::Error;
 
 use place::Place;
+use watched::Watched;
 
 /// The files that are looked for where none is named, the first that is there.
 pub const FILES: [&str; 4] = ["pm.toml", "process-compose.yaml", "process-compose.yml", "Procfile"];
@@ -53,6 +56,8 @@ pub struct Project {
     pub disabled: BTreeSet<String>,
     /// Those that take the whole project along when they end.
     pub ends: BTreeMap<String, Ends>,
+    /// Those that are started anew when something changes.
+    pub watched: BTreeMap<String, Watched>,
     /// What stands in the file and does nothing: each with the file and its line, for people.
     pub warnings: Vec<String>,
 }
@@ -169,7 +174,7 @@ impl Project {
             (false, false) => native::read(&text, &directory),
         };
         let shown = named.display().to_string();
-        let Parts { name, logs, services, disabled, ends, warnings } =
+        let Parts { name, logs, services, disabled, ends, watched, warnings } =
             read.map_err(|wrong| ConfigError::Bad { path: named, place: Place::of(&text, wrong) })?;
         let line = |at: usize| text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1;
         let warning = |Wrong { at, problem }| match at {
@@ -181,7 +186,7 @@ impl Project {
             directory.file_name().map_or_else(|| "project".into(), |name| name.to_string_lossy().into_owned())
         });
         let logs = directory.join(logs.unwrap_or_else(|| ".pm/logs".into()));
-        Ok(Project { name, file: path, directory, logs, services, disabled, ends, warnings })
+        Ok(Project { name, file: path, directory, logs, services, disabled, ends, watched, warnings })
     }
 
     /// The names of the services that are started where none is named.
@@ -204,6 +209,8 @@ pub struct Parts {
     pub disabled: BTreeSet<String>,
     /// Those that take the whole project along when they end.
     pub ends: BTreeMap<String, Ends>,
+    /// Those that are started anew when something changes.
+    pub watched: BTreeMap<String, Watched>,
     /// What stands in the file and does nothing, and where.
     pub warnings: Vec<Wrong>,
 }

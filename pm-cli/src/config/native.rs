@@ -7,15 +7,16 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use pm::service::{Condition, LogFile, Metrics, Moment, Need, Probe, Restart, Service, ServiceBuilder, Stdin, When};
-use pm::{Signal, Spec, SpecBuilder};
+use pm::{ListenAddress, Signal, Spec, SpecBuilder};
 use toml::Spanned;
 
 use super::values::{Size, Time};
 use super::variables::{self, Variables};
+use super::watched::Watched;
 use super::{Parts, Wrong, check};
 use file::{
     Entry, File, Health, Inherit, Log, LogEntry, Many, MetricsEntry, NeedEntry, Needs, OnUnhealthy, RestartEntry,
-    RestartWord, Scalar, StdinEntry,
+    RestartWord, Scalar, StdinEntry, WatchEntry,
 };
 
 /// The JSON schema of `pm.toml`.
@@ -53,6 +54,7 @@ pub fn read(text: &str, directory: &Path) -> Result<Parts, Wrong> {
         entries.iter().map(|(name, entry)| (name.as_str(), entry.get_ref().health.is_some())).collect();
     let mut services = Vec::new();
     let mut disabled = BTreeSet::new();
+    let (mut watched, mut warnings) = (BTreeMap::new(), Vec::new());
     for (name, entry) in &entries {
         let making = Making {
             name: name.as_str(),
@@ -64,9 +66,18 @@ pub fn read(text: &str, directory: &Path) -> Result<Parts, Wrong> {
             log: &file.log,
             has_readiness: &readiness,
         };
-        let service =
-            making.service().map_err(|problem| Wrong { at: place(name), problem: format!("{name}: {problem}") })?;
+        let wrong = |problem| Wrong { at: place(name), problem: format!("{name}: {problem}") };
+        let service = making.service().map_err(wrong)?;
+        warnings.extend(making.probe_of_a_listener(&service).map(wrong));
         services.push(service);
+        if let Some(watch) = making.watched().map_err(wrong)? {
+            warnings.extend(
+                watch
+                    .missing()
+                    .map(|path| wrong(format!("watch: {} does not exist; it is watched once it does", path.display()))),
+            );
+            watched.insert(name.to_string(), watch);
+        }
         if entry.get_ref().disabled {
             disabled.insert(name.to_string());
         }
@@ -75,7 +86,7 @@ pub fn read(text: &str, directory: &Path) -> Result<Parts, Wrong> {
         return Err(whole("no service stands in it: write [service.NAME] and its command".into()));
     }
     check(&services, place)?;
-    Ok(Parts { name: file.name, logs, services, disabled, ..Parts::default() })
+    Ok(Parts { name: file.name, logs, services, disabled, watched, warnings, ..Parts::default() })
 }
 
 /// The line on which a table begins, or all of an inline one.
@@ -120,6 +131,9 @@ impl Making<'_> {
             (Some(_), Some(_)) => return Err("both command and shell say what runs: name one of them".into()),
             (None, None) => return Err("nothing says what runs: write command = [\"PROGRAM\", \"ARGUMENT\"]".into()),
         };
+        for on in self.listeners()? {
+            spec = spec.listen(on);
+        }
         if let Some(nice) = entry.nice {
             spec = spec.nice(nice);
         }
@@ -223,6 +237,45 @@ impl Making<'_> {
             spec = spec.env(name, value);
         }
         Ok(spec)
+    }
+
+    /// Where it listens. A path is relative to its directory.
+    fn listeners(&self) -> Result<Vec<ListenAddress>, String> {
+        let address = |text: &String| {
+            let on = self.variables.expand(text)?.parse().map_err(|error| format!("listen: {error}"))?;
+            Ok(match on {
+                ListenAddress::Unix(path) => ListenAddress::Unix(self.directory_of_service()?.join(path)),
+                tcp => tcp,
+            })
+        };
+        self.entry.listen.all().iter().map(address).collect()
+    }
+
+    /// That a probe asks a port on which pm itself listens for it, and so says nothing.
+    fn probe_of_a_listener(&self, service: &Service) -> Option<String> {
+        let is_listened_on = |port: u16| {
+            let is_it = |on: &ListenAddress| matches!(on, ListenAddress::Tcp(address) if address.port() == port);
+            service.spec().listeners().iter().any(|(_, on)| is_it(on))
+        };
+        let probes = [("health", &self.entry.health), ("liveness", &self.entry.liveness)];
+        let (what, port) = probes.into_iter().find_map(|(what, probe)| {
+            probe.as_ref()?.tcp.filter(|port| is_listened_on(*port)).map(|port| (what, port))
+        })?;
+        Some(format!(
+            "{what}.tcp always passes: pm itself listens on port {port} for it; ask by http, command, line or notify"
+        ))
+    }
+
+    fn watched(&self) -> Result<Option<Watched>, String> {
+        let (paths, ignore) = match &self.entry.watch {
+            None => return Ok(None),
+            Some(WatchEntry::Paths(paths)) => (paths, &Many::None),
+            Some(WatchEntry::Table(table)) => (&table.paths, &table.ignore),
+        };
+        let directory = self.directory_of_service()?;
+        let path = |text: &String| -> Result<PathBuf, String> { Ok(directory.join(self.variables.expand(text)?)) };
+        let paths = paths.all().iter().map(path).collect::<Result<Vec<_>, _>>()?;
+        Watched::new(paths, ignore.all()).map(Some).map_err(|problem| format!("watch: {problem}"))
     }
 
     fn needs(&self) -> Vec<Need> {

@@ -9,6 +9,7 @@
 //! | [`output`] | the part of it that passes on what services print |
 //! | [`client`] | the side of `pm ps`, `pm stop` and the others |
 //! | [`up`] | `pm up`: starts a project, and stays until it ends |
+//! | [`watching`] | starts services anew when what they are made of changes |
 //! | [`detach`] | `pm up -d`: the same in the background |
 //! | [`reload`] | `pm reload` and SIGHUP: the file is read again |
 //! | [`screen`] | what services print, for people |
@@ -28,6 +29,7 @@ pub mod screen;
 pub mod server;
 pub mod tui;
 pub mod up;
+pub mod watching;
 pub mod wire;
 
 pub use commands::run;

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use super::server::Serving;
+use super::watching;
+use crate::config::watched::Watched;
 use crate::config::{Ends, Project, Purpose};
 use crate::error::{CliError, chain, say};
 
@@ -30,6 +32,8 @@ pub struct Facts {
     pub logs: BTreeMap<String, LogFile>,
     /// Services that take all others along when they end.
     pub ends: BTreeMap<String, Ends>,
+    /// What is watched of those that are started anew when it changes.
+    pub watched: BTreeMap<String, Watched>,
     /// The length of the longest name.
     pub width: usize,
 }
@@ -43,6 +47,7 @@ impl Facts {
             says_when_ready: services().map(|one| (one.name().to_string(), one.says_when_ready())).collect(),
             logs: services().filter_map(|one| Some((one.name().to_string(), one.log()?.clone()))).collect(),
             ends: project.ends.clone(),
+            watched: project.watched.clone(),
             width: services().map(|one| one.name().len()).max().unwrap_or(0),
         }
     }
@@ -155,8 +160,20 @@ async fn read_again(serving: &Serving) -> Result<Reloaded, NotReloaded> {
     let wanted = serving.told.wanted(&project).map_err(|error| bad(error.to_string()))?;
     let facts = Facts::of(&project, wanted.clone());
     not_ending(serving)?;
+    let before = serving.facts();
+    // Before anything is changed, for this may fail. Where it is the same, what waits for more changes goes on waiting.
+    let watching = match facts.watched == before.watched && facts.logs == before.logs {
+        true => None,
+        false => {
+            let watching = watching::start(&serving.orchestrator, &facts, &project.directory);
+            Some(watching.map_err(|error| NotReloaded::Failed(chain(&error)))?)
+        }
+    };
     let replaced = serving.orchestrator.replace_and_start(project.services, wanted, !serving.told.no_deps).await;
     let Replaced { added, changed, removed } = replaced.map_err(|error| bad(chain(&error)))?;
+    if let Some(watching) = watching {
+        serving.watch_with(watching);
+    }
     serving.facts.send_replace(Arc::new(facts));
     Ok(Reloaded { added, changed, removed, warnings: project.warnings })
 }

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use super::output;
 use super::reload::{self, Facts, NotReloaded, Told};
+use super::watching::Watching;
 use super::wire::{self, Answer, EventRow, LONGEST_QUESTION, Question};
 
 /// So many are answered at the same time. Others wait.
@@ -45,6 +46,8 @@ pub struct Serving {
     pub told: Told,
     /// Held by the one that reads the file again, until that is answered.
     pub reloads: Arc<tokio::sync::Mutex<()>>,
+    /// What has services start anew when their files change.
+    pub watching: Mutex<Option<Watching>>,
     /// Where the end of the project is asked for.
     pub down: mpsc::Sender<Down>,
     /// The project is going down: nothing is started any more.
@@ -55,6 +58,11 @@ impl Serving {
     /// What the file says, as it was used last.
     pub fn facts(&self) -> Arc<Facts> {
         self.facts.borrow().clone()
+    }
+
+    /// Has this watch in place of what did before.
+    pub fn watch_with(&self, watching: Option<Watching>) {
+        *self.watching.lock().unwrap_or_else(PoisonError::into_inner) = watching;
     }
 }
 

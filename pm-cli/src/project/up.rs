@@ -1,10 +1,9 @@
 //! `pm up`: starts the services of a project, shows what they print, and stays until they have ended or somebody ends it.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pm::service::{Event, Happening, Info, Orchestrator, State, Stopped};
@@ -15,8 +14,9 @@ use super::meeting::{self, Held};
 use super::reload::{self, Facts, Told};
 use super::screen::{Screen, Style};
 use super::server::{self, Clients, Down, Serving};
+use super::watching;
 use super::wire;
-use crate::config::{Ends, Project};
+use crate::config::Project;
 use crate::error::{CliError, code, say};
 
 /// So many pieces of output wait for a slow terminal, 64 KiB at most each.
@@ -135,14 +135,18 @@ async fn bring_up(
     let mut events = orchestrator.events();
     let (reload, asked_reload) = mpsc::channel(1);
     let signals = Signals::new(reload, plan.is_detached).map_err(CliError::Runtime)?;
+    let directory = plan.project.directory;
     orchestrator.add(plan.project.services).await.map_err(|error| CliError::Service(error.to_string()))?;
     end_left_behind(&orchestrator).await;
+    // Before they start, so that no change is missed that they have not seen.
+    let watching = watching::start(&orchestrator, &known.borrow(), &directory).map_err(CliError::Watch)?;
     let (down, asked_down) = mpsc::channel(1);
     let serving = Arc::new(Serving {
         orchestrator: orchestrator.clone(),
         facts,
         told,
         reloads: Arc::default(),
+        watching: Mutex::new(watching),
         down,
         is_ending: AtomicBool::new(false),
     });
@@ -162,8 +166,8 @@ async fn bring_up(
     if plan.is_detached {
         super::detach::told_up();
     }
-    let mut watch =
-        Watch { orchestrator: orchestrator.clone(), signals, asked_down, exit_code_from: plan.exit_code_from, known };
+    let endings = Endings { exit_code_from: plan.exit_code_from, known };
+    let mut watch = Watch { orchestrator: orchestrator.clone(), signals, asked_down, endings };
     let end = watch.until_end(&mut events, &mut screen, plan.is_detached).await;
     let before = orchestrator.list().await;
     let (code, down) = match end {
@@ -180,6 +184,7 @@ async fn bring_up(
     serving.is_ending.store(true, Ordering::Relaxed);
     // Who ends it wants it ended, however that goes on.
     orchestrator.keep_no_more().await;
+    serving.watch_with(None);
     let (stopped, downs) = watch.stop(down).await;
     let is_left = stopped.iter().any(|one| !one.survivors.is_empty());
     tell_failures(&orchestrator, &before).await;
@@ -241,6 +246,12 @@ struct Watch {
     orchestrator: Orchestrator,
     signals: Signals,
     asked_down: mpsc::Receiver<Down>,
+    endings: Endings,
+}
+
+/// What the end of a service means for the project.
+struct Endings {
+    /// The one that ends it, with its exit code.
     exit_code_from: Option<String>,
     /// What the file says.
     known: watch::Receiver<Arc<Facts>>,
@@ -278,12 +289,12 @@ impl Watch {
                     }
                 }
                 // What has ended may be the end of the project now.
-                Ok(()) = self.known.changed() => {}
+                Ok(()) = self.endings.known.changed() => {}
             }
-            let facts = self.known.borrow_and_update().clone();
+            let facts = self.endings.known.borrow_and_update().clone();
             tokio::select! {
                 code = self.signals.next() => return End::Signal(code),
-                end = end(&orchestrator, &facts.ends, self.exit_code_from.as_deref(), is_detached) => {
+                end = end(&orchestrator, &facts, self.endings.exit_code_from.as_deref(), is_detached) => {
                     if let Some(end) = end {
                         return end;
                     }
@@ -328,12 +339,12 @@ impl Watch {
 /// Whether nothing is left to wait for.
 async fn end(
     orchestrator: &Orchestrator,
-    ends: &BTreeMap<String, Ends>,
+    facts: &Facts,
     exit_code_from: Option<&str>,
     is_detached: bool,
 ) -> Option<End> {
     let services = orchestrator.list().await;
-    let takes_all_along = |info: &&Info| ends.get(&info.name).is_some_and(|ends| ends.holds(info.state));
+    let takes_all_along = |info: &&Info| facts.ends.get(&info.name).is_some_and(|ends| ends.holds(info.state));
     if let Some(ended) = services.iter().find(takes_all_along) {
         // What is a success is one whatever its exit code.
         return Some(End::ExitCode(if wire::is_bad_end(ended.state) { exit_code(ended) } else { 0 }));
@@ -343,8 +354,13 @@ async fn end(
         let ended = of_it.find(|info| info.state.is_over() && info.state != State::Idle)?;
         return Some(End::ExitCode(exit_code(ended)));
     }
+    // A change starts it again.
+    let may_return = |info: &Info| {
+        let has_ended = matches!(info.state, State::Completed | State::Failed | State::GaveUp);
+        has_ended && facts.watched.contains_key(&info.name)
+    };
     // In the background somebody may start one again.
-    let is_over = services.iter().all(|info| info.state.is_over()) && !is_detached;
+    let is_over = services.iter().all(|info| info.state.is_over() && !may_return(info)) && !is_detached;
     is_over.then_some(End::Over)
 }
 

@@ -318,6 +318,9 @@ fn word(event: &Event) -> &'static str {
         Event::Metrics { .. } => "metrics",
         Event::UsageHigh { .. } => "usage_high",
         Event::UsageNormal { .. } => "usage_normal",
+        Event::PortTaken(_) => "port_taken",
+        Event::Changed { .. } => "changed",
+        Event::Note { .. } => "note",
         Event::Removed => "removed",
         _ => "other",
     }
@@ -377,6 +380,9 @@ pub fn text(event: &Event) -> String {
                 amount(*gauge, *above)
             )
         }
+        Event::PortTaken(taken) => taken.to_string(),
+        Event::Changed { what } => format!("restart: {what} changed"),
+        Event::Note { text } => text.clone(),
         Event::Removed => "removed".into(),
         other => format!("{other:?}"),
     }

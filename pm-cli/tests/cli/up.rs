@@ -166,6 +166,35 @@ pub(crate) fn pm_in_background(dir: &Dir, args: &[&str]) {
 }
 
 #[test]
+fn what_listens_is_reached_and_who_holds_a_port_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let dir = project(&format!(
+        "[service.a]\nshell = \"echo $LISTEN_FDS; exec sleep 1000\"\nlisten = \"unix:a.sock\"\n\
+         [service.b]\nshell = \"exec sleep 1000\"\nhealth = {{ tcp = {port} }}\n\
+         [service.c]\nshell = \"exec sleep 1000\"\nlisten = [\"127.0.0.1:{port}\"]\n",
+    ));
+    let mut running = here(&dir, "up", &[]).start();
+    assert_eq!(running.line(), "a | 1");
+    std::os::unix::net::UnixStream::connect(dir.join("a.sock")).unwrap();
+    let began = Instant::now();
+    while pm(&dir, "wait", &["c"]).code != Some(1) {
+        assert!(began.elapsed() < Duration::from_secs(20), "it does not fail");
+    }
+    let by = format!("by process {} (", std::process::id());
+    let refused = pm(&dir, "start", &["c"]).expect(1).err;
+    assert!(refused.contains(&format!("c cannot listen on 127.0.0.1:{port}: ")) && refused.contains(&by), "{refused}");
+    pm(&dir, "wait", &["b"]).expect(0);
+    let rows = objects(&pm(&dir, "ps", &["--json"]).expect(0).out);
+    let b = rows.iter().find(|row| row["service"] == "b").unwrap();
+    assert!(b["why"].as_str().unwrap().starts_with(&format!("port {port} is held {by}")), "{b}");
+    pm(&dir, "down", &[]).expect(0);
+    let err = running.end().expect(1).err;
+    assert!(err.contains(&format!("pm: b: port {port} is held {by}")), "{err}");
+    assert!(!dir.join("a.sock").exists(), "it ends with the project");
+}
+
+#[test]
 fn two_starters_race_and_one_wins() {
     let dir = project("[service.a]\nshell = \"exec sleep 1000\"\n");
     let running: Vec<Running> = (0..4).map(|_| here(&dir, "up", &[]).start()).collect();

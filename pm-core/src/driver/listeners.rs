@@ -33,11 +33,24 @@ struct Bound {
     _path: Option<SocketPath>,
 }
 
+/// An address cannot be listened on.
+#[derive(Debug)]
+pub(crate) struct NotBound {
+    pub(crate) address: ListenAddress,
+    pub(crate) source: Arc<io::Error>,
+}
+
+impl From<NotBound> for StartError {
+    fn from(NotBound { address, source }: NotBound) -> Self {
+        StartError::Listen { address, source }
+    }
+}
+
 impl Listeners {
     /// Binds all of them.
-    pub(crate) fn bind(listeners: &[(String, ListenAddress)]) -> Result<Self, StartError> {
+    pub(crate) fn bind(listeners: &[(String, ListenAddress)]) -> Result<Self, NotBound> {
         let bind = |(name, on): &(String, ListenAddress)| {
-            let refused = |source| StartError::Listen { address: on.clone(), source: Arc::new(source) };
+            let refused = |source| NotBound { address: on.clone(), source: Arc::new(source) };
             let (address, fd, path) = bind(on).map_err(refused)?;
             Ok(Bound { name: name.clone(), address, fd: Arc::new(fd), _path: path })
         };

@@ -426,7 +426,8 @@ fn attempts(tries: u32) -> String {
 }
 
 /// What to do about an address that cannot be had.
-fn another(error: &io::Error) -> &'static str {
+/// What to do where an address cannot be listened on.
+pub(super) fn another(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => "; end that process, or choose another address",
         io::ErrorKind::PermissionDenied => {

@@ -259,6 +259,11 @@ impl Life {
         self.cause.as_ref()
     }
 
+    /// Whether somebody has started it, and nobody has asked it to stop since.
+    pub fn is_wanted(&self) -> bool {
+        self.is_wanted
+    }
+
     /// Whether it is to start again once it has ended.
     pub fn returns(&self) -> bool {
         self.is_wanted && (self.is_to_return || matches!(self.now, Now::Backoff { .. }))

@@ -233,6 +233,54 @@ impl fmt::Display for State {
     }
 }
 
+/// Who holds a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortHolder {
+    /// A process that has it open; none where it may not be looked at.
+    pub pid: Option<u32>,
+    /// What that process calls itself.
+    pub command: Option<String>,
+    /// The service that it is of, where it is one of the same orchestrator.
+    pub service: Option<String>,
+    /// The user who opened it.
+    pub uid: Option<u32>,
+}
+
+impl fmt::Display for PortHolder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.pid, self.uid) {
+            (Some(pid), _) => write!(f, "process {pid}")?,
+            (None, Some(uid)) => write!(f, "a process of user {uid} that cannot be looked at")?,
+            (None, None) => f.write_str("a process that cannot be looked at")?,
+        }
+        if let Some(command) = &self.command {
+            write!(f, " ({command})")?;
+        }
+        if let Some(service) = &self.service {
+            write!(f, " of the service {service}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Somebody else holds the port that a service is probed at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortTaken {
+    /// The port.
+    pub port: u16,
+    /// Who holds it.
+    pub by: PortHolder,
+    /// It was so before the service started, so that its probe may be answered by somebody else. Otherwise it was so when the service had ended.
+    pub before_start: bool,
+}
+
+impl fmt::Display for PortTaken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "port {} is held by {}", self.port, self.by)?;
+        if self.before_start { f.write_str(", who may answer its probe") } else { Ok(()) }
+    }
+}
+
 /// Something that happened to a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -367,6 +415,18 @@ pub enum Event {
         value: u64,
         /// The threshold.
         above: u64,
+    },
+    /// Somebody else holds the port that its probe asks: said before it starts, or before it is said that it has failed.
+    PortTaken(PortTaken),
+    /// It is started anew, because something that it is made of has changed.
+    Changed {
+        /// What.
+        what: String,
+    },
+    /// Something that the program that keeps it has to say of it.
+    Note {
+        /// What it says.
+        text: String,
     },
     /// It does not exist any more.
     Removed,

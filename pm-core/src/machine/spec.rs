@@ -124,14 +124,14 @@ impl From<&Path> for ListenAddress {
     }
 }
 
-/// A TCP address with its port, or the path of a socket, which holds a slash, with or without `unix:` before it.
+/// A TCP address with its port, or the path of a socket, which holds a slash or has `unix:` before it.
 ///
 /// ```
 /// use pm_core::machine::spec::ListenAddress;
 ///
 /// assert_eq!("127.0.0.1:0".parse(), Ok(ListenAddress::Tcp(([127, 0, 0, 1], 0).into())));
 /// assert_eq!("./run/api.sock".parse(), Ok(ListenAddress::Unix("./run/api.sock".into())));
-/// assert_eq!("unix:/run/api.sock".parse(), Ok(ListenAddress::Unix("/run/api.sock".into())));
+/// assert_eq!("unix:api.sock".parse(), Ok(ListenAddress::Unix("api.sock".into())));
 /// assert!("8080".parse::<ListenAddress>().is_err());
 /// ```
 impl FromStr for ListenAddress {
@@ -140,8 +140,11 @@ impl FromStr for ListenAddress {
     fn from_str(text: &str) -> Result<Self, BadSpec> {
         match text.parse() {
             Ok(address) => Ok(ListenAddress::Tcp(address)),
-            Err(_) if text.contains('/') => Ok(ListenAddress::Unix(text.strip_prefix("unix:").unwrap_or(text).into())),
-            Err(_) => Err(BadSpec::Address(text.to_string())),
+            Err(_) => match text.strip_prefix("unix:") {
+                Some(path) => Ok(ListenAddress::Unix(path.into())),
+                None if text.contains('/') => Ok(ListenAddress::Unix(text.into())),
+                None => Err(BadSpec::Address(text.to_string())),
+            },
         }
     }
 }
@@ -215,7 +218,7 @@ pub enum BadSpec {
     Nice(i32),
     /// Text that is no place to listen on.
     #[error(
-        "{0:?} is no place to listen on: give an address with its port, such as 127.0.0.1:8080, or a path with a slash"
+        "{0:?} is no place to listen on: give an address with its port, such as 127.0.0.1:8080, or a path with a slash, such as ./api.sock"
     )]
     Address(String),
     /// The path of a Unix socket is longer than the kernel takes.

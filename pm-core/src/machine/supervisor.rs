@@ -285,6 +285,12 @@ impl Supervisor {
         self.children.get(&id).is_some_and(Child::is_going)
     }
 
+    /// Whether a process of a service was started and nobody has asked it to stop since, so that it may not have seen what changes now. One that is
+    /// about to start will.
+    pub fn may_have_missed(&self, id: ServiceId) -> bool {
+        self.children.get(&id).is_some_and(Child::may_have_missed)
+    }
+
     /// Whether a process of any service is there, or is about to be.
     pub fn is_up(&self) -> bool {
         self.children.values().any(|child| child.request.is_some() || child.life.state().is_up())

@@ -49,7 +49,7 @@ const REFUSED: &[(&str, &str)] = &[
 const REFUSED_TABLES: &[(&str, &str)] = &[
     ("extends", "pm does not merge processes; an anchor of YAML does: <<: *name"),
     ("schedule", "pm starts nothing by the clock; leave that to cron or a timer of systemd"),
-    ("watch", "pm does not watch files; watchexec does"),
+    ("watch", "in pm.toml it is a list of paths: watch = [\"src\"]"),
     ("mcp", "pm is no server of MCP"),
 ];
 

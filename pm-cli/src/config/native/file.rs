@@ -70,6 +70,12 @@ pub struct Entry {
     pub metrics: MetricsEntry,
     /// What has not become ready by then has failed: 60s by default. Never a limit to its life.
     pub start_limit: Option<Time>,
+    /// Addresses where others reach it, such as `127.0.0.1:8080` or `unix:PATH`. pm listens there, from its first start until the project ends, and
+    /// gives the sockets to all its processes, as systemd does (LISTEN_FDS).
+    #[serde(default)]
+    pub listen: Many,
+    /// Files and directories, relative to its working directory. It is started anew when something there changes. A table says what does not matter.
+    pub watch: Option<WatchEntry>,
     /// Whether it is started again when it has ended: `never` (the default), `on_failure` or `always`; or a table with more to say.
     #[serde(default)]
     pub restart: RestartEntry,
@@ -232,6 +238,27 @@ impl From<ConditionWord> for Condition {
             ConditionWord::CompletedSuccessfully => Condition::CompletedSuccessfully,
         }
     }
+}
+
+/// What a service is started anew for.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a path, a list of paths, or a table with paths and ignore")]
+pub enum WatchEntry {
+    /// A change of one of these.
+    Paths(Many),
+    /// The same, and what does not matter.
+    Table(WatchTable),
+}
+
+/// What a service is started anew for, with all that can be said.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WatchTable {
+    /// Files and directories, relative to the working directory of the service.
+    pub paths: Many,
+    /// What in them does not matter: names such as `*.tmp`, and paths such as `cache/**/*.db`, from the watched directory on.
+    #[serde(default)]
+    pub ignore: Many,
 }
 
 /// A probe: one of `http`, `tcp`, `command`, `line` and `notify`.

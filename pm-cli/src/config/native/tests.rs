@@ -76,6 +76,24 @@ fn needs_have_the_condition_that_fits() {
 }
 
 #[test]
+fn where_it_listens_and_what_it_watches() {
+    let text = "[service.a]\ncommand = [\"x\"]\ndir = \"sub\"\nlisten = [\"[::1]:80\", \"unix:run/s\", \"/s\"]\nwatch = [\"src\", \"/etc\"]\nhealth = { tcp = 80 }\n";
+    let parts = read(text, Path::new("/project")).unwrap();
+    let listeners: Vec<String> = parts.services[0].spec().listeners().iter().map(|(_, on)| on.to_string()).collect();
+    assert_eq!(listeners, ["[::1]:80", "/project/sub/run/s", "/s"]);
+    assert_eq!(parts.watched["a"].paths(), [PathBuf::from("/etc"), PathBuf::from("/project/sub/src")]);
+    let warnings: Vec<&str> = parts.warnings.iter().map(|wrong| wrong.problem.as_str()).collect();
+    let missing = "a: watch: /project/sub/src does not exist; it is watched once it does";
+    let probe =
+        "a: health.tcp always passes: pm itself listens on port 80 for it; ask by http, command, line or notify";
+    assert_eq!(warnings, [probe, missing]);
+    // Only the service itself is given them.
+    let text =
+        "[service.a]\ncommand = [\"x\"]\nlisten = \"/s\"\nstop = { command = [\"y\"] }\nhooks = { start = [\"z\"] }";
+    assert_eq!(only(text).spec().listeners().len(), 1);
+}
+
+#[test]
 fn what_is_wrong_is_shown_with_its_line() {
     let cases = [
         ("", " missing field `service`"),
@@ -151,6 +169,21 @@ fn what_is_wrong_is_shown_with_its_line() {
         (
             "[service.a]\ncommand = [\"x\"]\nmetrics = { rss_above = 0 }",
             "a: the threshold of its memory is zero; it is at least 1",
+        ),
+        (
+            "[service.a]\ncommand = [\"x\"]\nlisten = \"8080\"",
+            "1:1: a: listen: \"8080\" is no place to listen on: give an address with its port",
+        ),
+        ("[service.a]\ncommand = [\"x\"]\nlisten = 8080", "3:10: a text, or a list of texts"),
+        ("[service.a]\ncommand = [\"x\"]\nlisten = \"/${PM_NOT_SET}\"", "a: the variable PM_NOT_SET is not set"),
+        ("[service.a]\ncommand = [\"x\"]\nwatch = []", "1:1: a: watch: it names no path"),
+        (
+            "[service.a]\ncommand = [\"x\"]\nwatch = { paths = \"src\", ignore = \"[a]\" }",
+            "\"[a]\" cannot be ignored: ",
+        ),
+        (
+            "[service.a]\ncommand = [\"x\"]\nwatch = { path = \"src\" }",
+            "3:9: a path, a list of paths, or a table with paths and ignore",
         ),
         ("[log]\nfile = \"x\"\n[service.a]\ncommand = [\"x\"]", "log.file is of one service"),
     ];

@@ -5,6 +5,8 @@
 //! | `task` | keeps all services of an orchestrator: feeds the machine, carries out what it says, answers requests |
 //! | `process` | lives through one incarnation of a service |
 //! | `probe` | asks a service once whether it is well |
+//! | `port` | finds out who holds a port |
+//! | `listening` | keeps what the processes of a service accept from |
 //! | `notify` | hears what a service says of itself by sd_notify(3) |
 //! | `command` | runs a command that belongs to a service |
 //! | `output` | reads what services print, on a thread of its own |
@@ -15,9 +17,11 @@
 mod command;
 pub(crate) mod hook;
 pub(crate) mod keep;
+mod listening;
 pub(crate) mod log;
 mod notify;
 pub(crate) mod output;
+mod port;
 mod probe;
 mod process;
 pub(crate) mod task;

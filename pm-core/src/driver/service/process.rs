@@ -8,8 +8,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::keep::{Held, Keep, Left, Note};
+use super::listening::{self, Listening, NotStarted};
 use super::notify::{Message, NotifySocket};
 use super::output::{Reader, Sink};
+use super::port::{self, Living};
 use crate::driver::command;
 use crate::driver::exec::{self, OutputStream};
 use crate::driver::launch::{self, Child, Command, Exit, LaunchError};
@@ -17,7 +19,7 @@ use crate::face::service::{Definition, Stdin, StopBy};
 use crate::machine::exit::Signal;
 use crate::machine::id::Incarnation;
 use crate::machine::life;
-use crate::machine::service::ServiceId;
+use crate::machine::service::{PortHolder, PortTaken, ServiceId};
 
 /// A stop command may print so much to each of its streams.
 const MOST_PRINTED: usize = 1 << 20;
@@ -25,8 +27,8 @@ const MOST_PRINTED: usize = 1 << 20;
 /// What the task of an incarnation is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// Ask it to end, as its definition says.
-    Terminate,
+    /// Ask it to end, as its definition says. Who asks for that on purpose needs no reason for it.
+    Terminate { on_purpose: bool },
     /// Kill the whole tree.
     Kill,
     /// Send it this signal.
@@ -41,13 +43,15 @@ pub(super) enum News {
     /// For the machine.
     Life(ServiceId, life::Input),
     /// It could not be started, and this is the typed reason.
-    NotStarted(ServiceId, Arc<LaunchError>),
+    NotStarted(ServiceId, NotStarted),
     /// How it ended, and what ended with it; before the machine hears of it.
     Ended(ServiceId, Exit),
     /// The command that asks it to end could not be started.
     StopFailed(ServiceId, String),
     /// What it says that it is doing.
     Status(ServiceId, String),
+    /// Somebody else holds the port that its probe asks: before it starts, or before the machine hears of its end.
+    PortTaken(ServiceId, PortTaken),
 }
 
 /// One incarnation of a process of a service.
@@ -59,6 +63,8 @@ pub(super) struct Process {
     pub(super) incarnation: Incarnation,
     pub(super) sink: Arc<Sink>,
     pub(super) reader: Arc<Reader>,
+    pub(super) listening: Listening,
+    pub(super) living: Living,
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) news: mpsc::Sender<News>,
     /// Where it is kept for the next orchestrator.
@@ -102,23 +108,39 @@ impl Process {
     pub(super) async fn run(mut self) {
         let running = match self.left.take() {
             Some(left) => self.take_over(left),
-            None => self.start().await,
+            None => {
+                self.look_at_port(true).await;
+                self.start().await
+            }
         };
         match running {
-            Ok((child, streams, note)) => self.live(child, streams, note).await,
+            Ok((child, streams, note)) => {
+                self.living.has_started(child.pid(), self.label.clone());
+                self.live(child, streams, note).await;
+            }
             Err(error) => {
-                let reason = crate::driver::worker::chain(&error);
-                self.tell(News::NotStarted(self.id, Arc::new(error))).await;
+                let reason = error.reason();
+                self.tell(News::NotStarted(self.id, error)).await;
                 self.tell(News::Life(self.id, life::Input::NotSpawned(self.incarnation, reason))).await;
             }
         }
     }
 
-    async fn start(&self) -> Result<(Child, Streams, Note), LaunchError> {
+    async fn start(&self) -> Result<(Child, Streams, Note), NotStarted> {
         let spec = &self.definition.spec;
         let mut command = command::of_spec(spec, "service", format!("service:{}", self.label))?;
         let streams =
             self.streams(&mut command).map_err(|source| LaunchError::here(&command, "making pipes", source))?;
+        if !spec.listeners().is_empty() {
+            match self.listening.open(spec) {
+                Ok(listeners) => listeners.pass_to(&mut command),
+                Err(error) => {
+                    let living = self.living.clone();
+                    let error = tokio::task::spawn_blocking(move || NotStarted::listen(error, &living)).await;
+                    return Err(error.map_err(|error| LaunchError::here(&command, "listening", error.into()))?);
+                }
+            }
+        }
         let mut note = Note::new(&self.definition, self.replica);
         let child = launch::launch(spec.guard(), command).await?;
         if let Some(keep) = &self.keep {
@@ -130,11 +152,29 @@ impl Process {
     }
 
     /// The process goes on, and what it says is heard here.
-    fn take_over(&self, left: Left) -> Result<(Child, Streams, Note), LaunchError> {
+    fn take_over(&self, left: Left) -> Result<(Child, Streams, Note), NotStarted> {
         let Left { child, note, held } = left;
         let failed = |source| LaunchError::here(&Command::new(&*note.name, ""), "taking over its streams", source);
         let notify = held.notify.map(|(socket, uid)| NotifySocket::adopt(socket, uid)).transpose().map_err(failed)?;
         Ok((child, Streams { stdout: held.stdout, stderr: held.stderr, notify }, note))
+    }
+
+    /// Says who else holds the port that its probe asks, where somebody does.
+    async fn look_at_port(&self, before_start: bool) {
+        let definition = &*self.definition;
+        let targets = [&definition.health, &definition.liveness];
+        let Some(port) = targets.into_iter().flatten().find_map(port::asked_by) else { return };
+        // What this program itself holds for it.
+        if listening::is_on(&definition.spec, port) {
+            return;
+        }
+        let living = self.living.clone();
+        let look = move || -> Option<PortHolder> {
+            if before_start { port::stranger_at(port, &living) } else { port::holder_of(port, &living, |_| true) }
+        };
+        if let Ok(Some(by)) = tokio::task::spawn_blocking(look).await {
+            self.tell(News::PortTaken(self.id, PortTaken { port, by, before_start })).await;
+        }
     }
 
     /// Gives `command` its streams, and its name.
@@ -173,6 +213,8 @@ impl Process {
         let mut farewell = None;
         // Nobody is left to say anything else.
         let mut is_left = false;
+        // Whether it was asked to end on purpose; nothing where it was not asked.
+        let mut asked = None;
         let exit = loop {
             let heard = async {
                 match &notify {
@@ -184,7 +226,8 @@ impl Process {
                 biased;
                 exit = child.exited() => break exit,
                 order = self.orders.recv(), if !is_left => match order {
-                    Some(Order::Terminate) => {
+                    Some(Order::Terminate { on_purpose }) => {
+                        asked = Some(on_purpose);
                         if let StopBy::Command(spec) = &self.definition.stop_by {
                             child.let_tree_end(Signal::TERM);
                             let spec = spec.with_variables(vec![("PM_PID".into(), child.pid().to_string().into())]);
@@ -209,7 +252,10 @@ impl Process {
                     }
                     Some(Order::Signal(signal)) => drop(child.signal(signal)),
                     Some(Order::NoteReady) => note.is_ready(&child),
-                    Some(Order::Kill) => child.kill_tree(),
+                    Some(Order::Kill) => {
+                        asked.get_or_insert(true);
+                        child.kill_tree();
+                    }
                     None => {
                         is_left = true;
                         child.kill_tree();
@@ -231,6 +277,10 @@ impl Process {
             let _ = one.await;
         }
         let status = exit.status;
+        self.living.has_ended(child.pid());
+        if !asked.unwrap_or(is_left) {
+            self.look_at_port(false).await;
+        }
         self.tell(News::Ended(self.id, exit)).await;
         self.tell(News::Life(self.id, life::Input::Exited(self.incarnation, status))).await;
     }

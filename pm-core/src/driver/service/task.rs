@@ -9,12 +9,14 @@ use tokio::task::JoinSet;
 
 use super::hook::{MOST_AT_A_TIME, Moment, Occasion};
 use super::keep::{self, Keep, Left};
+use super::listening::{Listening, NotStarted};
 use super::log::Log;
 use super::output::{Output, Reader, Said, Sink};
+use super::port::Living;
 use super::probe;
 use super::process::{AbortOnDrop, News, Order, Process};
 use crate::driver::clock;
-use crate::driver::launch::{Exit, LaunchError};
+use crate::driver::launch::Exit;
 use crate::driver::usage;
 use crate::face::service::MOST_REPLICAS;
 use crate::face::service::{
@@ -26,7 +28,7 @@ use crate::machine::exit::{ExitStatus, Signal};
 use crate::machine::id::Incarnation;
 use crate::machine::life::{self, Check, Life};
 use crate::machine::metrics::Watch;
-use crate::machine::service::{Condition, Event, Readiness, ServiceId, State, Verdict};
+use crate::machine::service::{Condition, Event, PortTaken, Readiness, ServiceId, State, Verdict};
 use crate::machine::supervisor::{Effect, Input, Replaced, Replacement, Supervisor};
 use crate::machine::time::Time;
 
@@ -78,6 +80,16 @@ pub(crate) enum Request {
     Restart {
         names: Vec<String>,
         answer: oneshot::Sender<Result<(), StartError>>,
+    },
+    Changed {
+        name: String,
+        what: String,
+        answer: oneshot::Sender<Result<bool, NoService>>,
+    },
+    Note {
+        name: String,
+        text: String,
+        answer: oneshot::Sender<Result<(), NoService>>,
     },
     Scale {
         name: String,
@@ -152,7 +164,9 @@ struct Kept {
     /// It was said that there is no log.
     has_lost_log: bool,
     /// Why it could not be started.
-    not_started: Option<Arc<LaunchError>>,
+    not_started: Option<NotStarted>,
+    /// Somebody else holds the port that its probe asks, or did when it had ended.
+    port: Option<PortTaken>,
     /// It was killed at its limit; and what was left when it had ended.
     was_killed: bool,
     exit: Option<Exit>,
@@ -165,6 +179,10 @@ struct Kept {
 pub(crate) struct Task {
     machine: Supervisor,
     definitions: BTreeMap<String, Arc<Definition>>,
+    /// Of each service that has listeners and was started once.
+    listening: BTreeMap<String, Listening>,
+    /// The processes of all of them.
+    living: Living,
     kept: BTreeMap<ServiceId, Kept>,
     waiters: Vec<Waiter>,
     /// The tasks of processes, which die with this one.
@@ -201,6 +219,8 @@ impl Task {
         let task = Task {
             machine: Supervisor::new(clock::now().as_nanos()),
             definitions: BTreeMap::new(),
+            listening: BTreeMap::new(),
+            living: Living::default(),
             kept: BTreeMap::new(),
             waiters: Vec::new(),
             processes: JoinSet::new(),
@@ -253,6 +273,14 @@ impl Task {
             News::NotStarted(id, error) => {
                 if let Some(kept) = self.kept.get_mut(&id) {
                     kept.not_started = Some(error);
+                }
+            }
+            News::PortTaken(id, taken) => {
+                let Some(kept) = self.kept.get_mut(&id) else { return };
+                kept.port = Some(taken.clone());
+                // Where it has ended it is said with how that is taken.
+                if taken.before_start {
+                    self.say(id, Event::PortTaken(taken));
                 }
             }
             News::Ended(id, exit) => {
@@ -316,6 +344,18 @@ impl Task {
                 }
                 Err(error) => drop(answer.send(Err(error.into()))),
             },
+            Request::Changed { name, what, answer } => {
+                let restarted = self.find(std::slice::from_ref(&name)).map(|()| self.has_changed(name, what));
+                let _ = answer.send(restarted);
+            }
+            Request::Note { name, text, answer } => {
+                let said = self.find(std::slice::from_ref(&name)).map(|()| {
+                    if let Some(id) = self.machine.replicas(&name).first() {
+                        self.say(*id, Event::Note { text });
+                    }
+                });
+                let _ = answer.send(said);
+            }
             Request::Scale { replicas, answer, .. } if replicas > MOST_REPLICAS => {
                 let _ = answer.send(Err(BadService::Replicas(replicas).into()));
             }
@@ -462,6 +502,7 @@ impl Task {
     /// Those of services that do not exist any more.
     fn forget_definitions(&mut self) {
         self.definitions.retain(|name, _| self.machine.contains(name));
+        self.listening.retain(|name, _| self.machine.contains(name));
     }
 
     /// Whoever waits for a number of replicas that is not wanted any more is told so.
@@ -498,6 +539,15 @@ impl Task {
         with_room.filter(|orders| orders.try_send(Order::Signal(signal)).is_ok()).count() as u32
     }
 
+    /// Starts a service anew that may not have seen what has changed. Whether there is one.
+    fn has_changed(&mut self, name: String, what: String) -> bool {
+        let missed = self.machine.replicas(&name).iter().copied().find(|id| self.machine.may_have_missed(*id));
+        let Some(id) = missed else { return false };
+        self.say(id, Event::Changed { what });
+        self.machine.handle(clock::now(), Input::Restart { names: vec![name] });
+        true
+    }
+
     fn last(&self, name: &str, lines: usize) -> Vec<String> {
         self.machine
             .replicas(name)
@@ -522,13 +572,17 @@ impl Task {
     fn info_of(&self, now: Time, id: ServiceId) -> Option<Info> {
         let (kept, life) = (self.kept.get(&id)?, self.machine.life(id)?);
         let (name, replica) = self.machine.name_of(id)?;
+        let state = self.machine.state(id)?;
+        let why = self.machine.why(now, id);
+        let why =
+            if state.is_up() || matches!(state, State::Failed | State::GaveUp) { kept.with_port(why) } else { why };
         Some(Info {
             id,
             name: name.into(),
             label: kept.label.clone(),
             replica,
-            state: self.machine.state(id)?,
-            why: self.machine.why(now, id),
+            state,
+            why,
             pid: life.pid(),
             incarnation: life.incarnation(),
             restarts: life.restarts(),
@@ -586,6 +640,7 @@ impl Task {
             hooks: Arc::new(Semaphore::new(MOST_AT_A_TIME)),
             has_lost_log: false,
             not_started: None,
+            port: None,
             was_killed: false,
             exit: None,
             is_unkillable: false,
@@ -663,7 +718,10 @@ impl Task {
                     let _ = news.send(News::Life(id, life::Input::Measured(incarnation, at, usage))).await;
                 });
             }
-            life::Effect::Terminate(_) => kept.order(Order::Terminate),
+            life::Effect::Terminate(_) => {
+                let on_purpose = !self.machine.life(id).is_some_and(Life::is_wanted);
+                kept.order(Order::Terminate { on_purpose });
+            }
             life::Effect::Kill(_) => {
                 kept.was_killed = true;
                 kept.order(Order::Kill);
@@ -678,6 +736,7 @@ impl Task {
         let (orders, received) = mpsc::channel(ORDERS);
         kept.orders = Some(orders);
         kept.not_started = None;
+        kept.port = None;
         kept.was_killed = false;
         kept.exit = None;
         kept.is_unkillable = false;
@@ -690,6 +749,8 @@ impl Task {
             incarnation,
             sink: kept.sink.clone(),
             reader: self.reader.clone(),
+            listening: self.listening.entry(kept.definition.name.clone()).or_default().clone(),
+            living: self.living.clone(),
             orders: received,
             news: self.news.clone(),
             keep: self.keep.clone(),
@@ -727,6 +788,11 @@ impl Task {
         if matches!(event, Event::Stopped { .. } | Event::Crashed { .. } | Event::Completed { .. }) {
             kept.probes.clear();
             kept.orders = None;
+        }
+        if let Event::Crashed { .. } = event
+            && let Some(taken) = kept.port.clone().filter(|taken| !taken.before_start)
+        {
+            self.say(id, Event::PortTaken(taken));
         }
         if let Event::Stopped { status } = event {
             self.has_stopped(id, status);
@@ -802,6 +868,7 @@ impl Task {
                     Verdict::Never(why) => {
                         let path = self.machine.path_to_failure(&name);
                         let output = self.last_words(path.last().unwrap_or(&name));
+                        let why = self.with_port(path.last().unwrap_or(&name), why);
                         drop(answer.send(Err(WaitError::Never { service: name, condition, why, path, output })));
                     }
                 },
@@ -853,8 +920,8 @@ impl Task {
                 self.machine.replicas(name).iter().find_map(|id| self.machine.why(clock::now(), *id)).unwrap_or(why);
             return StartError::DependencyFailed { path, why, output };
         }
-        if let Some(error) = ids.iter().find_map(|id| self.kept.get(id)?.not_started.clone()) {
-            return StartError::Launch { service, error };
+        if let Some(error) = ids.iter().find_map(|id| self.kept.get(id)?.not_started.as_ref()) {
+            return error.error(service);
         }
         if ids.iter().any(|id| self.machine.state(*id) == Some(State::Stopped)) {
             return StartError::Stopped { service };
@@ -863,12 +930,23 @@ impl Task {
         match failed.and_then(|life| life.cause()) {
             Some(ExitCause::NotReady { limit }) => {
                 let last = failed.and_then(|life| life.schedule(Check::Readiness)?.last()?.as_ref().err().cloned());
-                StartError::Timeout { service, limit: *limit, said: last, output }
+                let port = ids.iter().find_map(|id| self.kept.get(id)?.port.clone());
+                StartError::Timeout { service, limit: *limit, said: last, port, output }
             }
             cause => {
                 let words = ids.iter().find_map(|id| self.machine.why(clock::now(), *id));
-                StartError::Failed { service, cause: cause.cloned(), why: words.unwrap_or(why), output }
+                let why = self.with_port(&service, words.unwrap_or(why));
+                StartError::Failed { service, cause: cause.cloned(), why, output }
             }
+        }
+    }
+
+    /// Why a service is not up, with who else holds its port.
+    fn with_port(&self, name: &str, why: String) -> String {
+        let has_one = |id: &ServiceId| self.kept.get(id).filter(|kept| kept.port.is_some());
+        match self.machine.replicas(name).iter().find_map(has_one) {
+            Some(kept) => kept.with_port(Some(why)).unwrap_or_default(),
+            None => why,
         }
     }
 }
@@ -896,6 +974,15 @@ impl Kept {
             was_killed: self.was_killed && (status.is_some() || self.is_unkillable),
             swept: exit.map(|exit| exit.strays.clone()).unwrap_or_default(),
             survivors,
+        }
+    }
+
+    /// A reason, with who else holds the port that its probe asks.
+    fn with_port(&self, why: Option<String>) -> Option<String> {
+        match (why, &self.port) {
+            (Some(why), Some(taken)) => Some(format!("{why}; {taken}")),
+            (None, Some(taken)) => Some(taken.to_string()),
+            (why, None) => why,
         }
     }
 

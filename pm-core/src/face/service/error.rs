@@ -1,5 +1,6 @@
 //! What can go wrong with services. Each message says what, with which value, and what to do.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +9,11 @@ use thiserror::Error;
 use super::service::MOST_REPLICAS;
 use crate::driver::launch::LaunchError;
 use crate::driver::worker::chain;
+use crate::face::error::another;
 use crate::machine::cause::ExitCause;
 use crate::machine::metrics::SHORTEST_INTERVAL;
-use crate::machine::service::Condition;
+use crate::machine::service::{Condition, PortHolder, PortTaken};
+use crate::machine::spec::ListenAddress;
 use crate::machine::supervisor;
 
 /// A service that cannot be: found when it is built, or when it is added.
@@ -89,8 +92,23 @@ pub enum StartError {
         /// Why not.
         error: Arc<LaunchError>,
     },
+    /// An address of its Spec cannot be listened on: most often another process does.
+    #[error("{service} cannot listen on {address}: {source}{}{}", held(.holder.as_ref()), another(.source))]
+    Listen {
+        /// The service.
+        service: String,
+        /// The address.
+        address: ListenAddress,
+        /// Why not.
+        source: Arc<io::Error>,
+        /// Who holds its port, where that is the reason.
+        holder: Option<PortHolder>,
+    },
     /// It was not ready in time.
-    #[error("{service} was not ready within {limit:?}{}{}", last(.said.as_deref()), printed(.output))]
+    #[error(
+        "{service} was not ready within {limit:?}{}{}{}",
+        last(.said.as_deref()), taken(.port.as_ref()), printed(.output)
+    )]
     Timeout {
         /// The service.
         service: String,
@@ -98,6 +116,8 @@ pub enum StartError {
         limit: Duration,
         /// What its probe said last.
         said: Option<String>,
+        /// Somebody else holds the port that its probe asks.
+        port: Option<PortTaken>,
         /// The last lines that it printed.
         output: Vec<String>,
     },
@@ -205,6 +225,14 @@ fn along(path: &[String]) -> String {
 
 fn last(said: Option<&str>) -> String {
     said.map(|said| format!("; its probe said last: {said}")).unwrap_or_default()
+}
+
+fn taken(port: Option<&PortTaken>) -> String {
+    port.map(|taken| format!("; {taken}")).unwrap_or_default()
+}
+
+fn held(holder: Option<&PortHolder>) -> String {
+    holder.map(|holder| format!(", by {holder}")).unwrap_or_default()
 }
 
 fn printed(lines: &[String]) -> String {

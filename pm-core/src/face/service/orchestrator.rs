@@ -230,6 +230,30 @@ impl Orchestrator {
         self.ask(|answer| Request::Restart { names, answer }).await.unwrap_or(Err(StartError::Gone))
     }
 
+    /// Starts a service anew because something that it is made of has changed: `what`, which its event [`Event::Changed`] says. One that was never started
+    /// is left alone, and so is one that was asked to stop, or that is about to start and will see the change. Returns whether it is started anew,
+    /// without waiting for that.
+    ///
+    /// [`Event::Changed`]: crate::machine::service::Event::Changed
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub async fn restart_changed(&self, name: &str, what: impl Into<String>) -> Result<bool, NoService> {
+        let (name, what) = (name.into(), what.into());
+        self.ask(|answer| Request::Changed { name, what, answer }).await.unwrap_or(Ok(false))
+    }
+
+    /// Tells whoever listens something about a service, as an event ([`Event::Note`]).
+    ///
+    /// [`Event::Note`]: crate::machine::service::Event::Note
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub async fn note(&self, name: &str, text: impl Into<String>) -> Result<(), NoService> {
+        let (name, text) = (name.into(), text.into());
+        self.ask(|answer| Request::Note { name, text, answer }).await.unwrap_or(Ok(()))
+    }
+
     /// Has so many processes of a service: starts further ones where it is up, and stops the last ones. Returns when those that there are to be are up, and the
     /// others gone.
     ///

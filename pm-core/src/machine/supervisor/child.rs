@@ -61,6 +61,11 @@ impl Child {
         self.then == Then::Remove || matches!(self.request, Some(Request::Stop { then: Then::Remove, .. }))
     }
 
+    /// Whether it has begun what it was started for, and neither stops on request nor is about to start: what changes now it may not have seen.
+    pub(super) fn may_have_missed(&self) -> bool {
+        self.request.is_none() && self.then == Then::Nothing && self.skipped.is_none() && self.life.is_wanted()
+    }
+
     /// It was to go, and is not any more. Where it was told to end already it comes back.
     pub(super) fn stay(&mut self) {
         if self.then == Then::Remove {
