@@ -295,10 +295,10 @@ impl Orchestrator {
     ///
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
     /// let db = Service::new("db", Spec::program("redis-server").build()?).build()?;
-    /// let api = |port: &str| Service::new("api", Spec::program("node").args(["api.js", port]).build()?).build();
+    /// let node = |port: &str| Spec::program("node").args(["api.js", port]).build();
     /// let orchestrator = Orchestrator::start()?;
-    /// orchestrator.start_many([db.clone(), api("3000")?]).await?;
-    /// let replaced = orchestrator.replace([db, api("3001")?]).await?;
+    /// orchestrator.start_many([db.clone(), Service::new("api", node("3000")?).build()?]).await?;
+    /// let replaced = orchestrator.replace([db, Service::new("api", node("3001")?).build()?]).await?;
     /// assert_eq!(replaced.changed, ["api"]); // it begins anew, and db goes on
     /// # Ok(())
     /// # }
