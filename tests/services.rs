@@ -10,6 +10,7 @@ mod output;
 mod restart;
 mod start;
 mod stop;
+mod terminal;
 
 use std::path::Path;
 use std::time::Duration;
@@ -35,6 +36,7 @@ pub fn tests() -> Vec<Trial> {
         needs::tests(),
         output::tests(),
         hooks::tests(),
+        terminal::tests(),
         crowds::tests(),
     ]
     .into_iter()

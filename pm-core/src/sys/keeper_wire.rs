@@ -11,7 +11,7 @@ use super::spawn::Stage;
 use super::wait::Counted;
 
 /// The version of this module. Manager and keeper come from two installations if the keeper is `pm` on PATH.
-pub(crate) const VERSION: u16 = 3;
+pub(crate) const VERSION: u16 = 4;
 
 /// The longest launch, in bytes, that travels in the message itself. Larger ones travel in a memfd, the last descriptor
 /// of the message. 8 KiB hold most environments, and 16 of them fit into a socket's default send buffer (208 KiB).

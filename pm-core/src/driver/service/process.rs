@@ -1,5 +1,6 @@
 //! One incarnation of a service: its launch, its streams, what it is told, and its end.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -7,8 +8,10 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
+use super::input::{End, Inlet};
 use super::notify::{Message, NotifySocket};
-use super::output::{Reader, Sink};
+use super::output::{Reader, Sink, Source};
+use super::terminal::{Terminal, USUAL_TERM};
 use crate::driver::command;
 use crate::driver::exec::{self, OutputStream};
 use crate::driver::launch::{self, Child, Command, Exit, LaunchError};
@@ -55,17 +58,23 @@ pub(super) struct Process {
     pub(super) replica: u32,
     pub(super) incarnation: Incarnation,
     pub(super) sink: Arc<Sink>,
+    pub(super) inlet: Arc<Inlet>,
     pub(super) reader: Arc<Reader>,
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) news: mpsc::Sender<News>,
 }
 
-/// What is read of a process, and how it speaks.
+/// What is read of a process, what is written to it, and how it speaks.
 struct Streams {
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+    printed: Vec<Source>,
+    input: Option<End>,
+    /// The process's own end of its terminal. As long as it is open here, the terminal has no end that the process has not.
+    terminal: Option<Arc<OwnedFd>>,
     notify: Option<NotifySocket>,
 }
+
+/// What it prints, what it reads, and its end of a terminal.
+type Standard = (Vec<Source>, Option<End>, Option<Arc<OwnedFd>>);
 
 /// A task that ends where this is dropped.
 #[derive(Debug)]
@@ -100,7 +109,7 @@ impl Process {
         let spec = &self.definition.spec;
         let mut command = command::of_spec(spec, "service", format!("service:{}", self.label))?;
         let streams =
-            self.streams(&mut command).map_err(|source| LaunchError::here(&command, "making pipes", source))?;
+            self.streams(&mut command).map_err(|source| LaunchError::here(&command, "making its streams", source))?;
         let child = launch::launch(spec.guard(), command).await?;
         Ok((child, streams))
     }
@@ -108,13 +117,8 @@ impl Process {
     /// Gives `command` its streams, and its name.
     fn streams(&self, command: &mut Command) -> io::Result<Streams> {
         let definition = &*self.definition;
-        let (stdout, theirs) = io::pipe()?;
-        command.fds.push((1, Arc::new(theirs.into())));
-        let (stderr, theirs) = io::pipe()?;
-        command.fds.push((2, Arc::new(theirs.into())));
-        if definition.stdin == Stdin::Inherit {
-            command.fds.push((0, Arc::new(io::stdin().as_fd().try_clone_to_owned()?)));
-        }
+        let (printed, input, terminal) =
+            if definition.has_terminal { self.terminal(command)? } else { self.pipes(command)? };
         let mut variables = vec![("PM_SERVICE", self.label.to_string()), ("PM_REPLICA", self.replica.to_string())];
         if let Some(limit) = definition.rules.watchdog {
             variables.push(("WATCHDOG_USEC", limit.as_micros().to_string()));
@@ -127,17 +131,54 @@ impl Process {
         };
         command.env.extend(variables.into_iter().map(|(name, value)| (name.into(), value.into())));
         command.env.extend(notify.iter().map(|socket| ("NOTIFY_SOCKET".into(), socket.address().clone())));
-        Ok(Streams { stdout: stdout.into(), stderr: stderr.into(), notify })
+        Ok(Streams { printed, input, terminal, notify })
+    }
+
+    fn pipes(&self, command: &mut Command) -> io::Result<Standard> {
+        let mut printed = Vec::new();
+        for (number, stream) in [(1, OutputStream::Stdout), (2, OutputStream::Stderr)] {
+            let (ours, theirs) = io::pipe()?;
+            command.fds.push((number, Arc::new(theirs.into())));
+            printed.push(Source::of_pipe(ours.into(), stream)?);
+        }
+        let input = match self.definition.stdin {
+            Stdin::Null => None,
+            Stdin::Inherit => {
+                command.fds.push((0, Arc::new(io::stdin().as_fd().try_clone_to_owned()?)));
+                None
+            }
+            Stdin::Pipe => {
+                let (theirs, ours) = io::pipe()?;
+                command.fds.push((0, Arc::new(theirs.into())));
+                Some(End::of_pipe(ours.into())?)
+            }
+        };
+        Ok((printed, input, None))
+    }
+
+    fn terminal(&self, command: &mut Command) -> io::Result<Standard> {
+        let Terminal { master, slave } = Terminal::open(self.inlet.size(), self.definition.spec.user())?;
+        let slave = Arc::new(slave);
+        command.fds.extend((0..3).map(|number| (number, slave.clone())));
+        command.terminal = true;
+        if !command.env.iter().any(|(name, _)| name == "TERM") {
+            let own = std::env::var_os("TERM").filter(|term| !term.is_empty());
+            command.env.push(("TERM".into(), own.unwrap_or_else(|| OsString::from(USUAL_TERM))));
+        }
+        let input = End::of_terminal(&master)?;
+        Ok((vec![Source::of_terminal(master)], Some(input), Some(slave)))
     }
 
     async fn live(&mut self, mut child: Child, streams: Streams) {
-        let Streams { stdout, stderr, notify } = streams;
+        let Streams { printed, input, terminal, notify } = streams;
         self.sink.begin(self.definition.ready_line.clone(), self.incarnation);
         // Before anything that it says can be heard.
         self.tell(News::Life(self.id, life::Input::Spawned(self.incarnation, child.pid()))).await;
         let (ended, has_ended) = watch::channel(false);
-        let follow = |pipe, stream| self.reader.follow(pipe, stream, self.sink.clone(), has_ended.clone());
-        let printed = [follow(stdout, OutputStream::Stdout), follow(stderr, OutputStream::Stderr)];
+        let follow = |source| self.reader.follow(source, self.sink.clone(), has_ended.clone());
+        let printed: Vec<_> = printed.into_iter().map(follow).collect();
+        // Until it has ended: where nobody holds the master of a terminal any more, its processes are sent SIGHUP.
+        let input = input.map(|end| self.inlet.open(end));
         // Dropped, and with that killed, where the process ends before it.
         let stop_failed = Arc::new(tokio::sync::Notify::new());
         let mut farewell = None;
@@ -199,6 +240,7 @@ impl Process {
             // Its last words come before its end.
             let _ = one.await;
         }
+        drop((input, terminal));
         let status = exit.status;
         self.tell(News::Ended(self.id, exit)).await;
         self.tell(News::Life(self.id, life::Input::Exited(self.incarnation, status))).await;

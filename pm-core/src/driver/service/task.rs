@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::hook::{MOST_AT_A_TIME, Moment, Occasion};
+use super::input::Inlet;
 use super::log::Log;
 use super::output::{Output, Reader, Said, Sink};
 use super::probe;
@@ -16,7 +17,8 @@ use crate::driver::clock;
 use crate::driver::launch::{Exit, LaunchError};
 use crate::face::service::MOST_REPLICAS;
 use crate::face::service::{
-    BadService, Definition, Happening, Info, NoService, RemoveError, StartError, Stopped, WaitError,
+    AttachError, Attached, AttachedInput, AttachedOutput, BadService, Definition, Happening, Info, NoService,
+    RemoveError, StartError, Stopped, WaitError,
 };
 use crate::machine::cause::ExitCause;
 use crate::machine::exit::{ExitStatus, Signal};
@@ -56,6 +58,7 @@ pub(crate) enum Request {
     Wait { name: String, condition: Condition, answer: oneshot::Sender<Result<(), WaitError>> },
     List(oneshot::Sender<Vec<Info>>),
     Info { name: String, answer: oneshot::Sender<Result<Vec<Info>, NoService>> },
+    Attach { label: String, answer: oneshot::Sender<Result<Attached, AttachError>> },
     Last { name: String, lines: usize, answer: oneshot::Sender<Result<Vec<String>, NoService>> },
 }
 
@@ -87,6 +90,7 @@ struct Kept {
     label: Arc<str>,
     replica: u32,
     sink: Arc<Sink>,
+    inlet: Arc<Inlet>,
     /// To the task of its incarnation.
     orders: Option<mpsc::Sender<Order>>,
     probes: BTreeMap<Check, AbortOnDrop>,
@@ -272,6 +276,7 @@ impl Task {
                 let info = self.find(std::slice::from_ref(&name)).map(|()| self.info(&[&name]));
                 let _ = answer.send(info);
             }
+            Request::Attach { label, answer } => drop(answer.send(self.attach(label))),
             Request::Last { name, lines, answer } => {
                 let last = self.find(std::slice::from_ref(&name)).map(|()| self.last(&name, lines));
                 let _ = answer.send(last);
@@ -344,6 +349,16 @@ impl Task {
             .filter_map(|id| self.kept.get(id))
             .flat_map(|kept| kept.sink.last(lines))
             .collect()
+    }
+
+    fn attach(&self, label: String) -> Result<Attached, AttachError> {
+        let Some(kept) = self.kept.values().find(|kept| *kept.label == *label) else {
+            let known = self.kept.values().map(|kept| kept.label.to_string()).take(NAMED).collect();
+            return Err(NoService { name: label, known }.into());
+        };
+        let Some(tap) = kept.sink.tap() else { return Err(AttachError::TooMany { label }) };
+        let input = kept.definition.takes_input().then(|| AttachedInput(kept.inlet.writer()));
+        Ok(Attached { input, output: AttachedOutput(tap), is_terminal: kept.definition.has_terminal })
     }
 
     /// What a service printed last in its last life, for an error.
@@ -419,6 +434,7 @@ impl Task {
             label,
             replica,
             sink: Arc::new(sink),
+            inlet: Arc::new(Inlet::new()),
             orders: None,
             probes: BTreeMap::new(),
             hooks: Arc::new(Semaphore::new(MOST_AT_A_TIME)),
@@ -469,6 +485,7 @@ impl Task {
                     replica: kept.replica,
                     incarnation,
                     sink: kept.sink.clone(),
+                    inlet: kept.inlet.clone(),
                     reader: self.reader.clone(),
                     orders: received,
                     news: self.news.clone(),

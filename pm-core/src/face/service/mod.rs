@@ -29,10 +29,12 @@
 //! | `service` | the builder of a service |
 //! | `probe` | what it is asked |
 //! | `patterns` | services of common sorts |
+//! | `attach` | its two ends, for who is attached to it |
 //! | `orchestrator` | what keeps them |
 //! | `info` | what is told of them |
 //! | `error` | what can go wrong |
 
+mod attach;
 mod error;
 mod info;
 mod orchestrator;
@@ -41,6 +43,7 @@ mod probe;
 #[expect(clippy::module_inception, reason = "a service is what the module is about")]
 mod service;
 
+pub use attach::{AttachError, Attached, AttachedInput, AttachedOutput, InputError};
 pub use error::{BadService, NoService, RemoveError, StartError, WaitError};
 pub use info::{Happening, Info, Stopped};
 pub use orchestrator::{Orchestrator, OrchestratorBuilder, orchestrator};
@@ -53,4 +56,6 @@ pub use service::{MOST_REPLICAS, Service, ServiceBuilder, Stdin, StopBy};
 pub use crate::driver::service::hook::{HOOK_LIMIT, Moment, Occasion};
 pub use crate::driver::service::log::LogFile;
 pub use crate::driver::service::output::Output;
+pub use crate::driver::service::tap::{MOST_ATTACHED, Printed};
+pub use crate::driver::service::terminal::WindowSize;
 pub use crate::driver::usage::{TreeUsage, tree as usage_of};

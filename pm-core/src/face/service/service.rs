@@ -29,6 +29,9 @@ pub enum Stdin {
     Null,
     /// What this program reads.
     Inherit,
+    /// What those send who are attached to it ([`Orchestrator::attach`](super::Orchestrator::attach)). Without anybody attached it waits; the end of it comes only where somebody
+    /// sends that. Each life of the service has a new one.
+    Pipe,
 }
 
 /// How a service is asked to end.
@@ -57,6 +60,8 @@ pub(crate) struct Definition {
     pub(crate) ready_line: Option<Regex>,
     pub(crate) stop_by: StopBy,
     pub(crate) stdin: Stdin,
+    /// It has a terminal, in place of its three standard streams.
+    pub(crate) has_terminal: bool,
     pub(crate) hooks: Vec<(Moment, Hook)>,
     pub(crate) log: Option<LogFile>,
 }
@@ -65,6 +70,11 @@ impl Definition {
     /// Whether it says something by sd_notify(3).
     pub(crate) fn is_notified(&self) -> bool {
         self.rules.watchdog.is_some() || self.rules.readiness == Readiness::Told { by_line: false }
+    }
+
+    /// Whether those who are attached to it can send something.
+    pub(crate) fn takes_input(&self) -> bool {
+        self.has_terminal || self.stdin == Stdin::Pipe
     }
 }
 
@@ -82,7 +92,8 @@ pub struct ServiceBuilder {
     ready_line: Option<String>,
     is_notified: bool,
     stop_by: StopBy,
-    stdin: Stdin,
+    stdin: Option<Stdin>,
+    has_terminal: bool,
     hooks: Vec<(Moment, Hook)>,
     log: Option<LogFile>,
 }
@@ -103,7 +114,8 @@ impl Service {
             ready_line: None,
             is_notified: false,
             stop_by: StopBy::Signal(Signal::TERM),
-            stdin: Stdin::Null,
+            stdin: None,
+            has_terminal: false,
             hooks: Vec::new(),
             log: None,
         }
@@ -230,9 +242,19 @@ impl ServiceBuilder {
         self
     }
 
-    /// What it reads.
+    /// What it reads: nothing by default.
     pub fn stdin(mut self, stdin: Stdin) -> Self {
-        self.stdin = stdin;
+        self.stdin = Some(stdin);
+        self
+    }
+
+    /// It has a pseudo-terminal as its standard input, output and error, and as its controlling terminal: for programs that demand one. It leads a session of its own, not only a process
+    /// group. `TERM` is that of this program, or `xterm-256color`, unless its Spec sets it; its size is 24 lines of 80 characters until one who is attached says otherwise.
+    ///
+    /// What it prints is all standard output. In its log and for those who listen lines end with `\n`, where the terminal has made `\r\n` of it; those who are attached have it as it came.
+    /// When its process ends, the kernel sends SIGHUP to what that has left in the foreground of the terminal.
+    pub fn terminal(mut self) -> Self {
+        self.has_terminal = true;
         self
     }
 
@@ -273,6 +295,9 @@ impl ServiceBuilder {
         if self.replicas > MOST_REPLICAS {
             return Err(BadService::Replicas(self.replicas));
         }
+        if self.has_terminal && self.stdin.is_some() {
+            return Err(BadService::TerminalAndStdin);
+        }
         if rules.start_limit.is_zero() {
             return Err(BadService::Zero { what: "the start limit" });
         }
@@ -310,7 +335,8 @@ impl ServiceBuilder {
             liveness: liveness.map(|(target, _)| target),
             ready_line: ready_line.transpose()?,
             stop_by: self.stop_by,
-            stdin: self.stdin,
+            stdin: self.stdin.unwrap_or_default(),
+            has_terminal: self.has_terminal,
             hooks: self.hooks,
             log: self.log,
         })))
@@ -333,6 +359,7 @@ mod tests {
         let two = named("a").health(Probe::tcp(1)).notify().build().unwrap_err();
         assert_eq!(two, BadService::TwoReadinesses("a health probe", "sd_notify"));
         assert!(matches!(named("a").ready_line("(").build(), Err(BadService::Pattern { .. })));
+        assert_eq!(named("a").terminal().stdin(Stdin::Null).build().unwrap_err(), BadService::TerminalAndStdin);
         assert!(matches!(named("a").start_limit(Duration::ZERO).build(), Err(BadService::Zero { .. })));
     }
 
