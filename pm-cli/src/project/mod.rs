@@ -12,9 +12,12 @@
 //! | [`detach`] | `pm up -d`: the same in the background |
 //! | [`screen`] | what services print, for people |
 //! | [`history`] | `pm logs`: what services have printed |
+//! | [`attach`] | `pm attach`: a terminal or pipes, connected to a service |
+//! | [`terminal`] | the terminal of the user, taken and given back whatever happens |
 //! | [`tui`] | `pm tui`: all of it, for people who stay |
 //! | [`graph`] | `pm graph`: who needs whom |
 
+pub mod attach;
 pub mod client;
 mod commands;
 pub mod detach;
@@ -24,6 +27,7 @@ pub mod meeting;
 pub mod output;
 pub mod screen;
 pub mod server;
+pub mod terminal;
 pub mod tui;
 pub mod up;
 pub mod wire;

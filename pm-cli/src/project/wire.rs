@@ -38,6 +38,8 @@ pub enum Question {
     /// Answered by an [`Answer::Output`] for each piece of what they print, without end, and before that for the end of the log of each, of about
     /// so many bytes. Without names: of all.
     Output { names: Vec<String>, last_bytes: u64 },
+    /// Answered by [`Answer::Attached`], and from there on by frames ([`attach::frame`](super::attach::frame)) both ways.
+    Attach { label: String },
     /// Answered by [`Answer::Done`].
     Signal { names: Vec<String>, signal: i32 },
 }
@@ -56,6 +58,11 @@ pub enum Answer {
     },
     Event(EventRow),
     Output(OutputRow),
+    /// Frames follow.
+    Attached {
+        is_terminal: bool,
+        takes_input: bool,
+    },
     /// It could not be done.
     Failed {
         message: String,

@@ -146,6 +146,11 @@ impl Service {
         self.0.log.as_ref()
     }
 
+    /// Whether it has a terminal.
+    pub fn has_terminal(&self) -> bool {
+        self.0.has_terminal
+    }
+
     /// How many processes it has.
     pub fn replicas(&self) -> u32 {
         self.0.replicas
