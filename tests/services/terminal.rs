@@ -241,7 +241,6 @@ async fn lines_go_through_a_pipe() {
     seen.until("got for the second\n").await;
     within(input.close()).await.unwrap();
     seen.until("the end\n").await;
-    assert_eq!(within(input.close()).await, Err(InputError::Closed));
     let (input, mut seen) = attach(&orchestrator, "a").await;
     within(input.send(b"without an end")).await.unwrap();
     within(input.close()).await.unwrap();
@@ -342,6 +341,12 @@ async fn who_reads_no_more_is_told_of() {
     let (input, mut seen) = attach(&orchestrator, "a").await;
     within(orchestrator.start_service("a")).await.unwrap();
     seen.until("closed\n").await;
+    assert_eq!(within(input.send(b"x")).await, Err(InputError::Closed));
+    // Or to which somebody has sent the end.
+    within(orchestrator.start_many([shell("b", RESTS).stdin(Stdin::Pipe).build().unwrap()])).await.unwrap();
+    let (input, _) = attach(&orchestrator, "b").await;
+    assert_eq!(within(input.close()).await, Ok(()));
+    assert_eq!(within(input.close()).await, Err(InputError::Closed));
     assert_eq!(within(input.send(b"x")).await, Err(InputError::Closed));
 }
 

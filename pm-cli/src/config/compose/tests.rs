@@ -254,7 +254,7 @@ editor: zsh -ec vi in /shop
         warnings(LARGE),
         [
             "100: namespace: nothing comes of it: pm starts the services of all namespaces; name some to start only those",
-            "114: is_foreground: it is started only when it is named, and has no terminal then",
+            "114: is_foreground: it is started only when it is named, and not in the foreground: is_tty gives it a terminal, and pm attach connects to that",
         ]
     );
     // What the public face of a service does not say.
