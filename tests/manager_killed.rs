@@ -54,7 +54,7 @@ pub fn tests() -> Vec<Trial> {
     trials.push(Trial::test("manager_killed::services", || {
         if has("setsid") {
             // The transport is of no matter to them.
-            manager_killed("services", 9, ALL[0]);
+            manager_killed("services", 11, ALL[0]);
         }
         Ok(())
     }));

@@ -16,6 +16,7 @@ mod restart;
 mod shutdown;
 mod start;
 mod stop;
+mod terminal;
 
 use std::path::Path;
 use std::time::Duration;
@@ -47,6 +48,7 @@ pub fn tests() -> Vec<Trial> {
         shutdown::tests(),
         listeners::tests(),
         ports::tests(),
+        terminal::tests(),
         crowds::tests(),
         replace::tests(),
     ]

@@ -44,6 +44,12 @@ pub enum Command {
     Tui(project::FileArg),
     /// Show what services have printed
     Logs(project::LogsArgs),
+    /// Connect the terminal, or pipes, to a service of a project that is up
+    #[command(
+        after_help = "From a terminal to a service with `tty`, Ctrl-P Ctrl-Q leaves, and the service goes on. Otherwise the end of the input does (Ctrl-D), once the service has all of it; with --close \
+        it is the end of the service's input as well, and pm attach stays until the service has ended. The exit code is 0, or that of the service where it has ended."
+    )]
+    Attach(project::AttachArgs),
     /// Start services of a project that is up, with what they need
     Start(project::StartArgs),
     /// Stop services of a project that is up; others go on

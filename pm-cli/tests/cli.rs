@@ -2,6 +2,8 @@
 //!
 //! Each run has a mark of its own in its environment, which all that it starts inherits. At its end no process with that mark may be left.
 
+#[path = "cli/attach.rs"]
+mod attach;
 #[path = "cli/bench.rs"]
 mod bench;
 #[path = "cli/compose.rs"]

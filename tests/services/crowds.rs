@@ -217,7 +217,7 @@ fn everything_ends_with_the_runtime() {
     });
 }
 
-/// What a manager keeps that is to be killed: at least seven processes beside it and its keeper.
+/// What a manager keeps that is to be killed: at least nine processes beside it and its keeper.
 pub async fn to_be_killed() -> Orchestrator {
     let orchestrator = orchestrator();
     let never = Scratch::new().path("never");
@@ -226,12 +226,13 @@ pub async fn to_be_killed() -> Orchestrator {
         shell("rests", RESTS).build(),
         shell("stray", stray).ready_line("up").build(),
         shell("deaf", DEAF).ready_line("deaf").build(),
+        shell("terminal", &format!("trap '' HUP; {DEAF}")).terminal().ready_line("deaf").build(),
         shell("starts", RESTS).health(while_there(&never)).build(),
         shell("flaps", "exit 1").restart(Restart { max: None, ..at_once(When::Always) }).build(),
         Service::new("floods", Spec::program("yes").build().expect("a Spec")).build(),
     ];
     orchestrator.add(services.map(|one| one.expect("a service"))).await.expect("services");
-    let _ = within(orchestrator.start_named(["rests", "stray", "deaf", "flaps", "floods"], true)).await;
+    let _ = within(orchestrator.start_named(["rests", "stray", "deaf", "terminal", "flaps", "floods"], true)).await;
     let _ = tokio::time::timeout(Duration::from_millis(1), orchestrator.start_service("starts")).await;
     wait(&orchestrator, "starts", Condition::Started).await;
     assert_eq!(state(&orchestrator, "starts").await, State::Starting);

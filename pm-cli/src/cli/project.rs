@@ -86,6 +86,23 @@ pub struct LogsArgs {
     pub timestamps: bool,
 }
 
+/// `pm attach`.
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap shows the text as that of the option")]
+    pub project: FileArg,
+    /// The service; of its further replicas as in web#2
+    #[arg(value_name = "SERVICE")]
+    pub label: String,
+    /// At the end of the input, close that of the service as well, and stay until it has ended
+    #[arg(long, conflicts_with = "no_stdin")]
+    pub close: bool,
+    /// Read nothing: only show what it prints, until it has ended
+    #[arg(long)]
+    pub no_stdin: bool,
+}
+
 /// `pm start` and `pm restart`.
 #[derive(Debug, Args)]
 pub struct StartArgs {

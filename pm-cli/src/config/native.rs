@@ -181,9 +181,14 @@ impl Making<'_> {
         if let Some(replicas) = entry.replicas {
             service = service.replicas(replicas);
         }
-        if let StdinEntry::Inherit = entry.stdin {
-            service = service.stdin(Stdin::Inherit);
-        }
+        service = match entry.stdin {
+            Some(_) if entry.tty => return Err("tty is its standard input: leave out stdin".into()),
+            Some(StdinEntry::Null) => service.stdin(Stdin::Null),
+            Some(StdinEntry::Inherit) => service.stdin(Stdin::Inherit),
+            Some(StdinEntry::Pipe) => service.stdin(Stdin::Pipe),
+            None if entry.tty => service.terminal(),
+            None => service,
+        };
         if let Some(log) = self.log_file()? {
             service = service.log(log);
         }

@@ -9,7 +9,7 @@ use pm::core::units::rounded;
 use pm::service::{Orchestrator, is_kept};
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
-use tokio::net::unix::OwnedReadHalf;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::meeting;
 use super::wire::{self, Answer, LONGEST_ANSWER, Question, Row, StoppedRow};
@@ -19,7 +19,7 @@ use crate::error::{CliError, code, say};
 pub struct Asked {
     answers: BufReader<OwnedReadHalf>,
     /// Its end would take the question back.
-    _writer: tokio::net::unix::OwnedWriteHalf,
+    writer: OwnedWriteHalf,
 }
 
 impl Asked {
@@ -36,7 +36,12 @@ impl Asked {
         }
         let (read, mut write) = stream.into_split();
         wire::write(&mut write, question).await.map_err(lost)?;
-        Ok(Asked { answers: BufReader::new(read), _writer: write })
+        Ok(Asked { answers: BufReader::new(read), writer: write })
+    }
+
+    /// Both ends of the connection, for what is no answer.
+    pub fn into_parts(self) -> (BufReader<OwnedReadHalf>, OwnedWriteHalf) {
+        (self.answers, self.writer)
     }
 
     /// The next answer.

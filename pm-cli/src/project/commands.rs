@@ -4,9 +4,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::wire::Question;
-use super::{client, detach, graph, history, screen, tui, up, wire};
+use super::{attach, client, detach, graph, history, screen, tui, up, wire};
 use crate::cli::Command;
-use crate::cli::project::{GraphArgs, LogsArgs, UpArgs};
+use crate::cli::project::{AttachArgs, GraphArgs, LogsArgs, UpArgs};
 use crate::config::{self, Project, Purpose};
 use crate::error::{CliError, say};
 
@@ -21,6 +21,10 @@ pub fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Ps(args) => client::ps(args.project.file.as_deref(), args.json),
         Command::Tui(args) => tui::terminal::show(args.file.as_deref()),
         Command::Logs(args) => logs(args),
+        Command::Attach(args) => {
+            let AttachArgs { project, label, close, no_stdin } = args;
+            attach::client::attach(project.file.as_deref(), &attach::client::Wanted { label, close, no_stdin })
+        }
         Command::Start(args) => {
             let question = Question::Start { names: args.names, no_deps: args.no_deps };
             client::act(args.project.file.as_deref(), &question, None)

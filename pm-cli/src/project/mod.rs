@@ -14,9 +14,12 @@
 //! | [`reload`] | `pm reload` and SIGHUP: the file is read again |
 //! | [`screen`] | what services print, for people |
 //! | [`history`] | `pm logs`: what services have printed |
+//! | [`attach`] | `pm attach`: a terminal or pipes, connected to a service |
+//! | [`terminal`] | the terminal of the user, taken and given back whatever happens |
 //! | [`tui`] | `pm tui`: all of it, for people who stay |
 //! | [`graph`] | `pm graph`: who needs whom |
 
+pub mod attach;
 pub mod client;
 mod commands;
 pub mod detach;
@@ -27,6 +30,7 @@ pub mod output;
 pub mod reload;
 pub mod screen;
 pub mod server;
+pub mod terminal;
 pub mod tui;
 pub mod up;
 pub mod watching;

@@ -12,6 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::attach;
 use super::output;
 use super::reload::{self, Facts, NotReloaded, Told};
 use super::watching::Watching;
@@ -22,6 +23,9 @@ const MOST_CLIENTS: usize = 256;
 
 /// So many listen to what happens, beside those.
 const MOST_LISTENERS: usize = 64;
+
+/// So many are attached to its services, beside both.
+pub const MOST_ATTACHED: usize = 64;
 
 /// Who has asked nothing by then is not waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -52,6 +56,8 @@ pub struct Serving {
     pub down: mpsc::Sender<Down>,
     /// The project is going down: nothing is started any more.
     pub is_ending: AtomicBool,
+    /// Each who is attached to a service holds one of [`MOST_ATTACHED`].
+    pub attached: Semaphore,
 }
 
 impl Serving {
@@ -120,6 +126,14 @@ async fn answer(
     };
     if let Question::Down { limit_ms } = question {
         return take_down(&mut write, serving, limit_ms.map(Duration::from_millis)).await;
+    }
+    if let Question::Attach { label } = question {
+        drop(permit);
+        let Ok(_seat) = serving.attached.try_acquire() else {
+            let message = format!("{MOST_ATTACHED} are attached to services of this project already");
+            return send(&mut write, &Answer::Failed { message }).await;
+        };
+        return attach::serve::serve(&mut read, &mut write, serving, &label).await;
     }
     let gone = async {
         // A client says nothing more: what comes is its end.
@@ -266,7 +280,11 @@ async fn reply(question: Question, serving: &Serving) -> Answer {
             Answer::Done
         }
         // These were answered before.
-        Question::Down { .. } | Question::Events | Question::Output { .. } | Question::Reload => Answer::Done,
+        Question::Down { .. }
+        | Question::Events
+        | Question::Output { .. }
+        | Question::Attach { .. }
+        | Question::Reload => Answer::Done,
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pm::service::{Event, Happening, Info, Orchestrator, State, Stopped};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 
 use super::meeting::{self, Held};
 use super::reload::{self, Facts, Told};
@@ -149,6 +149,7 @@ async fn bring_up(
         watching: Mutex::new(watching),
         down,
         is_ending: AtomicBool::new(false),
+        attached: Semaphore::new(server::MOST_ATTACHED),
     });
     // Asked for before anybody else can ask for something: whoever waits for a service finds it started. What goes wrong is an event, and shown as one.
     let mut starting = Box::pin({
@@ -203,6 +204,8 @@ async fn bring_up(
     }
     // One that has made this the end is answered; one that waits for a file is not waited for.
     let _ = tokio::time::timeout(LAST_ANSWER, serving.reloads.lock()).await;
+    // Those who are attached are told how their service ended, as long as they listen.
+    let _ = tokio::time::timeout(LAST_ANSWER, serving.attached.acquire_many(server::MOST_ATTACHED as u32)).await;
     clients.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     tokio::select! {
         () = screen.finish() => {}
@@ -378,7 +381,7 @@ fn is_an_end(event: &Event) -> bool {
 }
 
 /// The exit code of a service, as a shell has it; 1 where it has none and that is bad.
-fn exit_code(info: &Info) -> u8 {
+pub(super) fn exit_code(info: &Info) -> u8 {
     let by_signal = |signal: pm::Signal| 128_i32.saturating_add(signal.0);
     let code = info.exit.and_then(|exit| exit.code().or_else(|| exit.signal().map(by_signal)));
     match code.and_then(|code| u8::try_from(code).ok()) {

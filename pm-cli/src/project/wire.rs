@@ -43,6 +43,8 @@ pub enum Question {
     Output { names: Vec<String>, last_bytes: u64 },
     /// Answered by [`Answer::Reloaded`] as soon as it is decided what comes and goes, or [`Answer::Refused`].
     Reload,
+    /// Answered by [`Answer::Attached`], and from there on by frames ([`attach::frame`](super::attach::frame)) both ways.
+    Attach { label: String },
     /// Answered by [`Answer::Done`].
     Signal { names: Vec<String>, signal: i32 },
 }
@@ -65,6 +67,11 @@ pub enum Answer {
     /// The file of the project cannot be used, and nothing was changed.
     Refused {
         message: String,
+    },
+    /// Frames follow.
+    Attached {
+        is_terminal: bool,
+        takes_input: bool,
     },
     /// It could not be done.
     Failed {

@@ -101,13 +101,13 @@ fn a_file_is_checked_without_running_anything() {
     assert_eq!(
         done.err,
         "pm: process-compose.yaml:1: is_tui_disabled: nothing comes of it: pm has no such screen\n\
-        pm: process-compose.yaml:6: is_foreground: it is started only when it is named, and has no terminal then\n"
+        pm: process-compose.yaml:6: is_foreground: it is started only when it is named, and not in the foreground: is_tty gives it a terminal, and pm attach connects to that\n"
     );
     assert!(!dir.join("ran").exists());
     dir.script("process-compose.override.yaml", file);
     pm(&dir, "check", &[]).refused(2, &["process-compose.override.yaml stands beside it, and pm does not merge files"]);
     pm(&dir, "check", &["-f", "process-compose.yaml"]).expect(0);
-    let bad = project("processes:\n  a:\n    command: a\n    is_tty: true\n");
+    let bad = project("processes:\n  a:\n    command: a\n    is_elevated: true\n");
     pm(&bad, "check", &[])
-        .refused(2, &["process-compose.yaml:4:5: processes.a.is_tty: it is not supported: ", "^^^^^^"]);
+        .refused(2, &["process-compose.yaml:4:5: processes.a.is_elevated: it is not supported: ", "^^^^^^"]);
 }

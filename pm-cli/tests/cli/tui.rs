@@ -12,22 +12,22 @@ use rustix::termios::{LocalModes, tcgetattr};
 use crate::support::{Dir, command};
 
 /// Far longer than anything here takes.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// What ends a frame.
 const END_OF_FRAME: &[u8] = b"\x1b[?2026l";
 
 /// Directories whose projects are stopped at the end, also of a test that fails.
-struct Project(Dir);
+pub(crate) struct Project(pub(crate) Dir);
 
 impl Project {
-    fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str) -> Self {
         let dir = Dir::new();
         dir.script("pm.toml", text);
         Project(dir)
     }
 
-    fn pm(&self, name: &str, args: &[&str]) -> crate::support::Done {
+    pub(crate) fn pm(&self, name: &str, args: &[&str]) -> crate::support::Done {
         command(name, args).dir(self.0.path()).env("XDG_RUNTIME_DIR", self.0.path()).run("")
     }
 
@@ -46,7 +46,7 @@ impl Project {
     }
 
     /// `pm up -d`, which leaves what it has started.
-    fn start_in_background(&self) {
+    pub(crate) fn start_in_background(&self) {
         let status = Command::new(env!("CARGO_BIN_EXE_pm"))
             .args(["up", "-d"])
             .current_dir(self.0.path())
@@ -56,7 +56,7 @@ impl Project {
     }
 
     /// `pm` with these arguments on a terminal of this size.
-    fn on_terminal(&self, args: &[&str], rows: u16, columns: u16) -> Terminal {
+    pub(crate) fn on_terminal(&self, args: &[&str], rows: u16, columns: u16) -> Terminal {
         let (pty, pts) = open().unwrap();
         pty.resize(pty_process::Size::new(rows, columns)).unwrap();
         let is_raw = is_raw(&pty);
@@ -100,8 +100,8 @@ impl Drop for Project {
     }
 }
 
-struct Seen {
-    parser: vt100::Parser,
+pub(crate) struct Seen {
+    pub(crate) parser: vt100::Parser,
     /// When each frame was over.
     frames: Vec<Instant>,
     tail: Vec<u8>,
@@ -122,14 +122,14 @@ impl Seen {
     }
 }
 
-struct Terminal {
+pub(crate) struct Terminal {
     child: Child,
-    pty: Arc<Pty>,
-    seen: Arc<Mutex<Seen>>,
+    pub(crate) pty: Arc<Pty>,
+    pub(crate) seen: Arc<Mutex<Seen>>,
 }
 
 impl Terminal {
-    fn press(&self, keys: &str) {
+    pub(crate) fn press(&self, keys: &str) {
         (&*self.pty).write_all(keys.as_bytes()).unwrap();
     }
 
@@ -138,7 +138,7 @@ impl Terminal {
     }
 
     #[track_caller]
-    fn sees(&self, what: impl Fn(&str) -> bool) {
+    pub(crate) fn sees(&self, what: impl Fn(&str) -> bool) {
         let began = Instant::now();
         while !what(&self.screen()) {
             assert!(began.elapsed() < LIMIT, "it does not come on the screen:\n{}", self.screen());
@@ -148,7 +148,7 @@ impl Terminal {
     }
 
     #[track_caller]
-    fn shows(&self, text: &str) {
+    pub(crate) fn shows(&self, text: &str) {
         self.sees(|screen| screen.contains(text));
     }
 
@@ -167,7 +167,7 @@ impl Terminal {
 
     /// The same, with the terminal as it was.
     #[track_caller]
-    fn ends(&mut self) -> Option<i32> {
+    pub(crate) fn ends(&mut self) -> Option<i32> {
         let code = self.code();
         self.sees(|_| !self.seen.lock().unwrap().parser.screen().alternate_screen());
         let seen = self.seen.lock().unwrap();
@@ -176,7 +176,7 @@ impl Terminal {
         code
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 }
@@ -189,7 +189,7 @@ impl Drop for Terminal {
     }
 }
 
-fn is_raw(pty: &Pty) -> bool {
+pub(crate) fn is_raw(pty: &Pty) -> bool {
     !tcgetattr(pty).unwrap().local_modes.contains(LocalModes::ICANON | LocalModes::ECHO)
 }
 

@@ -41,6 +41,8 @@ pub struct Command {
     /// Whether the process is to find its own number in `LISTEN_PID`, which nobody knows before it exists: its listeners are meant for it alone, and not for
     /// processes that it starts.
     pub listens: bool,
+    /// Whether descriptor 0 is a terminal that is to be its controlling one. Then it leads a session of its own, not only a process group.
+    pub terminal: bool,
     /// The nice value, from -20 (favoured) to 19.
     pub nice: Option<i32>,
     /// Resource limits: the resource, the soft limit, the hard one; `u64::MAX` is none.
@@ -64,6 +66,7 @@ impl Command {
             cwd: None,
             fds: Vec::new(),
             listens: false,
+            terminal: false,
             nice: None,
             rlimits: Vec::new(),
             uid: None,
@@ -83,6 +86,7 @@ impl fmt::Debug for Command {
             .field("cwd", &self.cwd)
             .field("fds", &self.fds)
             .field("listens", &self.listens)
+            .field("terminal", &self.terminal)
             .field("nice", &self.nice)
             .field("rlimits", &self.rlimits)
             .field("uid", &self.uid)
@@ -117,6 +121,7 @@ pub(crate) struct Packed {
     cwd: Vec<u8>,
     targets: Vec<RawFd>,
     listens: bool,
+    terminal: bool,
     limits: Vec<(u32, u64, u64)>,
     nice: Option<i32>,
     uid: Option<u32>,
@@ -145,6 +150,7 @@ impl Packed {
             cwd: terminated(cwd.as_os_str(), "the working directory")?,
             targets: command.fds.iter().map(|(target, _)| *target).collect(),
             listens: command.listens,
+            terminal: command.terminal,
             limits: command.rlimits.iter().map(|(resource, soft, hard)| (number_of(*resource), *soft, *hard)).collect(),
             nice: command.nice,
             uid: command.uid,
@@ -165,6 +171,7 @@ impl Packed {
             cwd: Text(&self.cwd),
             targets: self.targets.clone(),
             listens: self.listens,
+            terminal: self.terminal,
             limits: self.limits.clone(),
             nice: self.nice,
             uid: self.uid,
@@ -187,6 +194,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) targets: Vec<RawFd>,
     /// It finds its own number in [`LISTEN_PID_VARIABLE`].
     pub(crate) listens: bool,
+    /// It leads a session, and its descriptor 0 is the terminal of that.
+    pub(crate) terminal: bool,
     pub(crate) limits: Vec<(u32, u64, u64)>,
     pub(crate) nice: Option<i32>,
     pub(crate) uid: Option<u32>,

@@ -29,8 +29,12 @@ pub(crate) enum Stage {
     Clone,
     /// The process group.
     Group,
+    /// The session.
+    Session,
     /// Placing or closing descriptors.
     Descriptors,
+    /// The controlling terminal.
+    Terminal,
     /// The resource limit with this index.
     Limit(u32),
     /// The nice value.
@@ -231,9 +235,17 @@ fn become_program(plan: &Plan<'_>) -> Result<std::convert::Infallible, Failure> 
     // SAFETY: system calls on plain numbers, and on pointers that `Plan` keeps alive. None of these functions of libc
     // locks or allocates; those that would speak to other threads about a new user are called by number instead.
     unsafe {
-        check(Stage::Group, libc::setpgid(0, 0))?;
+        // Either way its number is that of its group.
+        match launch.terminal {
+            true => check(Stage::Session, libc::setsid())?,
+            false => check(Stage::Group, libc::setpgid(0, 0))?,
+        }
         // Before the limits: RLIMIT_NOFILE may leave no room for what is moved out of the way.
         place_descriptors(plan.placing)?;
+        if launch.terminal {
+            // 0: from a session that has it already it is not taken.
+            check(Stage::Terminal, libc::ioctl(0, libc::TIOCSCTTY, 0))?;
+        }
         for (index, (resource, soft, hard)) in launch.limits.iter().enumerate() {
             let limit = libc::rlimit { rlim_cur: *soft, rlim_max: *hard };
             check(Stage::Limit(index as u32), libc::setrlimit(*resource as _, &raw const limit))?;

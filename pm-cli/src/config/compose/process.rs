@@ -40,8 +40,6 @@ const LOOKS_OF_PROCESS: &[(&str, &str)] = &[
 /// What no service of pm can have, and what to do about it.
 const REFUSED: &[(&str, &str)] = &[
     ("is_daemon", "pm ends what a process leaves behind; have the program stay in the foreground"),
-    ("is_tty", "pm has no terminal for a service; script(1) lends one: script -qec 'COMMAND' /dev/null"),
-    ("is_interactive", "pm has no terminal for a service"),
     ("is_elevated", "pm asks for no password; write sudo -n into the command"),
 ];
 
@@ -76,6 +74,10 @@ impl Process<'_> {
         let mut service = Service::new(&self.name, self.built(spec)?);
         if let Some(description) = self.rendered("description")? {
             service = service.title(description);
+        }
+        // An interactive one is one that people are connected to: pm attach does that.
+        if self.fields.truth("is_tty")? | self.fields.truth("is_interactive")? {
+            service = service.terminal();
         }
         for need in self.needs()? {
             service = service.need(need);
@@ -113,7 +115,7 @@ impl Process<'_> {
             warnings.add(format!("{field}: nothing comes of it: {why}"), fields.place(field));
         }
         if fields.truth("is_foreground")? {
-            let problem = "is_foreground: it is started only when it is named, and has no terminal then";
+            let problem = "is_foreground: it is started only when it is named, and not in the foreground: is_tty gives it a terminal, and pm attach connects to that";
             warnings.add(problem, fields.place("is_foreground"));
         }
         if fields.truth("truncate_log")? {

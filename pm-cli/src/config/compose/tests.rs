@@ -254,7 +254,7 @@ editor: zsh -ec vi in /shop
         warnings(LARGE),
         [
             "100: namespace: nothing comes of it: pm starts the services of all namespaces; name some to start only those",
-            "114: is_foreground: it is started only when it is named, and has no terminal then",
+            "114: is_foreground: it is started only when it is named, and not in the foreground: is_tty gives it a terminal, and pm attach connects to that",
         ]
     );
     // What the public face of a service does not say.
@@ -522,9 +522,15 @@ fn processes_that_do_not_fit_together_are_wrong() {
         refused("ready_log_line: x\nreadiness_probe: {exec: {command: x}}"),
         "4:5: processes.a.ready_log_line: readiness_probe says when it is ready; there is one or the other"
     );
-    for field in ["is_tty", "is_interactive", "is_elevated"] {
+    for field in ["is_daemon", "is_elevated"] {
         assert!(refused(&format!("{field}: true")).contains(&format!("{field}: it is not supported: ")));
         parts(&process(&format!("{field}: false")));
+    }
+    for field in ["is_tty", "is_interactive"] {
+        for (value, has_terminal) in [("true", true), ("no", false)] {
+            let parts = parts(&process(&format!("{field}: {value}")));
+            assert_eq!(parts.services[0].has_terminal(), has_terminal, "{field}: {value}");
+        }
     }
     for field in ["extends", "schedule", "watch", "mcp"] {
         assert!(refused(&format!("{field}: {{}}")).contains(&format!("{field}: it is not supported: ")));

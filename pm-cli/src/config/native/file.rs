@@ -89,9 +89,11 @@ pub struct Entry {
     /// It is not started unless it is named.
     #[serde(default)]
     pub disabled: bool,
-    /// What it reads: `null` (the default), or `inherit`.
+    /// What it reads: `null` (the default), `inherit` or `pipe`.
+    pub stdin: Option<StdinEntry>,
+    /// It has a terminal of its own, which pm attach connects to: false by default.
     #[serde(default)]
-    pub stdin: StdinEntry,
+    pub tty: bool,
     /// What is logged of it; false for nothing.
     pub log: Option<LogEntry>,
     /// Commands that follow from what happens to it, each a list. They have 30 s, and nothing waits for them.
@@ -405,14 +407,15 @@ pub struct Stop {
 }
 
 /// What a service reads.
-#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StdinEntry {
     /// Nothing.
-    #[default]
     Null,
     /// What pm reads.
     Inherit,
+    /// What is sent to it by pm attach.
+    Pipe,
 }
 
 /// What is logged.

@@ -185,6 +185,14 @@ fn what_is_wrong_is_shown_with_its_line() {
             "[service.a]\ncommand = [\"x\"]\nwatch = { path = \"src\" }",
             "3:9: a path, a list of paths, or a table with paths and ignore",
         ),
+        (
+            "[service.a]\ncommand = [\"x\"]\ntty = true\nstdin = \"pipe\"",
+            "1:1: a: tty is its standard input: leave out stdin",
+        ),
+        (
+            "[service.a]\ncommand = [\"x\"]\nstdin = \"tty\"",
+            "3:9: unknown variant `tty`, expected one of `null`, `inherit`, `pipe`",
+        ),
         ("[log]\nfile = \"x\"\n[service.a]\ncommand = [\"x\"]", "log.file is of one service"),
     ];
     for (text, expected) in cases {

@@ -1,4 +1,4 @@
-//! The terminal, taken and given back whatever happens, and the loop between it, the project and the machine.
+//! The loop between the terminal, the project and the machine.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -14,18 +14,17 @@ use ratatui::crossterm::event::{
     DisableMouseCapture, EnableMouseCapture, Event, KeyEventKind, MouseEventKind, poll, read,
 };
 use ratatui::crossterm::terminal::{
-    BeginSynchronizedUpdate, EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode,
-    enable_raw_mode, size,
+    BeginSynchronizedUpdate, EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen, size,
 };
 use ratatui::crossterm::{cursor, execute, queue};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::app::{App, Effect, Input, Leave};
 use super::feed::Feed;
 use super::keys::Key;
 use super::view;
 use crate::error::{CliError, code, say};
+use crate::project::terminal::{Signals, Taken};
 use crate::project::{client, meeting};
 
 /// The time from one frame to the next, at least: what comes meanwhile is drawn together.
@@ -36,12 +35,6 @@ const MOST_KEYS: usize = 64;
 
 /// How often the thread that reads keys looks whether it is over.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-
-/// How long a signal waits for a frame that is being written. A terminal that takes nothing any more would hold it up for ever.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// The exit code of a program that panicked.
-const PANICKED: i32 = 101;
 
 /// Shows the project of this file until the user leaves, or the project ends.
 ///
@@ -82,48 +75,18 @@ enum Left {
     Signal(u8),
 }
 
-/// The terminal, as long as it is taken.
-struct Taken;
-
-/// Whether it is taken. Whoever gives it back first does, be it a panic or a signal.
-static IS_TAKEN: AtomicBool = AtomicBool::new(false);
-
-impl Taken {
-    fn take() -> io::Result<Self> {
-        enable_raw_mode()?;
-        // From here on it is given back, also where the next step fails.
-        IS_TAKEN.store(true, Ordering::SeqCst);
-        let taken = Taken;
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            // What it says is for the screen that stays.
-            give_back();
-            before(panic);
-            // Wherever it happened: the rest would go on drawing on a terminal that is no longer its own.
-            std::process::exit(PANICKED);
-        }));
-        execute!(io::stdout(), EnterAlternateScreen, cursor::Hide)?;
-        Ok(taken)
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        give_back();
-    }
-}
-
-/// Gives the terminal back as it was. A terminal that is gone takes nothing, and needs nothing.
-fn give_back() {
-    if IS_TAKEN.swap(false, Ordering::SeqCst) {
-        let _ = execute!(io::stdout(), EndSynchronizedUpdate, DisableMouseCapture, LeaveAlternateScreen, cursor::Show);
-        let _ = disable_raw_mode();
-    }
+/// What is written to the terminal when it is given back.
+fn back() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // Into a Vec nothing of this can fail.
+    let _ = queue!(bytes, EndSynchronizedUpdate, DisableMouseCapture, LeaveAlternateScreen, cursor::Show);
+    bytes
 }
 
 async fn run(name: &str, has_colours: bool, mut feed: Feed) -> Result<Left, CliError> {
     let signals = Signals::watch()?;
-    let taken = Taken::take().map_err(CliError::Terminal)?;
+    let taken = Taken::take(back).map_err(CliError::Terminal)?;
+    execute!(io::stdout(), EnterAlternateScreen, cursor::Hide).map_err(CliError::Terminal)?;
     let keys = Keys::read().map_err(CliError::Runtime)?;
     let app = App::new(name, has_colours, size().unwrap_or((80, 24)));
     let terminal = Terminal::new(CrosstermBackend::new(io::BufWriter::with_capacity(64 << 10, io::stdout())));
@@ -132,47 +95,6 @@ async fn run(name: &str, has_colours: bool, mut feed: Feed) -> Result<Left, CliE
     let left = screen.until_left(&mut feed, keys, signals).await;
     drop(taken);
     left.map_err(CliError::Terminal)
-}
-
-/// The signals that end it, seen by a thread of their own: one that waits for a terminal would not see them.
-struct Signals {
-    came: oneshot::Receiver<u8>,
-}
-
-impl Signals {
-    fn watch() -> Result<Self, CliError> {
-        let (tell, came) = oneshot::channel();
-        let runtime = client::runtime()?;
-        let within = runtime.enter();
-        let kinds = [
-            (SignalKind::interrupt(), code::INTERRUPTED),
-            (SignalKind::terminate(), code::TERMINATED),
-            (SignalKind::hangup(), code::HUNG_UP),
-        ];
-        let [mut interrupt, mut terminate, mut hang_up] = [
-            (signal(kinds[0].0).map_err(CliError::Runtime)?, kinds[0].1),
-            (signal(kinds[1].0).map_err(CliError::Runtime)?, kinds[1].1),
-            (signal(kinds[2].0).map_err(CliError::Runtime)?, kinds[2].1),
-        ];
-        drop(within);
-        let watch = move || {
-            runtime.block_on(async move {
-                let code = tokio::select! {
-                    _ = interrupt.0.recv() => interrupt.1,
-                    _ = terminate.0.recv() => terminate.1,
-                    _ = hang_up.0.recv() => hang_up.1,
-                };
-                // Nobody may be there to hear it.
-                let _ = tell.send(code);
-                tokio::time::sleep(PATIENCE).await;
-                // The loop is held up by its terminal. What is raw is made right at least: that waits for nobody.
-                let _ = disable_raw_mode();
-                std::process::exit(code.into());
-            });
-        };
-        thread::Builder::new().name("pm-signals".into()).spawn(watch).map_err(CliError::Runtime)?;
-        Ok(Signals { came })
-    }
 }
 
 /// The thread that reads keys.

@@ -9,13 +9,17 @@
 //! | `listening` | keeps what the processes of a service accept from |
 //! | `notify` | hears what a service says of itself by sd_notify(3) |
 //! | `command` | runs a command that belongs to a service |
+//! | `input` | what a service reads, and those who write there |
+//! | `terminal` | the pseudo-terminal of a service |
 //! | `output` | reads what services print, on a thread of its own |
 //! | `keep` | lets processes outlive this one, and knows those again that have |
+//! | `tap` | the same byte for byte, for those who are attached |
 //! | `log` | writes that to files, and lets them not grow without end |
 //! | `hook` | runs what is to follow from an event |
 
 mod command;
 pub(crate) mod hook;
+pub(crate) mod input;
 pub(crate) mod keep;
 mod listening;
 pub(crate) mod log;
@@ -24,4 +28,6 @@ pub(crate) mod output;
 mod port;
 mod probe;
 mod process;
+pub(crate) mod tap;
 pub(crate) mod task;
+pub(crate) mod terminal;

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -17,6 +18,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::log::Log;
+use super::tap::{TapReader, Taps};
 use crate::driver::exec::OutputStream;
 use crate::machine::id::Incarnation;
 use crate::machine::service::ServiceId;
@@ -33,6 +35,9 @@ const TAIL: usize = 16 << 10;
 /// How long what a service prints waits for a reader that is slow, before it is dropped for that one.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// A terminal holds less than that. Asked how much it holds, it tells a part alone.
+const MOST_IN_A_TERMINAL: u64 = 64 << 10;
+
 thread_local! {
     static READ: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
@@ -48,7 +53,7 @@ pub struct Output {
     pub stream: OutputStream,
     /// When that was read.
     pub at: SystemTime,
-    /// The lines, each with its line break; or, where [`Output::is_whole`] is false, 64 KiB of one that goes on in what comes next. Empty
+    /// The lines, each with its line break (a `\n`, also where a terminal has made `\r\n` of it); or, where [`Output::is_whole`] is false, 64 KiB of one that goes on in what comes next. Empty
     /// where there is nothing to say but what was missed.
     pub text: Bytes,
     /// Whether all lines of the text are whole.
@@ -77,6 +82,42 @@ impl<'a> Piece<'a> {
             Some(&text[from..end.unwrap_or(text.len())])
         })
     }
+
+    /// The same with `\n` at the ends of lines where there is `\r\n`, or more of the `\r`.
+    fn without_carriage_returns(self, text: &'a mut Vec<u8>) -> Piece<'a> {
+        text.clear();
+        let (lines, is_ended) = (self.lines(), self.text.ends_with(b"\n"));
+        for (number, line) in lines.enumerate() {
+            if number > 0 {
+                text.push(b'\n');
+            }
+            let end = line.iter().rposition(|byte| *byte != b'\r').map_or(0, |last| last + 1);
+            text.extend_from_slice(&line[..end]);
+        }
+        text.extend(is_ended.then_some(b'\n'));
+        Piece { text, is_whole: self.is_whole }
+    }
+}
+
+/// Where what a process prints is read.
+#[derive(Debug)]
+pub(super) struct Source {
+    fd: OwnedFd,
+    stream: OutputStream,
+    is_terminal: bool,
+}
+
+impl Source {
+    /// The end of a pipe.
+    pub(super) fn of_pipe(fd: OwnedFd, stream: OutputStream) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        Ok(Source { fd, stream, is_terminal: false })
+    }
+
+    /// The master of a terminal, which does not block. Its slave must be held open as well, or it has ends where the process lets go of it for a moment.
+    pub(super) fn of_terminal(master: OwnedFd) -> Self {
+        Source { fd: master, stream: OutputStream::Stdout, is_terminal: true }
+    }
 }
 
 /// The thread that reads. It ends with the last of those that hold this.
@@ -98,24 +139,25 @@ impl Reader {
     }
 
     /// Reads one stream of a process until its end, or until `ended` says that the process has ended, and then its last words.
-    pub(super) fn follow(
-        &self,
-        pipe: std::os::fd::OwnedFd,
-        stream: OutputStream,
-        sink: Arc<Sink>,
-        ended: watch::Receiver<bool>,
-    ) -> JoinHandle<()> {
+    pub(super) fn follow(&self, source: Source, sink: Arc<Sink>, ended: watch::Receiver<bool>) -> JoinHandle<()> {
+        let Source { fd, stream, is_terminal } = source;
         self.handle.spawn(async move {
-            // Made here, where it is waited for. It fails only where the process has no descriptors left.
-            if let Ok(pipe) = pipe::Receiver::from_owned_fd(pipe) {
-                pump(pipe, stream, &sink, ended).await;
+            // Made here, where it is waited for; unchecked, for a terminal is no pipe, and read as one. It fails only where the kernel has no memory left.
+            if let Ok(pipe) = pipe::Receiver::from_owned_fd_unchecked(fd) {
+                pump(pipe, stream, is_terminal, &sink, ended).await;
             }
         })
     }
 }
 
-async fn pump(pipe: pipe::Receiver, stream: OutputStream, sink: &Arc<Sink>, mut ended: watch::Receiver<bool>) {
-    let mut splitter = Splitter::default();
+async fn pump(
+    pipe: pipe::Receiver,
+    stream: OutputStream,
+    is_terminal: bool,
+    sink: &Arc<Sink>,
+    mut ended: watch::Receiver<bool>,
+) {
+    let mut splitter = Splitter { is_terminal, ..Splitter::default() };
     let mut queued = Vec::new();
     loop {
         let is_readable = tokio::select! {
@@ -131,7 +173,7 @@ async fn pump(pipe: pipe::Receiver, stream: OutputStream, sink: &Arc<Sink>, mut 
         sink.pass_on(&mut queued).await;
     }
     // Its last words are in the pipe by now. Whoever else holds the pipe may go on for ever, and is not waited for.
-    let mut left = rustix::io::ioctl_fionread(&pipe).unwrap_or(0);
+    let mut left = if is_terminal { MOST_IN_A_TERMINAL } else { rustix::io::ioctl_fionread(&pipe).unwrap_or(0) };
     while left > 0 {
         // What the runtime last heard of the pipe may be older than what is in it, so the pipe itself is asked.
         let now = |buffer: &mut [u8]| Ok(rustix::io::read(&pipe, buffer)?);
@@ -158,6 +200,7 @@ fn read(
         buffer.resize(BUFFER, 0);
         match how(buffer) {
             Ok(count) => {
+                sink.taps.push(stream, &buffer[..count]);
                 splitter.take(&buffer[..count], |piece| queued.extend(sink.take(stream, piece)));
                 Some(count)
             }
@@ -172,14 +215,28 @@ fn read(
 pub(super) struct Splitter {
     /// A line that is not whole yet.
     partial: Vec<u8>,
+    /// Lines end with `\r\n`, as on a terminal, and are given as others are.
+    is_terminal: bool,
 }
 
 impl Splitter {
-    pub(super) fn take(&mut self, mut bytes: &[u8], mut emit: impl FnMut(Piece<'_>)) {
+    pub(super) fn take(&mut self, bytes: &[u8], mut emit: impl FnMut(Piece<'_>)) {
+        let mut without = Vec::new();
+        let is_terminal = self.is_terminal;
+        self.cut(bytes, &mut |piece: Piece<'_>| {
+            if is_terminal && memchr::memmem::find(piece.text, b"\r\n").is_some() {
+                emit(piece.without_carriage_returns(&mut without));
+            } else {
+                emit(piece);
+            }
+        });
+    }
+
+    fn cut(&mut self, mut bytes: &[u8], emit: &mut impl FnMut(Piece<'_>)) {
         if !self.partial.is_empty() {
-            let Some(end) = memchr::memchr(b'\n', bytes) else { return self.keep(bytes, &mut emit) };
+            let Some(end) = memchr::memchr(b'\n', bytes) else { return self.keep(bytes, emit) };
             let (head, rest) = bytes.split_at(end + 1);
-            self.keep(head, &mut emit);
+            self.keep(head, emit);
             if !self.partial.is_empty() {
                 emit(Piece { text: &self.partial, is_whole: true });
                 self.forget();
@@ -190,7 +247,7 @@ impl Splitter {
         if whole > 0 {
             emit(Piece { text: &bytes[..whole], is_whole: true });
         }
-        self.keep(&bytes[whole..], &mut emit);
+        self.keep(&bytes[whole..], emit);
     }
 
     /// Keeps what has no end yet, and cuts it where it is too long. `bytes` may end with the line break.
@@ -229,6 +286,8 @@ pub(super) struct Sink {
     reader: Option<mpsc::Sender<Output>>,
     /// Told of the line that says that the service is ready, and of what was lost.
     said: Box<dyn Fn(Said) + Send + Sync>,
+    /// Those who are attached.
+    taps: Taps,
     state: Mutex<State>,
 }
 
@@ -260,7 +319,12 @@ impl Sink {
         said: Box<dyn Fn(Said) + Send + Sync>,
     ) -> Self {
         let state = State { log: None, tail: VecDeque::new(), fresh: 0, ready: None, missed: 0, is_owning_up: false };
-        Sink { id, label, listeners, reader, said, state: Mutex::new(state) }
+        Sink { id, label, listeners, reader, said, taps: Taps::default(), state: Mutex::new(state) }
+    }
+
+    /// For one more who is attached. None where there are too many.
+    pub(super) fn tap(&self) -> Option<TapReader> {
+        self.taps.open()
     }
 
     /// From now on, writes to this log.
@@ -440,6 +504,20 @@ mod tests {
             assert!(together == text, "seed {seed}: {} of {} bytes", together.len(), text.len());
             assert!(pieces.iter().all(|(piece, whole)| *whole || piece.len() == LONGEST_PIECE), "seed {seed}");
         }
+    }
+
+    #[test]
+    fn lines_of_a_terminal_end_as_others_do() {
+        let split = |chunks: &[&[u8]]| {
+            let (mut splitter, mut text) = (Splitter { is_terminal: true, ..Splitter::default() }, Vec::new());
+            for chunk in chunks {
+                splitter.take(chunk, |piece| text.extend_from_slice(piece.text));
+            }
+            splitter.finish(|piece| text.extend_from_slice(piece.text));
+            String::from_utf8(text).unwrap()
+        };
+        assert_eq!(split(&[b"a\r\n\r\nb\r\r\nc\rd\ne\r"]), "a\n\nb\nc\rd\ne\r");
+        assert_eq!(split(&[b"a\r", b"\nb", b"\r\n"]), "a\nb\n");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One incarnation of a service: its launch, its streams, what it is told, and its end.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -7,11 +8,13 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
-use super::keep::{Held, Keep, Left, Note};
+use super::input::{End, Inlet};
+use super::keep::{Keep, Left, Note, Stream};
 use super::listening::{self, Listening, NotStarted};
 use super::notify::{Message, NotifySocket};
-use super::output::{Reader, Sink};
+use super::output::{Reader, Sink, Source};
 use super::port::{self, Living};
+use super::terminal::{Terminal, USUAL_TERM};
 use crate::driver::command;
 use crate::driver::exec::{self, OutputStream};
 use crate::driver::launch::{self, Child, Command, Exit, LaunchError};
@@ -62,6 +65,7 @@ pub(super) struct Process {
     pub(super) replica: u32,
     pub(super) incarnation: Incarnation,
     pub(super) sink: Arc<Sink>,
+    pub(super) inlet: Arc<Inlet>,
     pub(super) reader: Arc<Reader>,
     pub(super) listening: Listening,
     pub(super) living: Living,
@@ -73,17 +77,46 @@ pub(super) struct Process {
     pub(super) left: Option<Left>,
 }
 
-/// What is read of a process, and how it speaks.
+/// What is read of a process, what is written to it, and how it speaks.
 struct Streams {
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+    printed: Vec<Source>,
+    input: Option<End>,
+    /// The process's own end of its terminal. As long as it is open here, the terminal has no end that the process has not.
+    terminal: Option<Arc<OwnedFd>>,
     notify: Option<NotifySocket>,
 }
 
+/// What it prints, what it reads, and its end of a terminal.
+type Standard = (Vec<Source>, Option<End>, Option<Arc<OwnedFd>>);
+
 impl Streams {
-    fn held(&self) -> Held<BorrowedFd<'_>> {
-        let notify = self.notify.as_ref().map(|socket| (socket.as_fd(), socket.uid()));
-        Held { stdout: self.stdout.as_fd(), stderr: self.stderr.as_fd(), notify }
+    /// What of them is to outlive this program.
+    fn held(&self) -> Vec<(Stream, BorrowedFd<'_>)> {
+        let printed = self.printed.iter().map(|source| (source.kept_as(), source.as_fd()));
+        // That of a terminal is read as well, and is among those.
+        let input = self.input.as_ref().and_then(|end| Some((Stream::Input, end.pipe()?)));
+        let terminal = self.terminal.as_ref().map(|slave| (Stream::Slave, slave.as_fd()));
+        let notify = self.notify.as_ref().map(|socket| (Stream::Notify { uid: socket.uid() }, socket.as_fd()));
+        printed.chain(input).chain(terminal).chain(notify).collect()
+    }
+
+    /// Those of a process that has outlived the program that started it.
+    fn of_kept(held: Vec<(Stream, OwnedFd)>) -> io::Result<Self> {
+        let mut streams = Streams { printed: Vec::new(), input: None, terminal: None, notify: None };
+        for (stream, fd) in held {
+            match stream {
+                Stream::Stdout => streams.printed.push(Source::of_pipe(fd, OutputStream::Stdout)?),
+                Stream::Stderr => streams.printed.push(Source::of_pipe(fd, OutputStream::Stderr)?),
+                Stream::Terminal => {
+                    streams.input = Some(End::of_terminal(&fd)?);
+                    streams.printed.push(Source::of_terminal(fd));
+                }
+                Stream::Slave => streams.terminal = Some(Arc::new(fd)),
+                Stream::Input => streams.input = Some(End::of_pipe(fd)?),
+                Stream::Notify { uid } => streams.notify = Some(NotifySocket::adopt(fd, uid)?),
+            }
+        }
+        Ok(streams)
     }
 }
 
@@ -130,7 +163,7 @@ impl Process {
         let spec = &self.definition.spec;
         let mut command = command::of_spec(spec, "service", format!("service:{}", self.label))?;
         let streams =
-            self.streams(&mut command).map_err(|source| LaunchError::here(&command, "making pipes", source))?;
+            self.streams(&mut command).map_err(|source| LaunchError::here(&command, "making its streams", source))?;
         if !spec.listeners().is_empty() {
             match self.listening.open(spec) {
                 Ok(listeners) => listeners.pass_to(&mut command),
@@ -180,13 +213,8 @@ impl Process {
     /// Gives `command` its streams, and its name.
     fn streams(&self, command: &mut Command) -> io::Result<Streams> {
         let definition = &*self.definition;
-        let (stdout, theirs) = io::pipe()?;
-        command.fds.push((1, Arc::new(theirs.into())));
-        let (stderr, theirs) = io::pipe()?;
-        command.fds.push((2, Arc::new(theirs.into())));
-        if definition.stdin == Stdin::Inherit {
-            command.fds.push((0, Arc::new(io::stdin().as_fd().try_clone_to_owned()?)));
-        }
+        let (printed, input, terminal) =
+            if definition.has_terminal { self.terminal(command)? } else { self.pipes(command)? };
         let mut variables = vec![("PM_SERVICE", self.label.to_string()), ("PM_REPLICA", self.replica.to_string())];
         if let Some(limit) = definition.rules.watchdog {
             variables.push(("WATCHDOG_USEC", limit.as_micros().to_string()));
@@ -199,15 +227,52 @@ impl Process {
         };
         command.env.extend(variables.into_iter().map(|(name, value)| (name.into(), value.into())));
         command.env.extend(notify.iter().map(|socket| ("NOTIFY_SOCKET".into(), socket.address().clone())));
-        Ok(Streams { stdout: stdout.into(), stderr: stderr.into(), notify })
+        Ok(Streams { printed, input, terminal, notify })
+    }
+
+    fn pipes(&self, command: &mut Command) -> io::Result<Standard> {
+        let mut printed = Vec::new();
+        for (number, stream) in [(1, OutputStream::Stdout), (2, OutputStream::Stderr)] {
+            let (ours, theirs) = io::pipe()?;
+            command.fds.push((number, Arc::new(theirs.into())));
+            printed.push(Source::of_pipe(ours.into(), stream)?);
+        }
+        let input = match self.definition.stdin {
+            Stdin::Null => None,
+            Stdin::Inherit => {
+                command.fds.push((0, Arc::new(io::stdin().as_fd().try_clone_to_owned()?)));
+                None
+            }
+            Stdin::Pipe => {
+                let (theirs, ours) = io::pipe()?;
+                command.fds.push((0, Arc::new(theirs.into())));
+                Some(End::of_pipe(ours.into())?)
+            }
+        };
+        Ok((printed, input, None))
+    }
+
+    fn terminal(&self, command: &mut Command) -> io::Result<Standard> {
+        let Terminal { master, slave } = Terminal::open(self.inlet.size(), self.definition.spec.user())?;
+        let slave = Arc::new(slave);
+        command.fds.extend((0..3).map(|number| (number, slave.clone())));
+        command.terminal = true;
+        if !command.env.iter().any(|(name, _)| name == "TERM") {
+            let own = std::env::var_os("TERM").filter(|term| !term.is_empty());
+            command.env.push(("TERM".into(), own.unwrap_or_else(|| OsString::from(USUAL_TERM))));
+        }
+        let input = End::of_terminal(&master)?;
+        Ok((vec![Source::of_terminal(master)], Some(input), Some(slave)))
     }
 
     async fn live(&mut self, mut child: Child, streams: Streams, mut note: Note) {
-        let Streams { stdout, stderr, notify } = streams;
+        let Streams { printed, input, terminal, notify } = streams;
         self.sink.begin(self.definition.ready_line.clone(), self.incarnation);
         let (ended, has_ended) = watch::channel(false);
-        let follow = |pipe, stream| self.reader.follow(pipe, stream, self.sink.clone(), has_ended.clone());
-        let printed = [follow(stdout, OutputStream::Stdout), follow(stderr, OutputStream::Stderr)];
+        let follow = |source| self.reader.follow(source, self.sink.clone(), has_ended.clone());
+        let printed: Vec<_> = printed.into_iter().map(follow).collect();
+        // Until it has ended: where nobody holds the master of a terminal any more, its processes are sent SIGHUP.
+        let input = input.map(|end| self.inlet.open(end));
         // Dropped, and with that killed, where the process ends before it.
         let stop_failed = Arc::new(tokio::sync::Notify::new());
         let mut farewell = None;
@@ -276,6 +341,7 @@ impl Process {
             // Its last words come before its end.
             let _ = one.await;
         }
+        drop((input, terminal));
         let status = exit.status;
         self.living.has_ended(child.pid());
         if !asked.unwrap_or(is_left) {

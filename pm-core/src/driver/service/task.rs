@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::hook::{MOST_AT_A_TIME, Moment, Occasion};
+use super::input::Inlet;
 use super::keep::{self, Keep, Left};
 use super::listening::{Listening, NotStarted};
 use super::log::Log;
@@ -20,8 +21,8 @@ use crate::driver::launch::Exit;
 use crate::driver::usage;
 use crate::face::service::MOST_REPLICAS;
 use crate::face::service::{
-    Answered, BadService, Definition, Happening, Info, LeftBehind, Measured, NoService, ProbeInfo, RemoveError,
-    StartError, Stopped, WaitError,
+    Answered, AttachError, Attached, AttachedInput, AttachedOutput, BadService, Definition, Happening, Info, LeftBehind,
+    Measured, NoService, ProbeInfo, RemoveError, StartError, Stopped, WaitError,
 };
 use crate::machine::cause::ExitCause;
 use crate::machine::exit::{ExitStatus, Signal};
@@ -115,6 +116,10 @@ pub(crate) enum Request {
         name: String,
         answer: oneshot::Sender<Result<Vec<Info>, NoService>>,
     },
+    Attach {
+        label: String,
+        answer: oneshot::Sender<Result<Attached, AttachError>>,
+    },
     Last {
         name: String,
         lines: usize,
@@ -156,6 +161,7 @@ struct Kept {
     label: Arc<str>,
     replica: u32,
     sink: Arc<Sink>,
+    inlet: Arc<Inlet>,
     /// To the task of its incarnation.
     orders: Option<mpsc::Sender<Order>>,
     probes: BTreeMap<Check, AbortOnDrop>,
@@ -391,6 +397,7 @@ impl Task {
                 let info = self.find(std::slice::from_ref(&name)).map(|()| self.info(&[&name]));
                 let _ = answer.send(info);
             }
+            Request::Attach { label, answer } => drop(answer.send(self.attach(label))),
             Request::Last { name, lines, answer } => {
                 let last = self.find(std::slice::from_ref(&name)).map(|()| self.last(&name, lines));
                 let _ = answer.send(last);
@@ -557,6 +564,16 @@ impl Task {
             .collect()
     }
 
+    fn attach(&self, label: String) -> Result<Attached, AttachError> {
+        let Some(kept) = self.kept.values().find(|kept| *kept.label == *label) else {
+            let known = self.kept.values().map(|kept| kept.label.to_string()).take(NAMED).collect();
+            return Err(NoService { name: label, known }.into());
+        };
+        let Some(tap) = kept.sink.tap() else { return Err(AttachError::TooMany { label }) };
+        let input = kept.definition.takes_input().then(|| AttachedInput(kept.inlet.writer()));
+        Ok(Attached { input, output: AttachedOutput(tap), is_terminal: kept.definition.has_terminal })
+    }
+
     /// What a service printed last in its last life, for an error.
     fn last_words(&self, name: &str) -> Vec<String> {
         let kept = self.machine.replicas(name).iter().filter_map(|id| self.kept.get(id));
@@ -635,6 +652,7 @@ impl Task {
             label,
             replica,
             sink: Arc::new(sink),
+            inlet: Arc::new(Inlet::new()),
             orders: None,
             probes: BTreeMap::new(),
             hooks: Arc::new(Semaphore::new(MOST_AT_A_TIME)),
@@ -748,6 +766,7 @@ impl Task {
             replica: kept.replica,
             incarnation,
             sink: kept.sink.clone(),
+            inlet: kept.inlet.clone(),
             reader: self.reader.clone(),
             listening: self.listening.entry(kept.definition.name.clone()).or_default().clone(),
             living: self.living.clone(),

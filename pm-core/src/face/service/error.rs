@@ -58,6 +58,9 @@ pub enum BadService {
     /// More than one thing would say when it is ready.
     #[error("both {0} and {1} would say when it is ready; name one of them")]
     TwoReadinesses(&'static str, &'static str),
+    /// A terminal is what it reads.
+    #[error("it has a terminal, which is its standard input; say nothing else of that")]
+    TerminalAndStdin,
     /// Something that is at odds with the others, or with itself.
     #[error(transparent)]
     Needs(#[from] supervisor::BadService),

@@ -29,11 +29,13 @@
 //! | `service` | the builder of a service |
 //! | `probe` | what it is asked |
 //! | `patterns` | services of common sorts |
+//! | `attach` | its two ends, for who is attached to it |
 //! | `orchestrator` | what keeps them |
 //! | `shutdown` | the end of a program with its services |
 //! | `info` | what is told of them |
 //! | `error` | what can go wrong |
 
+mod attach;
 mod error;
 mod info;
 mod orchestrator;
@@ -43,6 +45,7 @@ mod probe;
 mod service;
 mod shutdown;
 
+pub use attach::{AttachError, Attached, AttachedInput, AttachedOutput, InputError};
 pub use error::{BadService, NoService, RemoveError, ReplaceError, StartError, WaitError};
 pub use info::{Answered, Happening, Info, LeftBehind, Measured, ProbeInfo, Stopped};
 pub use orchestrator::{Orchestrator, OrchestratorBuilder, orchestrator};
@@ -57,5 +60,7 @@ pub use crate::driver::launch::{KeepError, is_kept};
 pub use crate::driver::service::hook::{HOOK_LIMIT, Moment, Occasion};
 pub use crate::driver::service::log::{LogEntry, LogFile};
 pub use crate::driver::service::output::Output;
+pub use crate::driver::service::tap::{MOST_ATTACHED, Printed};
+pub use crate::driver::service::terminal::WindowSize;
 pub use crate::driver::usage::{TreeUsage, tree as usage_of};
 pub use crate::machine::supervisor::Replaced;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::attach::{AttachError, Attached};
 use super::error::{NoService, RemoveError, ReplaceError, StartError, WaitError};
 use super::info::{Happening, Info, LeftBehind, Stopped};
 use super::service::Service;
@@ -368,6 +369,17 @@ impl Orchestrator {
     pub async fn last_lines(&self, name: &str, lines: usize) -> Result<Vec<String>, NoService> {
         let name = name.into();
         self.ask(|answer| Request::Last { name, lines, answer }).await.unwrap_or(Ok(Vec::new()))
+    }
+
+    /// Both ends of a process of a service: what it reads ([`Stdin::Pipe`](super::Stdin::Pipe) or a [terminal](super::ServiceBuilder::terminal)), and from now on what it
+    /// prints, byte for byte. It need not be running. Several may be attached at the same time; what they send goes to the same input. `label` is the name of the service, of
+    /// further replicas with `#` and their number (`web#2`).
+    ///
+    /// # Errors
+    /// [`AttachError`]: there is none of that name, or too many are attached to it.
+    pub async fn attach(&self, label: &str) -> Result<Attached, AttachError> {
+        let label = label.into();
+        self.ask(|answer| Request::Attach { label, answer }).await.unwrap_or(Err(AttachError::Gone))
     }
 
     /// What happens from now on. A reader that falls 1024 events behind loses the oldest ones, and is told how many.

@@ -30,6 +30,9 @@ pub enum Stdin {
     Null,
     /// What this program reads.
     Inherit,
+    /// What those send who are attached to it ([`Orchestrator::attach`](super::Orchestrator::attach)). Without anybody attached it waits; the end of it comes only where somebody
+    /// sends that. Each life of the service has a new one.
+    Pipe,
 }
 
 /// How a service is asked to end.
@@ -58,6 +61,8 @@ pub(crate) struct Definition {
     pub(crate) ready_line: Option<Regex>,
     pub(crate) stop_by: StopBy,
     pub(crate) stdin: Stdin,
+    /// It has a terminal, in place of its three standard streams.
+    pub(crate) has_terminal: bool,
     pub(crate) hooks: Vec<(Moment, Hook)>,
     pub(crate) log: Option<LogFile>,
 }
@@ -100,6 +105,11 @@ impl Definition {
     pub(crate) fn is_notified(&self) -> bool {
         self.rules.watchdog.is_some() || self.rules.readiness == Readiness::Told { by_line: false }
     }
+
+    /// Whether those who are attached to it can send something.
+    pub(crate) fn takes_input(&self) -> bool {
+        self.has_terminal || self.stdin == Stdin::Pipe
+    }
 }
 
 /// A [`Service`] in the making.
@@ -116,7 +126,8 @@ pub struct ServiceBuilder {
     ready_line: Option<String>,
     is_notified: bool,
     stop_by: StopBy,
-    stdin: Stdin,
+    stdin: Option<Stdin>,
+    has_terminal: bool,
     hooks: Vec<(Moment, Hook)>,
     log: Option<LogFile>,
 }
@@ -137,7 +148,8 @@ impl Service {
             ready_line: None,
             is_notified: false,
             stop_by: StopBy::Signal(Signal::TERM),
-            stdin: Stdin::Null,
+            stdin: None,
+            has_terminal: false,
             hooks: Vec::new(),
             log: None,
         }
@@ -171,6 +183,11 @@ impl Service {
     /// Where it is logged, and how.
     pub fn log(&self) -> Option<&LogFile> {
         self.0.log.as_ref()
+    }
+
+    /// Whether it has a terminal.
+    pub fn has_terminal(&self) -> bool {
+        self.0.has_terminal
     }
 
     /// How many processes it has.
@@ -276,9 +293,19 @@ impl ServiceBuilder {
         self
     }
 
-    /// What it reads.
+    /// What it reads: nothing by default.
     pub fn stdin(mut self, stdin: Stdin) -> Self {
-        self.stdin = stdin;
+        self.stdin = Some(stdin);
+        self
+    }
+
+    /// It has a pseudo-terminal as its standard input, output and error, and as its controlling terminal: for programs that demand one. It leads a session of its own, not only a process
+    /// group. `TERM` is that of this program, or `xterm-256color`, unless its Spec sets it; its size is 24 lines of 80 characters until one who is attached says otherwise.
+    ///
+    /// What it prints is all standard output. In its log and for those who listen lines end with `\n`, where the terminal has made `\r\n` of it; those who are attached have it as it came.
+    /// When its process ends, the kernel sends SIGHUP to what that has left in the foreground of the terminal.
+    pub fn terminal(mut self) -> Self {
+        self.has_terminal = true;
         self
     }
 
@@ -318,6 +345,9 @@ impl ServiceBuilder {
         let mut rules = self.rules;
         if self.replicas > MOST_REPLICAS {
             return Err(BadService::Replicas(self.replicas));
+        }
+        if self.has_terminal && self.stdin.is_some() {
+            return Err(BadService::TerminalAndStdin);
         }
         if rules.start_limit.is_zero() {
             return Err(BadService::Zero { what: "the start limit" });
@@ -369,7 +399,8 @@ impl ServiceBuilder {
             liveness: liveness.map(|(target, _)| target),
             ready_line: ready_line.transpose()?,
             stop_by: self.stop_by,
-            stdin: self.stdin,
+            stdin: self.stdin.unwrap_or_default(),
+            has_terminal: self.has_terminal,
             hooks: self.hooks,
             log: self.log,
         })))
@@ -400,6 +431,7 @@ mod tests {
         );
         let none = Metrics { rss_above: Some(0), ..Metrics::default() };
         assert_eq!(metrics(none), "the threshold of its memory is zero; it is at least 1");
+        assert_eq!(named("a").terminal().stdin(Stdin::Null).build().unwrap_err(), BadService::TerminalAndStdin);
         assert!(matches!(named("a").start_limit(Duration::ZERO).build(), Err(BadService::Zero { .. })));
     }
 
