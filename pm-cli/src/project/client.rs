@@ -6,14 +6,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use pm::core::units::rounded;
-use pm::service::{Orchestrator, is_kept};
+use pm::service::{KeepError, Orchestrator, end_kept, is_kept};
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::meeting;
 use super::wire::{self, Answer, LONGEST_ANSWER, Question, Row, StoppedRow};
-use crate::error::{CliError, code, say};
+use crate::error::{CliError, chain, code, say};
 
 /// A question that was asked, and its answers.
 pub struct Asked {
@@ -64,7 +64,7 @@ pub fn ask(file: Option<&Path>, question: &Question, limit: Option<Duration>) ->
     let file = meeting::file(file)?;
     let socket = meeting::socket(&file)?;
     let only_kept = |error| match error {
-        CliError::NotUp if meeting::kept(&file).is_ok_and(|path| is_kept(&path)) => CliError::OnlyKept,
+        CliError::NotUp if is_kept(&meeting::kept(&file)) => CliError::OnlyKept,
         error => error,
     };
     runtime()?.block_on(async {
@@ -182,7 +182,7 @@ pub fn stop(file: Option<&Path>, question: &Question, json: bool) -> Result<Exit
     let stopped = match (ask(file, question, None), question) {
         (Ok(Answer::Stopped { stopped }), _) => stopped,
         (Err(CliError::OnlyKept), Question::Down { limit_ms }) => {
-            end_kept(&meeting::kept(&meeting::file(file)?)?, limit_ms.map(Duration::from_millis))?
+            end_all_kept(&meeting::kept(&meeting::file(file)?), limit_ms.map(Duration::from_millis))?
         }
         (Ok(_), _) => return Err(CliError::Lost),
         (Err(error), _) => return Err(error),
@@ -198,10 +198,19 @@ pub fn stop(file: Option<&Path>, question: &Question, json: bool) -> Result<Exit
 }
 
 /// Ends services that have outlived their pm. The file need not be readable for that.
-fn end_kept(path: &Path, limit: Option<Duration>) -> Result<Vec<StoppedRow>, CliError> {
+fn end_all_kept(path: &Path, limit: Option<Duration>) -> Result<Vec<StoppedRow>, CliError> {
     runtime()?.block_on(async {
-        let orchestrator =
-            Orchestrator::builder().adopt(path).map_err(CliError::Keep)?.start().map_err(CliError::Runtime)?;
+        let builder = match Orchestrator::builder().adopt(path) {
+            Ok(builder) => builder,
+            // That of another version can still be told to kill them.
+            Err(error @ KeepError::NotAdopted { .. }) => {
+                say(format_args!("{}; they are killed", chain(&error)));
+                end_kept(path).map_err(|source| CliError::Meeting { path: path.to_owned(), source })?;
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(CliError::Keep(error)),
+        };
+        let orchestrator = builder.start().map_err(CliError::Runtime)?;
         Ok(orchestrator.end_left_behind(limit).await.into_iter().map(Into::into).collect())
     })
 }

@@ -9,7 +9,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use pm::core::driver::socket_path::{SocketPath, bind_private};
-use pm::service::is_kept;
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
@@ -41,15 +40,13 @@ pub fn file(named: Option<&Path>) -> Result<PathBuf, CliError> {
 /// # Errors
 /// The directory of sockets cannot be made, or belongs to somebody else.
 pub fn socket(file: &Path) -> Result<PathBuf, CliError> {
-    Ok(choose(usual_socket(file)?, named(file, 0), |path| UnixStream::connect(path).is_ok()))
+    Ok(choose(usual_socket(file)?, named(file), |path| UnixStream::connect(path).is_ok()))
 }
 
-/// The socket at which the services of a project wait that have outlived their pm, where there are such.
-///
-/// # Errors
-/// Those of [`socket`].
-pub fn kept(file: &Path) -> Result<PathBuf, CliError> {
-    Ok(choose(usual_socket(file)?.with_extension("keep"), named(file, 1), is_kept))
+/// The socket at which the services of a project wait that have outlived their pm. It stands beside the file, where each environment finds it and nobody removes it at
+/// the end of a session.
+pub fn kept(file: &Path) -> PathBuf {
+    beside(file, ".keep")
 }
 
 /// Of two places the one where somebody is. What a dead one has left may stand at the other.
@@ -60,11 +57,9 @@ fn choose(usual: PathBuf, named: Option<PathBuf>, is_alive: impl Fn(&Path) -> bo
     }
 }
 
-/// One of the paths that the lock beside the file names: that of the socket, and that of what is kept.
-fn named(file: &Path, which: usize) -> Option<PathBuf> {
-    let named = fs::read(lock_path(file)).ok()?;
-    let path = named.split(|byte| *byte == 0).nth(which)?;
-    let path = PathBuf::from(OsString::from_vec(path.to_vec()));
+/// The socket that the lock beside the file names.
+fn named(file: &Path) -> Option<PathBuf> {
+    let path = PathBuf::from(OsString::from_vec(fs::read(lock_path(file)).ok()?));
     (path.is_absolute() && path.exists()).then_some(path)
 }
 
@@ -77,8 +72,13 @@ fn usual_socket(file: &Path) -> Result<PathBuf, CliError> {
 
 /// The lock that says that a project is up, beside its file.
 fn lock_path(file: &Path) -> PathBuf {
+    beside(file, ".lock")
+}
+
+/// What pm has of a project, in its directory.
+fn beside(file: &Path, ending: &str) -> PathBuf {
     let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(".lock");
+    name.push(ending);
     file.parent().unwrap_or(Path::new("/")).join(".pm").join(name)
 }
 
@@ -109,8 +109,6 @@ fn directory() -> Result<PathBuf, CliError> {
 /// The place of a project that is up, which is free again when this is dropped.
 #[derive(Debug)]
 pub struct Held {
-    /// Where its services wait for the next pm if they outlive this one, and those of the last one do.
-    pub kept: PathBuf,
     _socket: SocketPath,
     /// None where the directory of the project cannot be written to.
     _lock: Option<File>,
@@ -122,17 +120,16 @@ pub struct Held {
 /// [`CliError::AlreadyUp`] where the project is up.
 pub fn take(file: &Path) -> Result<(UnixListener, Held), CliError> {
     let path = usual_socket(file)?;
-    let kept = kept(file)?;
-    let lock = lock(&lock_path(file), &[path.as_os_str().as_bytes(), b"\0", kept.as_os_str().as_bytes()].concat())?;
+    let lock = lock(&lock_path(file), &path)?;
     let (listener, socket) = bind_private(&path).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => CliError::AlreadyUp,
         _ => CliError::Meeting { path, source },
     })?;
-    Ok((listener, Held { kept, _socket: socket, _lock: lock }))
+    Ok((listener, Held { _socket: socket, _lock: lock }))
 }
 
-/// Locks the file beside a project, and notes in it where the project is reached, and where what is kept of it. The file stays: to remove it would let two have it.
-fn lock(path: &Path, places: &[u8]) -> Result<Option<File>, CliError> {
+/// Locks the file beside a project, and notes in it where the project is reached. The file stays: to remove it would let two have it.
+fn lock(path: &Path, socket: &Path) -> Result<Option<File>, CliError> {
     let open = || -> io::Result<File> {
         fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
         let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
@@ -153,6 +150,6 @@ fn lock(path: &Path, places: &[u8]) -> Result<Option<File>, CliError> {
         Err(_) => return Ok(None),
     }
     // Who cannot write it is found at the usual place.
-    let _ = file.set_len(0).and_then(|()| file.write_all(places));
+    let _ = file.set_len(0).and_then(|()| file.write_all(socket.as_os_str().as_bytes()));
     Ok(Some(file))
 }

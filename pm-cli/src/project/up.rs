@@ -1,6 +1,7 @@
 //! `pm up`: starts the services of a project, shows what they print, and stays until they have ended or somebody ends it.
 
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +18,7 @@ use super::server::{self, Clients, Down, Serving};
 use super::watching;
 use super::wire;
 use crate::config::Project;
-use crate::error::{CliError, code, say};
+use crate::error::{CliError, chain, code, say};
 
 /// So many pieces of output wait for a slow terminal, 64 KiB at most each.
 const MOST_WAITING: usize = 64;
@@ -99,13 +100,25 @@ enum End {
 /// The project is up already, or cannot be.
 pub fn run(plan: Plan) -> Result<ExitCode, CliError> {
     let wanted = plan.wanted()?;
-    let (listener, held) = meeting::take(&meeting::file(Some(&plan.project.file))?)?;
+    let file = meeting::file(Some(&plan.project.file))?;
+    let (listener, held) = meeting::take(&file)?;
+    let kept = meeting::kept(&file);
+    if plan.is_kept {
+        abort_on_panic();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(CliError::Runtime)?;
-    let done = runtime.block_on(bring_up(plan, wanted, listener, held));
+    let mut adopted = None;
+    let done = runtime.block_on(bring_up(plan, wanted, listener, held, &kept, &mut adopted));
+    if let (Err(error), Some(_)) = (&done, &adopted) {
+        // To drop what keeps the services would end them. Their keeper goes on.
+        say(format_args!("error: {}", chain(error)));
+        std::process::exit(error.exit_code().into());
+    }
+    drop(adopted);
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
 }
@@ -115,6 +128,8 @@ async fn bring_up(
     wanted: Vec<String>,
     listener: std::os::unix::net::UnixListener,
     held: Held,
+    kept: &Path,
+    adopted: &mut Option<Orchestrator>,
 ) -> Result<ExitCode, CliError> {
     let (sender, output) = mpsc::channel(MOST_WAITING);
     let builder = match plan.is_detached {
@@ -125,9 +140,9 @@ async fn bring_up(
         }
         false => Orchestrator::builder().output(sender),
     };
-    let builder = if plan.is_kept { builder.keep(&held.kept) } else { builder.adopt(&held.kept) };
-    let builder = builder.map_err(CliError::Keep)?;
-    let orchestrator = builder.start().map_err(CliError::Runtime)?;
+    let builder = if plan.is_kept { builder.keep(kept) } else { builder.adopt(kept) };
+    let orchestrator = builder.map_err(CliError::Keep)?.start().map_err(CliError::Runtime)?;
+    *adopted = plan.is_kept.then(|| orchestrator.clone());
     let told = plan.told();
     let (facts, known) = watch::channel(Arc::new(Facts::of(&plan.project, wanted.clone())));
     let mut screen =
@@ -138,6 +153,7 @@ async fn bring_up(
     let directory = plan.project.directory;
     orchestrator.add(plan.project.services).await.map_err(|error| CliError::Service(error.to_string()))?;
     end_left_behind(&orchestrator).await;
+    let wanted = if plan.names.is_empty() { without_ended(&orchestrator, wanted).await } else { wanted };
     // Before they start, so that no change is missed that they have not seen.
     let watching = watching::start(&orchestrator, &known.borrow(), &directory).map_err(CliError::Watch)?;
     let (down, asked_down) = mpsc::channel(1);
@@ -185,6 +201,7 @@ async fn bring_up(
     serving.is_ending.store(true, Ordering::Relaxed);
     // Who ends it wants it ended, however that goes on.
     orchestrator.keep_no_more().await;
+    *adopted = None;
     serving.watch_with(None);
     let (stopped, downs) = watch.stop(down).await;
     let is_left = stopped.iter().any(|one| !one.survivors.is_empty());
@@ -215,17 +232,40 @@ async fn bring_up(
     Ok(ExitCode::from(if is_left && code == 0 { code::FAILED } else { code }))
 }
 
-/// Ends what an earlier pm of this project has left, and is not of it any more: the file has changed.
+/// Whoever keeps services ends at once where it panics: to unwind would end them.
+fn abort_on_panic() {
+    let told = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        told(info);
+        std::process::abort();
+    }));
+}
+
+/// Ends what an earlier pm of this project has left, and is not of it any more: the file has changed. Nobody waits for that.
 async fn end_left_behind(orchestrator: &Orchestrator) {
-    for left in orchestrator.left_behind().await {
+    let left = orchestrator.left_behind().await;
+    for left in &left {
         say(format_args!(
             "{} (pid {}), which has outlived its pm, is not in the file any more: stopping it",
             left.label, left.pid
         ));
     }
-    for stopped in orchestrator.end_left_behind(None).await.iter().filter(|stopped| !stopped.is_clean()) {
-        say(stopped);
+    if !left.is_empty() {
+        let orchestrator = orchestrator.clone();
+        tokio::spawn(async move {
+            for stopped in orchestrator.end_left_behind(None).await.iter().filter(|stopped| !stopped.is_clean()) {
+                say(stopped);
+            }
+        });
     }
+}
+
+/// Without those that have ended while there was no pm, and that their rules do not start again: as it would be had there been one.
+async fn without_ended(orchestrator: &Orchestrator, mut wanted: Vec<String>) -> Vec<String> {
+    let services = orchestrator.list().await;
+    let has_ended = |info: &Info| matches!(info.state, State::Completed | State::Failed | State::GaveUp);
+    wanted.retain(|name| !services.iter().any(|info| info.name == *name && has_ended(info)));
+    wanted
 }
 
 /// 0 where all that has ended did so well.

@@ -1,7 +1,7 @@
 //! `pm up --keep`: services that outlive their pm, and the next pm that takes them over.
 
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -193,7 +193,7 @@ fn down_ends_what_is_kept() {
     assert_eq!((&of("deaf")["killed"], &of("ticker")["killed"]), (&true.into(), &false.into()), "{stopped:?}");
     assert_eq!(left_behind(&mark, Duration::from_secs(1)), [""; 0]);
     pm(&dir, "down", &[]).refused(5, &["this project is not up: pm up starts it"]);
-    assert!(!std::fs::read_dir(dir.join("pm")).unwrap().any(|entry| is_meeting_point(&entry.unwrap().path())));
+    assert!(!meeting_point(&dir).exists());
 }
 
 #[test]
@@ -361,12 +361,7 @@ fn strangers_at_the_meeting_point_change_nothing() {
 }
 
 fn meeting_point(dir: &Dir) -> PathBuf {
-    let entries = std::fs::read_dir(dir.join("pm")).unwrap().map(|entry| entry.unwrap().path());
-    entries.into_iter().find(|path| is_meeting_point(path)).unwrap()
-}
-
-fn is_meeting_point(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending == "keep")
+    dir.join(".pm/pm.toml.keep")
 }
 
 #[test]

@@ -57,8 +57,17 @@ pub enum Input {
         pid: u32,
         /// How long that has lived.
         lived: Duration,
-        /// Whether it has said that it is ready, where it says so itself.
+        /// Whether it was ready already: by its own word, or because its probe had passed.
         was_ready: bool,
+    },
+    /// It was never started here, and its process, which has outlived an earlier manager, has ended meanwhile.
+    EndedMeanwhile {
+        /// What was its process.
+        pid: u32,
+        /// How long that has lived.
+        lived: Duration,
+        /// How it ended.
+        status: ExitStatus,
     },
     /// Its process exists.
     Spawned(Incarnation, u32),
@@ -323,6 +332,7 @@ impl Life {
                 }
             }
             Input::Adopted { pid, lived, was_ready } => self.adopt(now, pid, lived, was_ready),
+            Input::EndedMeanwhile { pid, lived, status } => self.ended_meanwhile(now, pid, lived, status),
             Input::Spawned(of, pid) => {
                 if of == self.incarnation() && self.pid.is_none() && self.has_process() {
                     self.spawned(now, pid);
@@ -451,8 +461,47 @@ impl Life {
     }
 
     fn adopt(&mut self, now: Time, pid: u32, lived: Duration, was_ready: bool) {
-        if !matches!(self.now, Now::Idle) {
+        if !self.have_process(now) {
             return;
+        }
+        self.start_by = Some(now + self.rules.start_limit);
+        self.say(Event::Adopted { pid, lived });
+        self.has_process_now(now, pid);
+        self.lived_before = lived;
+        if lived >= RUNS_AFTER {
+            self.runs_at = Some(now);
+        }
+        self.unit.handle(now, unit::Input::Spawned(self.incarnation()));
+        if was_ready && matches!(self.now, Now::Starting) {
+            // Who was well is asked whether it still is, and is not killed where it is not.
+            if let Readiness::Asked(timing) = self.rules.readiness {
+                self.readiness = Some(Schedule::of_well(timing, now));
+            }
+            self.be_up(now);
+            self.was_ready = true;
+            self.runs = true;
+            self.runs_at = None;
+        }
+    }
+
+    fn ended_meanwhile(&mut self, now: Time, pid: u32, lived: Duration, status: ExitStatus) {
+        if !self.have_process(now) {
+            return;
+        }
+        self.has_lived = true;
+        self.pid = Some(pid);
+        self.began = now;
+        self.lived_before = lived;
+        self.status = Some(status);
+        let incarnation = self.incarnation();
+        self.unit.handle(now, unit::Input::Spawned(incarnation));
+        self.unit.handle(now, unit::Input::Exited(incarnation, status));
+    }
+
+    /// Begins a life whose process was made by somebody else. False where it is not the first.
+    fn have_process(&mut self, now: Time) -> bool {
+        if !matches!(self.now, Now::Idle) {
+            return false;
         }
         self.is_wanted = true;
         self.unit.handle(now, unit::Input::Start { after: Duration::ZERO });
@@ -460,18 +509,7 @@ impl Life {
         while self.unit.poll_effect().is_some() {}
         self.has_returned = false;
         self.now = Now::Starting;
-        self.start_by = Some(now + self.rules.start_limit);
-        self.say(Event::Adopted { pid, lived });
-        let incarnation = self.incarnation();
-        self.has_process_now(now, pid);
-        self.lived_before = lived;
-        if lived >= RUNS_AFTER {
-            self.runs_at = Some(now);
-        }
-        self.unit.handle(now, unit::Input::Spawned(incarnation));
-        if was_ready && matches!(self.rules.readiness, Readiness::Told { .. }) {
-            self.ready(now);
-        }
+        true
     }
 
     fn stop(&mut self, now: Time, limit: Duration) {
@@ -544,12 +582,7 @@ impl Life {
         if !matches!(self.now, Now::Starting) || self.pid.is_none() {
             return;
         }
-        self.unit.handle(now, unit::Input::Ready(self.incarnation()));
-        self.now = Now::Up;
-        self.start_by = None;
-        self.stable_at = Some(now + self.rules.restart.stable);
-        self.alive_by = self.rules.watchdog.map(|limit| now + limit);
-        self.liveness = self.rules.liveness.map(|timing| Schedule::of_well(timing, now));
+        self.be_up(now);
         if self.rules.readiness != Readiness::Spawned {
             self.was_ready = true;
             self.runs = true;
@@ -557,6 +590,15 @@ impl Life {
             self.say(Event::Running);
             self.say(Event::Healthy { after: now.since(self.began) });
         }
+    }
+
+    fn be_up(&mut self, now: Time) {
+        self.unit.handle(now, unit::Input::Ready(self.incarnation()));
+        self.now = Now::Up;
+        self.start_by = None;
+        self.stable_at = Some(now + self.rules.restart.stable);
+        self.alive_by = self.rules.watchdog.map(|limit| now + limit);
+        self.liveness = self.rules.liveness.map(|timing| Schedule::of_well(timing, now));
     }
 
     fn answered(&mut self, now: Time, check: Check, answer: Result<(), String>) {

@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::ptr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -24,7 +25,7 @@ use super::strays::{BLANK_LIMIT, Orphans, Owner};
 use super::tree::{self, OwnChildren};
 use super::wait::{self, Counted, Kind, Whose};
 use crate::machine::exit::ExitStatus;
-use keeping::{Alone, Kept, OpenCapture, Stay};
+use keeping::{Ended as EndedUnit, Kept, OpenCapture, Stay};
 
 /// How long the keeper waits for a process that it has killed. Only uninterruptible sleep, a debugger or a process of another
 /// user takes longer.
@@ -125,15 +126,19 @@ struct Keeper {
     /// Where the next manager is waited for.
     stay: Option<Stay>,
     open_capture: OpenCapture,
-    /// While there is no manager, the units that have ended.
-    alone: Option<Alone>,
+    /// This manager wants nothing to outlive it.
+    has_left: bool,
+    /// There is no manager.
+    is_alone: bool,
+    /// Kept units that have ended, and of which no manager has said that it knows.
+    ended: Vec<EndedUnit>,
 }
 
 /// Replies for the manager.
 #[derive(Debug)]
 struct Message {
     bytes: Vec<u8>,
-    fds: Vec<OwnedFd>,
+    fds: Vec<Arc<OwnedFd>>,
 }
 
 #[derive(Debug)]
@@ -193,7 +198,9 @@ impl Keeper {
                 next: 1,
                 stay: None,
                 open_capture,
-                alone: None,
+                has_left: false,
+                is_alone: false,
+                ended: Vec::new(),
             }),
             Err((step, error)) => Err(NotReady { control, step, errno: error.raw_os_error().unwrap_or(0) }),
         }
@@ -214,7 +221,11 @@ impl Keeper {
         // A directory that the manager ran in may be removed or unmounted.
         let _ = rustix::process::chdir("/");
         let signals = child_signals().map_err(|error| (Setup::Signals, error))?;
-        let spawner = Spawner::new().map_err(|error| (Setup::Stack, error))?;
+        let mut spawner = Spawner::new().map_err(|error| (Setup::Stack, error))?;
+        // It holds descriptors for all that it keeps, and gives what it starts the limit that it had itself.
+        if let Ok(before) = allow_most_descriptors() {
+            spawner.give_descriptor_limit(before);
+        }
         Ok((signals, spawner))
     }
 
@@ -311,8 +322,7 @@ impl Keeper {
                 self.prefix = prefix.to_vec();
                 self.manager = fds.pop();
             }
-            // A manager that is here already need not say so.
-            Request::Adopt { .. } => {}
+            Request::Forget { id } => self.forget(id),
             Request::Stay { path: Text(path), patience_ms } => self.stay(path, patience_ms, fds),
             Request::Leave => self.leave(),
             Request::Keep { id, note: Text(note), held } => {
@@ -349,6 +359,8 @@ impl Keeper {
                 if let Some(unit) = self.units.get_mut(&id).filter(|unit| !unit.killing) {
                     unit.lingers = Some(signal);
                     unit.was_asked = was_asked;
+                    // It is to end, and nobody is left to see to that when the manager has gone.
+                    unit.kept = None;
                 }
             }
             Request::Kill { id } => self.kill_unit(id),
@@ -358,7 +370,7 @@ impl Keeper {
 
     fn launch(&mut self, id: u64, launch: &Launch<'_>, fds: &[OwnedFd]) {
         self.next = self.next.max(id.saturating_add(1));
-        if self.alone.is_some() {
+        if self.is_alone {
             return;
         }
         let sources: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
@@ -580,16 +592,16 @@ impl Keeper {
             stray_count: victims.len() as u32,
             survivors: survivors.iter().take(NAMED_STRAYS).map(unsigned).collect(),
         };
-        match &mut self.alone {
-            None => self.reply(&exited),
-            Some(alone) => alone.note_exit(id, leader, kept, exited),
+        self.reply(&exited);
+        if let Some(kept) = kept {
+            self.remember(id, leader, kept, exited);
         }
     }
 
     /// Adds to the message of this turn. There are as many replies as requests that were read, and exits; stops are left out
     /// beyond [`OUTBOX`]. So they are bounded by that and the number of units.
     fn reply(&mut self, reply: &Reply) {
-        if self.alone.is_some() {
+        if self.is_alone {
             return;
         }
         wire::append(&mut self.replies, reply);
@@ -610,7 +622,7 @@ impl Keeper {
         }
         self.is_short = false;
         while let Some(message) = self.outbox.front() {
-            let fds: Vec<BorrowedFd<'_>> = message.fds.iter().map(AsFd::as_fd).collect();
+            let fds: Vec<BorrowedFd<'_>> = message.fds.iter().map(|fd| fd.as_fd()).collect();
             match seqpacket::send(&self.control, &message.bytes, &fds) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if seqpacket::is_passing(&error) => {
@@ -690,6 +702,22 @@ fn child_signals() -> io::Result<OwnedFd> {
             -1 => Err(io::Error::last_os_error()),
             fd => Ok(OwnedFd::from_raw_fd(fd)),
         }
+    }
+}
+
+/// Raises the soft limit of open descriptors to the hard one. Gives both as they were.
+fn allow_most_descriptors() -> io::Result<(u64, u64)> {
+    // SAFETY: a limit is plain numbers; the pointers are to live locals.
+    unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let most = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const most) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok((limit.rlim_cur, limit.rlim_max))
     }
 }
 

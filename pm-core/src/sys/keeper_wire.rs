@@ -1,6 +1,6 @@
 //! What manager and keeper say to each other, in postcard, over one `seqpacket` socket.
 //!
-//! A request is one message. Its descriptors are those of the launch in the order of its targets; those of HELLO and ADOPT are one
+//! A request is one message. Its descriptors are those of the launch in the order of its targets; those of HELLO are one
 //! pidfd, the manager's; those of STAY the socket at which the keeper waits; those of KEEP what is held. A reply message holds one or
 //! more replies, one after the other: all that a turn of the keeper brought about. KEPT, with what is held, and ALL_KEPT, with the socket, are messages of their own.
 
@@ -36,6 +36,38 @@ pub(crate) enum Holding {
     Notify { uid: u32 },
     /// Nothing.
     Open,
+}
+
+/// The longest [`Greeting`], in bytes.
+pub(crate) const GREETING: usize = 16;
+
+/// The first message of one who connects to a keeper that has no manager. Its form is the same in all versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Greeting {
+    /// It is the next manager, and speaks this version. With its pidfd.
+    Adopt { version: u16 },
+    /// All that is kept is to end.
+    End,
+}
+
+impl Greeting {
+    const ADOPT: &[u8] = b"pm adopt";
+    const ALL_ENDS: &[u8] = b"pm end";
+
+    pub(crate) fn bytes(self) -> Vec<u8> {
+        match self {
+            Greeting::Adopt { version } => [Greeting::ADOPT, &version.to_be_bytes()[..]].concat(),
+            Greeting::End => Greeting::ALL_ENDS.to_vec(),
+        }
+    }
+
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        if bytes == Greeting::ALL_ENDS {
+            return Some(Greeting::End);
+        }
+        let version = bytes.strip_prefix(Greeting::ADOPT)?.try_into().ok()?;
+        Some(Greeting::Adopt { version: u16::from_be_bytes(version) })
+    }
 }
 
 /// What the manager asks for.
@@ -85,8 +117,8 @@ pub(crate) enum Request<'a> {
         #[serde(borrow)]
         note: Text<'a>,
     },
-    /// The first message of the next manager, at the socket of STAY, with its pidfd.
-    Adopt { version: u16 },
+    /// The manager knows how a kept unit has ended, and has read what it said last.
+    Forget { id: u64 },
 }
 
 /// What the keeper tells.
@@ -121,14 +153,15 @@ pub(crate) enum Reply {
     NotKept {
         id: u64,
     },
-    /// A unit that has outlived its manager.
+    /// A unit that has outlived its manager. Where it has ended meanwhile EXITED follows.
     Kept {
         id: u64,
         pid: u32,
         note: Vec<u8>,
         held: Vec<Holding>,
-        /// It has said so by sd_notify(3) while there was no manager.
+        /// It has said so while there was no manager.
         is_ready: bool,
+        ended_ms_ago: Option<u64>,
     },
     /// These were all. Launches have numbers from `next` on.
     AllKept {
@@ -161,7 +194,7 @@ impl Setup {
     /// What failed, as a part of a sentence.
     pub(crate) fn text(self) -> String {
         match self {
-            Setup::Descriptors => "it could not open /dev/null or close the other descriptors".to_owned(),
+            Setup::Descriptors => "it has no descriptors left, or could not open /dev/null".to_owned(),
             Setup::Session => "setsid was refused".to_owned(),
             Setup::Subreaper => "PR_SET_CHILD_SUBREAPER was refused".to_owned(),
             Setup::Signals => "signalfd was refused".to_owned(),
@@ -230,6 +263,18 @@ mod tests {
         }
         let received: Vec<_> = replies(&message).map(Result::unwrap).collect();
         assert_eq!(received, sent);
+    }
+
+    #[test]
+    fn greetings_are_known_in_all_versions() {
+        assert_eq!(Greeting::Adopt { version: 0x0102 }.bytes(), b"pm adopt\x01\x02");
+        for greeting in [Greeting::Adopt { version: VERSION }, Greeting::End] {
+            assert_eq!(Greeting::read(&greeting.bytes()), Some(greeting));
+            assert!(greeting.bytes().len() <= GREETING);
+        }
+        for bytes in [&b""[..], b"pm adopt", b"pm adopt\x01", b"pm adopt\x01\x02\x03", b"pm ends"] {
+            assert_eq!(Greeting::read(bytes), None);
+        }
     }
 
     #[test]

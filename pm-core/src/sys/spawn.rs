@@ -63,6 +63,8 @@ pub(crate) struct Failure {
 pub(crate) struct Spawner {
     stack: Stack,
     null: OwnedFd,
+    /// The limits of open descriptors that a child gets where its launch names none; none is those of this process.
+    descriptors: Option<(u64, u64)>,
 }
 
 impl Spawner {
@@ -70,7 +72,12 @@ impl Spawner {
     pub(crate) fn new() -> io::Result<Self> {
         let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
         let null = rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty())?;
-        Ok(Spawner { stack: Stack::new()?, null })
+        Ok(Spawner { stack: Stack::new()?, null, descriptors: None })
+    }
+
+    /// Gives children these limits of open descriptors, the soft one and the hard one, where their launches name none.
+    pub(crate) fn give_descriptor_limit(&mut self, limits: (u64, u64)) {
+        self.descriptors = Some(limits);
     }
 
     /// Starts `launch` with `sources` as the descriptors of its targets. When this returns a pid, the program is
@@ -97,6 +104,7 @@ impl Spawner {
             cwd: launch.cwd.0.as_ptr().cast(),
             placing: &placing,
             listen_pid: listen_pid.as_ref(),
+            descriptors: self.descriptors,
             launch,
             parent: std::process::id() as libc::pid_t,
             failure: Cell::new(None),
@@ -142,6 +150,7 @@ struct Plan<'a> {
     cwd: *const c_char,
     placing: &'a Placing,
     listen_pid: Option<&'a PidVariable>,
+    descriptors: Option<(u64, u64)>,
     launch: &'a Launch<'a>,
     parent: libc::pid_t,
     failure: Cell<Option<Failure>>,
@@ -245,6 +254,10 @@ fn become_program(plan: &Plan<'_>) -> Result<std::convert::Infallible, Failure> 
         if launch.terminal {
             // 0: from a session that has it already it is not taken.
             check(Stage::Terminal, libc::ioctl(0, libc::TIOCSCTTY, 0))?;
+        }
+        if let Some((soft, hard)) = plan.descriptors {
+            let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+            check(Stage::Descriptors, libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit))?;
         }
         for (index, (resource, soft, hard)) in launch.limits.iter().enumerate() {
             let limit = libc::rlimit { rlim_cur: *soft, rlim_max: *hard };

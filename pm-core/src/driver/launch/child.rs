@@ -6,6 +6,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "service")]
+use tokio::sync::oneshot;
 use tokio::sync::watch;
 
 use super::connection::{Connection, NotAsked};
@@ -156,15 +158,21 @@ impl Child {
     }
 
     /// Lets the process outlive this one, where its keeper stays, and has the keeper hold these descriptors for it. `note` is for the next manager, and
-    /// says what becomes of its output until then. Without a keeper it cannot be.
+    /// says what becomes of its output until then. What is given is told where the keeper has no room for them; none is that it cannot be asked.
     #[cfg(feature = "service")]
-    pub(super) fn keep(&self, note: &[u8], held: &[(Holding, BorrowedFd<'_>)]) {
+    pub(super) fn keep(&self, note: &[u8], held: &[(Holding, BorrowedFd<'_>)]) -> Option<oneshot::Receiver<()>> {
+        match &self.holder {
+            Holder::Keeper { connection, id } => connection.keep(*id, note, held).ok(),
+            Holder::Unguarded(_) => None,
+        }
+    }
+
+    /// How it has ended is known, and what it said last was read: its keeper need not remember that for the next manager.
+    #[cfg(feature = "service")]
+    pub(crate) fn forget(&self) {
         if let Holder::Keeper { connection, id } = &self.holder {
-            let note = Text(note);
-            let (held, fds): (Vec<Holding>, Vec<BorrowedFd<'_>>) = held.iter().copied().unzip();
-            if connection.tell(&Request::Keep { id: *id, note, held }, &fds).is_err() {
-                tracing::warn!(pid = self.pid, "a process will not outlive this one: the keeper could not be asked");
-            }
+            // Then the next one hears of it once more.
+            let _ = connection.ask(&Request::Forget { id: *id });
         }
     }
 

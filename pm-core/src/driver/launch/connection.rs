@@ -72,6 +72,8 @@ struct Unit {
     launched: Option<oneshot::Sender<Result<u32, Refusal>>>,
     state: watch::Sender<ChildState>,
     kill_asked: bool,
+    /// Told where it cannot be kept.
+    not_kept: Option<oneshot::Sender<()>>,
 }
 
 struct Message {
@@ -185,7 +187,7 @@ impl Connection {
         let (launched, answer) = oneshot::channel();
         let (state, watched) = watch::channel(ChildState::Running);
         let mut shared = self.lock();
-        shared.units.insert(id, Unit { launched: Some(launched), state, kill_asked: false });
+        shared.units.insert(id, Unit { launched: Some(launched), state, kill_asked: false, not_kept: None });
         match self.send(&mut shared, message, OUTGOING) {
             Ok(()) => {}
             Err(refused) => {
@@ -351,22 +353,18 @@ impl Connection {
                 launched.map(|launched| launched.send(Err(Refusal::Failed(Failure { stage, errno }))));
             }
             Reply::NotKept { id } => {
-                tracing::warn!(id, "a process will not outlive this one: the keeper has no descriptors left for it");
+                let not_kept = self.lock().units.get_mut(&id).and_then(|unit| unit.not_kept.take());
+                not_kept.map(|not_kept| not_kept.send(()));
             }
             // These come before anything else, if at all.
             Reply::Kept { .. } | Reply::AllKept { .. } => {}
             Reply::Stopped { id, signal } => self.set_state(id, ChildState::Stopped(Signal(signal))),
             Reply::Continued { id } => self.set_state(id, ChildState::Running),
-            Reply::Exited { id, status, counted, strays, stray_count, survivors } => {
-                let unit = self.lock().units.remove(&id);
-                let status = match status {
-                    Status::Code(code) => ExitStatus::Code(code),
-                    Status::Signal { signal, core } => ExitStatus::Signal { signal, core },
-                    Status::Lost => ExitStatus::Lost,
-                };
-                let usage = Usage::from(counted);
-                let exit = Exit { status, strays, stray_count, survivors, usage };
-                unit.map(|unit| unit.state.send_replace(ChildState::Exited(exit)));
+            Reply::Exited { .. } => {
+                if let Some((id, exit)) = exit_of(reply) {
+                    let unit = self.lock().units.remove(&id);
+                    unit.map(|unit| unit.state.send_replace(ChildState::Exited(exit)));
+                }
             }
         }
     }
@@ -437,6 +435,17 @@ impl Drop for Pending {
             self.connection.kill(self.id);
         }
     }
+}
+
+/// Of which unit a reply tells the end, and how that was.
+fn exit_of(reply: Reply) -> Option<(u64, Exit)> {
+    let Reply::Exited { id, status, counted, strays, stray_count, survivors } = reply else { return None };
+    let status = match status {
+        Status::Code(code) => ExitStatus::Code(code),
+        Status::Signal { signal, core } => ExitStatus::Signal { signal, core },
+        Status::Lost => ExitStatus::Lost,
+    };
+    Some((id, Exit { status, strays, stray_count, survivors, usage: Usage::from(counted) }))
 }
 
 /// Starts a thread that hands out what a keeper says.

@@ -9,19 +9,34 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use tokio::sync::oneshot;
 
 use super::connection::Connection;
 use super::connection::adoption::Adopted;
+pub(crate) use super::connection::adoption::Kept;
 use super::{Child, keeper};
 use crate::driver::socket_path::Lock;
-use crate::sys::keeper_wire::Holding;
+use crate::sys::keeper_wire::{Greeting, Holding};
+use crate::sys::seqpacket;
 
 /// When nothing lives any more of what was kept, its ends are remembered for so long.
 const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// How often a keeper that ends in this moment is met, until it has.
+const MOST_MEETINGS: u32 = 100;
+
+/// This program has a meeting point, and may have one: its processes have one keeper.
+static HAS_ONE: AtomicBool = AtomicBool::new(false);
+
+/// How long a keeper may take to hear that all is to end.
+const READ_LIMIT: Duration = Duration::from_secs(10);
 
 /// Managers that may wait for the keeper. There is one, which has the lock.
 const WAITING: i32 = 4;
@@ -36,6 +51,11 @@ pub enum KeepError {
         /// The path.
         path: PathBuf,
     },
+    /// This program keeps its processes at another path already.
+    #[error(
+        "this program keeps services at another path already: one orchestrator of a program can keep its services, or take some over"
+    )]
+    Another,
     /// There are processes of an earlier program, and they cannot be taken over.
     #[error("the services that an earlier program has left cannot be taken over at {path:?}")]
     NotAdopted {
@@ -54,20 +74,31 @@ pub enum KeepError {
     },
 }
 
-/// A process that was taken over.
-pub(crate) struct Kept {
-    pub(crate) child: Child,
-    pub(crate) note: Vec<u8>,
-    pub(crate) held: Vec<(Holding, OwnedFd)>,
-    /// It has said that it is ready while nobody was there to hear it.
-    pub(crate) is_ready: bool,
-}
-
 /// Where this manager's processes are kept for the next one.
 pub(crate) struct MeetingPoint {
     path: PathBuf,
     listener: OwnedFd,
+    /// Nothing is kept any more. Held while something is, so that nothing comes after that.
+    has_left: Mutex<bool>,
     _lock: Lock,
+    _one: One,
+}
+
+/// The one meeting point of this program.
+struct One;
+
+impl One {
+    fn take() -> Result<Self, KeepError> {
+        // Acquire and Release: who takes it next sees what the last one has left behind.
+        let was_free = HAS_ONE.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        if was_free { Ok(One) } else { Err(KeepError::Another) }
+    }
+}
+
+impl Drop for One {
+    fn drop(&mut self) {
+        HAS_ONE.store(false, Ordering::Release);
+    }
 }
 
 /// Takes over what waits at a path, if anything does. From then on it is kept no more.
@@ -97,44 +128,87 @@ pub(crate) fn meet(path: &Path) -> Result<(MeetingPoint, Vec<Kept>), KeepError> 
         io::ErrorKind::AddrInUse => KeepError::InUse { path: path.clone() },
         _ => refused(source),
     })?;
-    let Some(socket) = connect(&path).map_err(refused)? else {
-        let listener = listen(&path).map_err(refused)?;
-        return Ok((MeetingPoint { path, listener, _lock: lock }, Vec::new()));
+    let one = One::take()?;
+    let meeting = |listener, one| MeetingPoint {
+        path: path.clone(),
+        listener,
+        has_left: Mutex::new(false),
+        _lock: lock,
+        _one: one,
     };
-    let Adopted { connection, units, listener } =
-        Connection::adopt(socket).map_err(|source| KeepError::NotAdopted { path: path.clone(), source })?;
-    keeper::use_connection(connection);
-    let units = units.into_iter().map(|unit| Kept {
-        child: unit.child,
-        note: unit.note,
-        held: unit.held,
-        is_ready: unit.is_ready,
-    });
-    let units = units.collect();
-    Ok((MeetingPoint { path, listener, _lock: lock }, units))
+    let mut meetings = 0;
+    while let Some(socket) = connect(&path).map_err(refused)? {
+        meetings += 1;
+        match Connection::adopt(socket) {
+            Ok(Adopted { connection, units, listener }) => {
+                keeper::use_connection(connection);
+                return Ok((meeting(listener, one), units));
+            }
+            // One that has nothing to keep was about to end. It does so in a moment.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && meetings < MOST_MEETINGS => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(source) => return Err(KeepError::NotAdopted { path: path.clone(), source }),
+        }
+    }
+    let listener = listen(&path).map_err(refused)?;
+    Ok((meeting(listener, one), Vec::new()))
+}
+
+/// Has all end that is kept at a path, at once, whatever the version of its keeper is.
+///
+/// # Errors
+/// What the kernel says; that nothing is kept there is none.
+pub fn end_kept(path: &Path) -> io::Result<()> {
+    if let Some(socket) = connect(path)? {
+        seqpacket::send(&socket, &Greeting::End.bytes(), &[])?;
+        // Its end is that of the keeper, or that it has been heard.
+        let limit = Timespec { tv_sec: READ_LIMIT.as_secs() as i64, tv_nsec: 0 };
+        let _ = rustix::event::poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&limit));
+    }
+    Ok(())
 }
 
 /// Whether a keeper waits at a path for its next manager, or has one.
 pub fn is_kept(path: &Path) -> bool {
-    connect(path).is_ok_and(|socket| socket.is_some())
+    match connect(path) {
+        Ok(socket) => socket.is_some(),
+        // Others wait before this one.
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    }
 }
 
 impl MeetingPoint {
-    /// Lets a process outlive this one.
-    pub(crate) fn keep(&self, child: &Child, note: &[u8], held: &[(Holding, BorrowedFd<'_>)]) {
-        if let Some(connection) = child.connection() {
-            connection.stay(self.listener.as_fd(), self.path.as_os_str().as_bytes(), PATIENCE);
-            child.keep(note, held);
+    /// Lets a process outlive this one. What is given is told where it cannot be; none is that nothing is kept any more, or that it has no keeper.
+    pub(crate) fn keep(
+        &self,
+        child: &Child,
+        note: &[u8],
+        held: &[(Holding, BorrowedFd<'_>)],
+    ) -> Option<oneshot::Receiver<()>> {
+        let has_left = self.lock();
+        if *has_left {
+            return None;
         }
+        child.connection()?.stay(self.listener.as_fd(), self.path.as_os_str().as_bytes(), PATIENCE);
+        child.keep(note, held)
     }
 
     /// Lets nothing outlive this process: also what was taken over does not any more.
     pub(crate) fn leave(&self) {
+        let mut has_left = self.lock();
+        if std::mem::replace(&mut *has_left, true) {
+            return;
+        }
         if let Some(connection) = keeper::connected() {
             connection.leave();
         }
-        // Removed here, under the lock: the keeper does it only where there is no manager.
+        // Removed here, under the lock of the path: the keeper does it only where there is no manager.
         let _ = fs::remove_file(&self.path);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.has_left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

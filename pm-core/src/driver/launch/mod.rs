@@ -29,7 +29,7 @@ pub use child::{Child, ChildState, Exit, SignalError, Usage};
 pub use error::LaunchError;
 pub use keeper::{KEEPER_ROLE, KEEPER_VARIABLE, roles_called, run_if_keeper, serve_as_keeper};
 #[cfg(feature = "service")]
-pub use kept::{KeepError, is_kept};
+pub use kept::{KeepError, end_kept, is_kept};
 pub use launcher::{Guard, launch};
 pub use program::{check_interpreter, resolve_program};
 

@@ -1,15 +1,13 @@
 //! Services that outlive the program that started them, until the next orchestrator takes them over.
 //!
 //! What the next one has to know of a process is a [`Note`], which its keeper keeps, beside the streams of the process. The keeper also
-//! runs [`open_capture`]: as long as there is no orchestrator it writes the logs.
+//! runs [`open_capture`]: as long as there is no orchestrator it writes the logs, and looks for the line that says that a service is ready.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,48 +15,80 @@ use regex::bytes::Regex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
 
-use super::log::{Log, LogEntry, LogFile};
+use super::log::{Log, LogFile};
 use super::output::{Piece, Splitter};
 use crate::driver::exec::OutputStream;
 use crate::driver::launch::kept::{Kept, MeetingPoint};
 use crate::driver::launch::{Child, Exit};
-use crate::face::service::{Definition, LeftBehind, Stopped};
+use crate::face::service::{Definition, LeftBehind, StopBy, Stopped};
 use crate::machine::exit::Signal;
 use crate::sys::keeper::keeping::Capture;
 use crate::sys::keeper_wire::Holding;
 
-/// From the signal to the kill, of those whom nobody knows any more and whose rules are forgotten.
-pub(super) const DEFAULT_LIMIT: Duration = Duration::from_secs(10);
-
-/// The longest note that is kept of a process, in bytes: a path (4 KiB) and a few names.
+/// The longest note that is kept of a process, in bytes: a path (4 KiB), a pattern and a few names.
 const NOTE: usize = 8 * 1024;
 
-/// What is read of one of them at once.
+/// What is read of a stream at once, and at most of what a process has left in a terminal, of which nobody says how much that is.
 const READ: usize = 64 << 10;
 
-/// What the next orchestrator has to know of a process.
+/// What the next orchestrator has to know of a process. Its form belongs to the version of the keeper's protocol.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Note {
     /// Its service, and which replica of it.
     pub(super) name: String,
     pub(super) replica: u32,
+    /// How many replicas the service is said to have. It may have others, if somebody has scaled it.
+    pub(super) declared: u32,
     /// What runs, in short: where it is not the same any more, the service is started anew.
     pub(super) what: [u8; 32],
     /// When it was started, in milliseconds since 1970.
-    pub(super) since_ms: u64,
-    /// It has said that it is ready.
+    since_ms: u64,
+    /// It has said that it is ready, or was found to be well.
     pub(super) was_ready: bool,
+    /// The line that says so.
+    ready_line: Option<String>,
+    stop_signal: i32,
+    stop_limit_ms: u64,
     /// What the descriptors are that its keeper holds, in their order.
     streams: Vec<Stream>,
     log: Option<LogSettings>,
 }
 
+/// A descriptor that is held of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Stream {
+pub(super) enum Stream {
     Stdout,
     Stderr,
-    Notify { uid: u32 },
+    /// The master of its terminal, which has both.
+    Terminal,
+    /// The other end of that, which is held open.
+    Slave,
+    /// The socket of sd_notify(3), and whose messages count there.
+    Notify {
+        uid: u32,
+    },
+}
+
+impl Stream {
+    /// What its keeper does with it, where it is the one of this number.
+    fn holding(self, number: usize) -> Holding {
+        match self {
+            Stream::Stdout | Stream::Stderr | Stream::Terminal => Holding::Stream(number as u8),
+            Stream::Slave => Holding::Open,
+            Stream::Notify { uid } => Holding::Notify { uid },
+        }
+    }
+
+    /// Where what is read of it was printed.
+    fn printed(self) -> OutputStream {
+        if self == Stream::Stderr { OutputStream::Stderr } else { OutputStream::Stdout }
+    }
+
+    fn is_read(self) -> bool {
+        matches!(self.holding(0), Holding::Stream(_))
+    }
 }
 
 /// A [`LogFile`], for another process of this machine: with an absolute path, which need not be UTF-8.
@@ -82,38 +112,44 @@ impl LogSettings {
     }
 }
 
-/// The streams of a process that its keeper holds.
-pub(super) struct Held<Fd> {
-    pub(super) stdout: Fd,
-    pub(super) stderr: Fd,
-    /// The socket of sd_notify(3), and whose messages count there.
-    pub(super) notify: Option<(Fd, u32)>,
-}
-
 impl Note {
     /// Of a process that was just started.
     pub(super) fn new(definition: &Definition, replica: u32) -> Self {
         let since_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let log = definition.log.as_ref().and_then(|log| LogSettings::of(&log.of_replica(replica)).ok());
-        Note {
+        let mut note = Note {
             name: definition.name.clone(),
             replica,
+            declared: 0,
             what: what_runs(definition),
             since_ms: u64::try_from(since_ms).unwrap_or(u64::MAX),
             was_ready: false,
+            ready_line: None,
+            stop_signal: Signal::TERM.0,
+            stop_limit_ms: 0,
             streams: Vec::new(),
-            log,
-        }
+            log: None,
+        };
+        note.follow(definition);
+        note
     }
 
-    pub(super) fn label(&self) -> String {
-        if self.replica == 1 { self.name.clone() } else { format!("{}#{}", self.name, self.replica) }
+    /// What is done about the process, as its definition says.
+    fn follow(&mut self, definition: &Definition) {
+        self.declared = definition.replicas;
+        self.ready_line = definition.ready_line.as_ref().map(|line| line.as_str().to_owned());
+        self.stop_signal = match definition.stop_by {
+            StopBy::Signal(signal) => signal.0,
+            // Nobody runs it who does not know the service.
+            StopBy::Command(_) => Signal::TERM.0,
+        };
+        self.stop_limit_ms = u64::try_from(definition.rules.stop_limit.as_millis()).unwrap_or(u64::MAX);
+        self.log = definition.log.as_ref().and_then(|log| LogSettings::of(&log.of_replica(self.replica)).ok());
     }
 
-    /// How long its process has lived. The clock may have been set meanwhile.
-    pub(super) fn lived(&self) -> Duration {
-        let since = UNIX_EPOCH + Duration::from_millis(self.since_ms);
-        SystemTime::now().duration_since(since).unwrap_or_default()
+    /// The process is kept for the next one once more, under what its definition says now.
+    pub(super) fn renew(&mut self, definition: &Definition, child: &Child) {
+        self.follow(definition);
+        child.note(&self.encode());
     }
 
     /// Says that the process has become ready.
@@ -121,6 +157,10 @@ impl Note {
         if !std::mem::replace(&mut self.was_ready, true) {
             child.note(&self.encode());
         }
+    }
+
+    pub(super) fn label(&self) -> String {
+        if self.replica == 1 { self.name.clone() } else { format!("{}#{}", self.name, self.replica) }
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -138,10 +178,11 @@ pub(super) fn what_runs(definition: &Definition) -> [u8; 32] {
         hash.update(bytes);
     };
     // Program, user, limits and the like: all but the values of variables.
-    part(format!("{spec:?} {:?} {:?}", definition.stdin, definition.is_notified()).as_bytes());
+    let streams = (definition.stdin, definition.has_terminal, definition.is_notified());
+    part(format!("{spec:?} {streams:?}").as_bytes());
     for (name, value) in spec.environment(std::iter::empty()) {
-        part(name.as_bytes());
-        part(value.as_bytes());
+        part(name.as_encoded_bytes());
+        part(value.as_encoded_bytes());
     }
     hash.finalize().into()
 }
@@ -156,23 +197,27 @@ impl Keep {
         Keep { meeting }
     }
 
-    /// Lets a process outlive this one.
-    pub(super) fn keep(&self, child: &Child, note: &mut Note, held: &Held<BorrowedFd<'_>>) {
-        let mut fds = vec![(Holding::Stream(0), held.stdout), (Holding::Stream(1), held.stderr)];
-        note.streams = vec![Stream::Stdout, Stream::Stderr];
-        if let Some((socket, uid)) = held.notify {
-            fds.push((Holding::Notify { uid }, socket));
-            note.streams.push(Stream::Notify { uid });
-        }
+    /// Lets a process outlive this one. What is given is told where it cannot be.
+    pub(super) fn keep(
+        &self,
+        child: &Child,
+        note: &mut Note,
+        held: &[(Stream, BorrowedFd<'_>)],
+    ) -> Option<oneshot::Receiver<()>> {
+        note.streams = held.iter().map(|(stream, _)| *stream).collect();
+        let fds: Vec<(Holding, BorrowedFd<'_>)> =
+            held.iter().enumerate().map(|(number, (stream, fd))| (stream.holding(number), *fd)).collect();
         let note = note.encode();
-        // More than that would take a path of several KiB, which no file has.
-        if note.len() <= NOTE {
-            self.meeting.keep(child, &note, &fds);
+        if note.len() > NOTE {
+            let (tell, told) = oneshot::channel();
+            let _ = tell.send(());
+            return Some(told);
         }
+        self.meeting.keep(child, &note, &fds)
     }
 
     /// Lets nothing outlive this process.
-    pub(crate) fn leave(&self) {
+    pub(super) fn leave(&self) {
         self.meeting.leave();
     }
 }
@@ -181,7 +226,9 @@ impl Keep {
 pub(crate) struct Left {
     pub(super) child: Child,
     pub(super) note: Note,
-    pub(super) held: Held<OwnedFd>,
+    pub(super) held: Vec<(Stream, OwnedFd)>,
+    /// How it has ended meanwhile, and how long ago. What it said last stands in its log then.
+    pub(super) ended: Option<(Exit, Duration)>,
 }
 
 impl Left {
@@ -189,35 +236,26 @@ impl Left {
     pub(crate) fn new(kept: Kept) -> Option<Self> {
         let mut note: Note = postcard::from_bytes(&kept.note).ok()?;
         note.was_ready |= kept.is_ready;
-        let mut fds = kept.held.into_iter().map(|(_, fd)| fd);
-        let (mut stdout, mut stderr, mut notify) = (None, None, None);
-        for (stream, fd) in note.streams.iter().zip(&mut fds) {
-            match stream {
-                Stream::Stdout => stdout = Some(fd),
-                Stream::Stderr => stderr = Some(fd),
-                Stream::Notify { uid } => notify = Some((fd, *uid)),
-            }
-        }
-        Some(Left { child: kept.child, held: Held { stdout: stdout?, stderr: stderr?, notify }, note })
+        let held = note.streams.iter().copied().zip(kept.held.into_iter().map(|(_, fd)| fd)).collect();
+        Some(Left { child: kept.child, note, held, ended: kept.ended })
+    }
+
+    /// How long its process has lived. The clock may have been set meanwhile.
+    pub(super) fn lived(&self) -> Duration {
+        let since = UNIX_EPOCH + Duration::from_millis(self.note.since_ms);
+        let ago = self.ended.as_ref().map_or(Duration::ZERO, |(_, ago)| *ago);
+        SystemTime::now().duration_since(since).unwrap_or_default().saturating_sub(ago)
     }
 
     pub(super) fn info(&self) -> LeftBehind {
-        LeftBehind { label: self.note.label().into(), pid: self.child.pid(), lived: self.note.lived() }
+        LeftBehind { label: self.note.label().into(), pid: self.child.pid(), lived: self.lived() }
     }
 
-    /// Whether it has printed the line that says that it is ready, as its log has it.
-    pub(super) fn has_said(&self, pattern: &Regex) -> bool {
-        let Some(log) = self.note.log.clone().map(LogSettings::file) else { return false };
-        let since = UNIX_EPOCH + Duration::from_millis(self.note.since_ms);
-        let since = humantime::format_rfc3339_millis(since).to_string();
-        // The younger one last, for most of the time it is the only one.
-        [log.aside(1), log.path].iter().any(|path| has_line(path, &since, pattern))
-    }
-
-    /// Has it end, and writes down what it still says.
-    pub(super) async fn end(mut self, limit: Duration) -> Stopped {
+    /// Has it end as it was to be, or within another limit, and writes down what it still says.
+    pub(super) async fn end(mut self, limit: Option<Duration>) -> Stopped {
+        let limit = limit.unwrap_or(Duration::from_millis(self.note.stop_limit_ms));
         // Where it has ended meanwhile its exit says so.
-        let _ = self.child.ask_tree(Signal::TERM);
+        let _ = self.child.ask_tree(Signal(self.note.stop_signal));
         let _ = self.child.signal(Signal::CONT);
         let capture = Mutex::new(Captured::open(&self.note));
         let mut was_killed = false;
@@ -231,17 +269,20 @@ impl Left {
                 }
             }
         };
+        let streams = || self.held.iter().enumerate().filter(|(_, (stream, _))| stream.is_read());
         let read = async {
-            tokio::join!(read(&self.held.stdout, 0, &capture), read(&self.held.stderr, 1, &capture));
+            let readers = streams().map(|(number, (_, fd))| Box::pin(read(fd, number as u8, &capture)));
+            all(readers.collect()).await;
             std::future::pending::<Exit>().await
         };
         let exit = tokio::select! {
             exit = exited => exit,
             exit = read => exit,
         };
-        // What it said last.
-        drain(&self.held.stdout, 0, &capture);
-        drain(&self.held.stderr, 1, &capture);
+        for (number, (stream, fd)) in streams() {
+            drain(fd, *stream, number as u8, &capture);
+        }
+        self.child.forget();
         Stopped {
             label: self.note.label().into(),
             exit: Some(exit.status),
@@ -252,15 +293,24 @@ impl Left {
     }
 }
 
+/// Waits for all of them.
+async fn all<F: Future<Output = ()> + Unpin>(mut futures: Vec<F>) {
+    std::future::poll_fn(|context| {
+        futures.retain_mut(|future| std::pin::Pin::new(future).poll(context).is_pending());
+        if futures.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+}
+
 /// Reads a stream until its end.
-async fn read(fd: &OwnedFd, stream: u8, capture: &Mutex<Captured>) {
-    // It fails only where the process has no descriptors left.
-    let Ok(pipe) = fd.try_clone().and_then(pipe::Receiver::from_owned_fd) else { return };
+async fn read(fd: &OwnedFd, number: u8, capture: &Mutex<Captured>) {
+    // Unchecked, for a terminal is no pipe, and read as one. It fails only where the process has no descriptors left.
+    let Ok(pipe) = fd.try_clone().and_then(pipe::Receiver::from_owned_fd_unchecked) else { return };
     let mut buffer = vec![0; READ];
     while pipe.readable().await.is_ok() {
         match pipe.try_read(&mut buffer) {
             Ok(0) => return,
-            Ok(count) => lock(capture).take(stream, &buffer[..count]),
+            Ok(count) => lock(capture).take(number, &buffer[..count]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => return,
         }
@@ -268,48 +318,41 @@ async fn read(fd: &OwnedFd, stream: u8, capture: &Mutex<Captured>) {
 }
 
 /// Reads what is in a stream. Whoever else holds it is not waited for.
-fn drain(fd: &OwnedFd, stream: u8, capture: &Mutex<Captured>) {
-    let mut left = rustix::io::ioctl_fionread(fd).unwrap_or(0);
+fn drain(fd: &OwnedFd, stream: Stream, number: u8, capture: &Mutex<Captured>) {
+    let mut left = match stream {
+        Stream::Terminal => READ as u64,
+        _ => rustix::io::ioctl_fionread(fd).unwrap_or(0),
+    };
     let mut buffer = vec![0; READ];
     while left > 0 {
         let Ok(count @ 1..) = rustix::io::read(fd, &mut buffer) else { break };
         left = left.saturating_sub(count as u64);
-        lock(capture).take(stream, &buffer[..count]);
+        lock(capture).take(number, &buffer[..count]);
     }
-    lock(capture).end(stream);
+    lock(capture).end(number);
 }
 
 fn lock(capture: &Mutex<Captured>) -> MutexGuard<'_, Captured> {
     capture.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether a log has a record from this time on with a line that matches.
-fn has_line(path: &Path, since: &str, pattern: &Regex) -> bool {
-    let Ok(file) = File::open(path) else { return false };
-    let mut records = BufReader::new(file);
-    let mut record = Vec::new();
-    loop {
-        record.clear();
-        match records.read_until(b'\n', &mut record) {
-            Ok(0) | Err(_) => return false,
-            Ok(_) => {}
-        }
-        let entry = LogEntry::parse(record.strip_suffix(b"\n").unwrap_or(&record));
-        if entry.is_some_and(|entry| *entry.time >= *since && pattern.is_match(&entry.text)) {
-            return true;
-        }
-    }
-}
-
 /// What writes down what a process prints while it has no orchestrator.
 #[derive(Debug)]
 struct Captured {
-    /// None where it cannot be opened: then its output is dropped, for nobody is to wait for it.
-    log: Option<Log>,
-    splitters: BTreeMap<u8, Splitter>,
+    /// Each stream that is held, those that are read with what makes lines of them.
+    streams: Vec<(Stream, Splitter)>,
+    lines: Lines,
 }
 
-/// Makes it in the keeper, from the note of a process. Where the process has no log its output is dropped.
+#[derive(Debug)]
+struct Lines {
+    /// None where it cannot be opened: then its output is dropped, for nobody is to wait for it.
+    log: Option<Log>,
+    ready_line: Option<Regex>,
+    is_ready: bool,
+}
+
+/// Makes it in the keeper, from the note of a process.
 pub(crate) fn open_capture(note: &[u8]) -> Option<Box<dyn Capture>> {
     let note: Note = postcard::from_bytes(note).ok()?;
     Some(Box::new(Captured::open(&note)))
@@ -318,34 +361,53 @@ pub(crate) fn open_capture(note: &[u8]) -> Option<Box<dyn Capture>> {
 impl Captured {
     fn open(note: &Note) -> Self {
         let log = note.log.clone().and_then(|settings| Log::open(settings.file()).ok());
-        Captured { log, splitters: BTreeMap::new() }
+        // It was one when the service was made.
+        let ready_line = note.ready_line.as_ref().and_then(|line| Regex::new(line).ok());
+        let splitter = |stream: &Stream| (*stream, Splitter::new(*stream == Stream::Terminal));
+        let lines = Lines { log, ready_line, is_ready: false };
+        Captured { streams: note.streams.iter().map(splitter).collect(), lines }
+    }
+
+    fn stream(&mut self, number: u8) -> Option<(OutputStream, &mut Splitter, &mut Lines)> {
+        let (stream, splitter) = self.streams.get_mut(usize::from(number))?;
+        Some((stream.printed(), splitter, &mut self.lines))
     }
 }
 
-fn put(log: &mut Option<Log>, stream: u8, piece: Piece<'_>) {
-    let stream = if stream == 0 { OutputStream::Stdout } else { OutputStream::Stderr };
-    if let Some(log) = log {
-        // What is lost is counted and said in the log itself.
-        let _ = log.write(SystemTime::now(), stream, piece);
+impl Lines {
+    fn put(&mut self, stream: OutputStream, piece: Piece<'_>) {
+        if let Some(ready_line) = &self.ready_line {
+            self.is_ready |= piece.lines().any(|line| ready_line.is_match(line));
+        }
+        if let Some(log) = &mut self.log {
+            // What is lost is counted and said in the log itself.
+            let _ = log.write(SystemTime::now(), stream, piece);
+        }
     }
 }
 
 impl Capture for Captured {
-    fn take(&mut self, stream: u8, bytes: &[u8]) {
-        let log = &mut self.log;
-        self.splitters.entry(stream).or_default().take(bytes, |piece| put(log, stream, piece));
+    fn take(&mut self, number: u8, bytes: &[u8]) {
+        if let Some((stream, splitter, lines)) = self.stream(number) {
+            splitter.take(bytes, |piece| lines.put(stream, piece));
+        }
     }
 
-    fn end(&mut self, stream: u8) {
-        let log = &mut self.log;
-        self.splitters.entry(stream).or_default().finish(|piece| put(log, stream, piece));
+    fn end(&mut self, number: u8) {
+        if let Some((stream, splitter, lines)) = self.stream(number) {
+            splitter.finish(|piece| lines.put(stream, piece));
+        }
     }
 
     fn hand_over(&mut self) {
-        let log = &mut self.log;
-        for (stream, splitter) in &mut self.splitters {
+        for (stream, splitter) in &mut self.streams {
+            let lines = &mut self.lines;
             // The line goes on in what the next one reads.
-            splitter.finish(|piece| put(log, *stream, Piece { is_whole: false, ..piece }));
+            splitter.finish(|piece| lines.put(stream.printed(), Piece { is_whole: false, ..piece }));
         }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.lines.is_ready
     }
 }

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use super::keep::Stream;
 use super::log::Log;
 use super::tap::{TapReader, Taps};
 use crate::driver::exec::OutputStream;
@@ -118,6 +119,20 @@ impl Source {
     pub(super) fn of_terminal(master: OwnedFd) -> Self {
         Source { fd: master, stream: OutputStream::Stdout, is_terminal: true }
     }
+
+    /// What it is for who keeps it.
+    pub(super) fn kept_as(&self) -> Stream {
+        match (self.is_terminal, self.stream) {
+            (true, _) => Stream::Terminal,
+            (false, OutputStream::Stdout) => Stream::Stdout,
+            (false, OutputStream::Stderr) => Stream::Stderr,
+        }
+    }
+
+    /// The stream itself.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 /// The thread that reads. It ends with the last of those that hold this.
@@ -157,7 +172,7 @@ async fn pump(
     sink: &Arc<Sink>,
     mut ended: watch::Receiver<bool>,
 ) {
-    let mut splitter = Splitter { is_terminal, ..Splitter::default() };
+    let mut splitter = Splitter::new(is_terminal);
     let mut queued = Vec::new();
     loop {
         let is_readable = tokio::select! {
@@ -220,6 +235,10 @@ pub(super) struct Splitter {
 }
 
 impl Splitter {
+    pub(super) fn new(is_terminal: bool) -> Self {
+        Splitter { partial: Vec::new(), is_terminal }
+    }
+
     pub(super) fn take(&mut self, bytes: &[u8], mut emit: impl FnMut(Piece<'_>)) {
         let mut without = Vec::new();
         let is_terminal = self.is_terminal;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::input::{End, Inlet};
@@ -49,6 +49,8 @@ pub(super) enum News {
     NotStarted(ServiceId, NotStarted),
     /// How it ended, and what ended with it; before the machine hears of it.
     Ended(ServiceId, Exit),
+    /// It will not outlive this program, for its keeper has no room for what that takes.
+    NotKept(ServiceId),
     /// The command that asks it to end could not be started.
     StopFailed(ServiceId, String),
     /// What it says that it is doing.
@@ -89,15 +91,23 @@ struct Streams {
 /// What it prints, what it reads, and its end of a terminal.
 type Standard = (Vec<Source>, Option<End>, Option<Arc<OwnedFd>>);
 
+/// A process that is there.
+struct Running {
+    child: Child,
+    streams: Streams,
+    note: Note,
+    /// Told where it cannot be kept.
+    not_kept: Option<oneshot::Receiver<()>>,
+}
+
 impl Streams {
     /// What of them is to outlive this program.
     fn held(&self) -> Vec<(Stream, BorrowedFd<'_>)> {
         let printed = self.printed.iter().map(|source| (source.kept_as(), source.as_fd()));
-        // That of a terminal is read as well, and is among those.
-        let input = self.input.as_ref().and_then(|end| Some((Stream::Input, end.pipe()?)));
+        // Its input is that of the terminal. A pipe is not held elsewhere, for then nobody could close it.
         let terminal = self.terminal.as_ref().map(|slave| (Stream::Slave, slave.as_fd()));
         let notify = self.notify.as_ref().map(|socket| (Stream::Notify { uid: socket.uid() }, socket.as_fd()));
-        printed.chain(input).chain(terminal).chain(notify).collect()
+        printed.chain(terminal).chain(notify).collect()
     }
 
     /// Those of a process that has outlived the program that started it.
@@ -112,7 +122,6 @@ impl Streams {
                     streams.printed.push(Source::of_terminal(fd));
                 }
                 Stream::Slave => streams.terminal = Some(Arc::new(fd)),
-                Stream::Input => streams.input = Some(End::of_pipe(fd)?),
                 Stream::Notify { uid } => streams.notify = Some(NotifySocket::adopt(fd, uid)?),
             }
         }
@@ -147,9 +156,9 @@ impl Process {
             }
         };
         match running {
-            Ok((child, streams, note)) => {
-                self.living.has_started(child.pid(), self.label.clone());
-                self.live(child, streams, note).await;
+            Ok(running) => {
+                self.living.has_started(running.child.pid(), self.label.clone());
+                self.live(running).await;
             }
             Err(error) => {
                 let reason = error.reason();
@@ -159,7 +168,7 @@ impl Process {
         }
     }
 
-    async fn start(&self) -> Result<(Child, Streams, Note), NotStarted> {
+    async fn start(&self) -> Result<Running, NotStarted> {
         let spec = &self.definition.spec;
         let mut command = command::of_spec(spec, "service", format!("service:{}", self.label))?;
         let streams =
@@ -176,20 +185,20 @@ impl Process {
         }
         let mut note = Note::new(&self.definition, self.replica);
         let child = launch::launch(spec.guard(), command).await?;
-        if let Some(keep) = &self.keep {
-            keep.keep(&child, &mut note, &streams.held());
-        }
+        let not_kept = self.keep.as_ref().and_then(|keep| keep.keep(&child, &mut note, &streams.held()));
         // Before anything that it says can be heard.
         self.tell(News::Life(self.id, life::Input::Spawned(self.incarnation, child.pid()))).await;
-        Ok((child, streams, note))
+        Ok(Running { child, streams, note, not_kept })
     }
 
     /// The process goes on, and what it says is heard here.
-    fn take_over(&self, left: Left) -> Result<(Child, Streams, Note), NotStarted> {
-        let Left { child, note, held } = left;
+    fn take_over(&self, left: Left) -> Result<Running, NotStarted> {
+        let Left { child, mut note, held, .. } = left;
         let failed = |source| LaunchError::here(&Command::new(&*note.name, ""), "taking over its streams", source);
-        let notify = held.notify.map(|(socket, uid)| NotifySocket::adopt(socket, uid)).transpose().map_err(failed)?;
-        Ok((child, Streams { stdout: held.stdout, stderr: held.stderr, notify }, note))
+        let streams = Streams::of_kept(held).map_err(failed)?;
+        // It goes on under other rules, perhaps, and has another log.
+        note.renew(&self.definition, &child);
+        Ok(Running { child, streams, note, not_kept: None })
     }
 
     /// Says who else holds the port that its probe asks, where somebody does.
@@ -265,7 +274,8 @@ impl Process {
         Ok((vec![Source::of_terminal(master)], Some(input), Some(slave)))
     }
 
-    async fn live(&mut self, mut child: Child, streams: Streams, mut note: Note) {
+    async fn live(&mut self, running: Running) {
+        let Running { mut child, streams, mut note, mut not_kept } = running;
         let Streams { printed, input, terminal, notify } = streams;
         self.sink.begin(self.definition.ready_line.clone(), self.incarnation);
         let (ended, has_ended) = watch::channel(false);
@@ -326,6 +336,12 @@ impl Process {
                         child.kill_tree();
                     }
                 },
+                told = told(&mut not_kept), if not_kept.is_some() => {
+                    not_kept = None;
+                    if told {
+                        self.tell(News::NotKept(self.id)).await;
+                    }
+                }
                 // Nobody has told it that it should end, so the signal does.
                 () = stop_failed.notified() => drop(child.ask_tree(Signal::TERM)),
                 message = heard => match message {
@@ -349,6 +365,7 @@ impl Process {
         }
         self.tell(News::Ended(self.id, exit)).await;
         self.tell(News::Life(self.id, life::Input::Exited(self.incarnation, status))).await;
+        child.forget();
     }
 
     async fn heard(&self, message: Message) {
@@ -366,5 +383,13 @@ impl Process {
     async fn tell(&self, news: News) {
         // Where nobody hears it, all is being dropped.
         let _ = self.news.send(news).await;
+    }
+}
+
+/// Waits for a word, which may never come.
+async fn told(heard: &mut Option<oneshot::Receiver<()>>) -> bool {
+    match heard {
+        Some(heard) => heard.await.is_ok(),
+        None => std::future::pending().await,
     }
 }

@@ -21,8 +21,8 @@ use crate::driver::launch::Exit;
 use crate::driver::usage;
 use crate::face::service::MOST_REPLICAS;
 use crate::face::service::{
-    Answered, AttachError, Attached, AttachedInput, AttachedOutput, BadService, Definition, Happening, Info, LeftBehind,
-    Measured, NoService, ProbeInfo, RemoveError, StartError, Stopped, WaitError,
+    Answered, AttachError, Attached, AttachedInput, AttachedOutput, BadService, Definition, Happening, Info,
+    LeftBehind, Measured, NoService, ProbeInfo, RemoveError, StartError, Stopped, WaitError,
 };
 use crate::machine::cause::ExitCause;
 use crate::machine::exit::{ExitStatus, Signal};
@@ -298,6 +298,11 @@ impl Task {
                     self.say(id, Event::Swept { pids: swept });
                 }
             }
+            News::NotKept(id) => {
+                let text =
+                    "it will not outlive this program: its keeper has no room for it; raise the limit of open files";
+                self.say(id, Event::Note { text: text.into() });
+            }
             News::StopFailed(id, error) => self.say(id, Event::HookFailed { hook: "stop.command", error }),
             News::Status(id, text) => {
                 if let Some(kept) = self.kept.get_mut(&id) {
@@ -429,10 +434,11 @@ impl Task {
     }
 
     fn add(&mut self, definitions: Vec<Arc<Definition>>) -> Result<(), BadService> {
-        // As many as there are already, where somebody has scaled it in an earlier orchestrator.
+        // As many as there are already, where somebody has scaled it in an earlier orchestrator, and nobody has said another number since.
         let replicas = |one: &Definition| {
             let left = self.left.iter().map(|left| &left.note).filter(|note| note.name == one.name);
-            left.map(|note| note.replica).max().unwrap_or(0).max(one.replicas)
+            let asked_for = left.filter(|note| note.declared == one.replicas).map(|note| note.replica).max();
+            asked_for.unwrap_or(0).max(one.replicas)
         };
         let rules = |one: &Arc<Definition>| (one.name.clone(), one.rules.clone(), replicas(one));
         self.machine.add(definitions.iter().map(rules).collect())?;
@@ -450,22 +456,29 @@ impl Task {
         self.left = others;
         let mut changed = Vec::new();
         for left in mine {
-            let replica =
+            let is_it =
                 |id: &&ServiceId| self.machine.name_of(**id).is_some_and(|(_, replica)| replica == left.note.replica);
-            let Some(&id) = self.machine.replicas(&left.note.name).iter().find(replica) else { continue };
-            let Some(kept) = self.kept.get_mut(&id) else { continue };
-            if left.note.what != keep::what_runs(&kept.definition) && !changed.contains(&left.note.name) {
-                changed.push(left.note.name.clone());
-            }
-            let pattern = kept.definition.ready_line.as_ref();
-            let adopted = life::Input::Adopted {
-                pid: left.child.pid(),
-                lived: left.note.lived(),
-                was_ready: left.note.was_ready || pattern.is_some_and(|pattern| left.has_said(pattern)),
+            let Some(&id) = self.machine.replicas(&left.note.name).iter().find(is_it) else {
+                self.left.push(left);
+                continue;
             };
-            self.machine.handle(clock::now(), Input::Life(id, adopted));
-            let incarnation = self.machine.life(id).map_or_else(Default::default, life::Life::incarnation);
-            self.live(id, incarnation, Some(left));
+            let Some(kept) = self.kept.get_mut(&id) else { continue };
+            let (pid, lived) = (left.child.pid(), left.lived());
+            if let Some((exit, _)) = &left.ended {
+                let status = exit.status;
+                kept.exit = Some(exit.clone());
+                kept.last_pid = Some(pid);
+                self.machine.handle(clock::now(), Input::Life(id, life::Input::EndedMeanwhile { pid, lived, status }));
+                left.child.forget();
+            } else {
+                if left.note.what != keep::what_runs(&kept.definition) && !changed.contains(&left.note.name) {
+                    changed.push(left.note.name.clone());
+                }
+                let was_ready = left.note.was_ready;
+                self.machine.handle(clock::now(), Input::Life(id, life::Input::Adopted { pid, lived, was_ready }));
+                let incarnation = self.machine.life(id).map_or_else(Default::default, Life::incarnation);
+                self.live(id, incarnation, Some(left));
+            }
             self.carry_out();
         }
         if !changed.is_empty() {
@@ -476,7 +489,7 @@ impl Task {
     fn end_left_behind(&mut self, limit: Option<Duration>, answer: oneshot::Sender<Vec<Stopped>>) {
         let mut ending = JoinSet::new();
         for left in std::mem::take(&mut self.left) {
-            ending.spawn(left.end(limit.unwrap_or(keep::DEFAULT_LIMIT)));
+            ending.spawn(left.end(limit));
         }
         tokio::spawn(async move {
             let mut stopped = ending.join_all().await;

@@ -56,7 +56,7 @@ pub(crate) use service::Definition;
 pub use service::{MOST_REPLICAS, Service, ServiceBuilder, Stdin, StopBy};
 pub use shutdown::Shutdown;
 
-pub use crate::driver::launch::{KeepError, is_kept};
+pub use crate::driver::launch::{KeepError, end_kept, is_kept};
 pub use crate::driver::service::hook::{HOOK_LIMIT, Moment, Occasion};
 pub use crate::driver::service::log::{LogEntry, LogFile};
 pub use crate::driver::service::output::Output;

@@ -397,8 +397,8 @@ impl Orchestrator {
         self.ask(Request::LeftBehind).await.unwrap_or_default()
     }
 
-    /// Has those end that are [left behind](Self::left_behind), by SIGTERM, and kills what has not ended after `limit`: 10 s where there is none. What they print goes to
-    /// their logs.
+    /// Has those end that are [left behind](Self::left_behind), all at once, by the signals that their services had, and kills what has not ended after `limit`: after their own
+    /// limits where there is none. Commands that ask a service to end are not run. What they print goes to their logs.
     pub async fn end_left_behind(&self, limit: Option<Duration>) -> Vec<Stopped> {
         self.ask(|answer| Request::EndLeftBehind { limit, answer }).await.unwrap_or_default()
     }

@@ -83,6 +83,7 @@ impl Definition {
             ready_line,
             stop_by,
             stdin,
+            has_terminal,
             hooks,
             log,
         } = self;
@@ -96,6 +97,7 @@ impl Definition {
             && line(ready_line) == line(&other.ready_line)
             && *stop_by == other.stop_by
             && *stdin == other.stdin
+            && *has_terminal == other.has_terminal
             && hooks.len() == other.hooks.len()
             && hooks.iter().zip(&other.hooks).all(is_same_hook)
             && *log == other.log

@@ -781,9 +781,21 @@ fn unasked_checks_are_dropped() {
 
 #[test]
 fn one_that_outlived_its_manager_is_as_it_would_be() {
-    // What is asked is asked again, and is ready when it says so.
-    let mut world = World::new(1, vec![("a", probed(vec![]), GOOD)]);
+    // What is asked and was well is taken to be, and asked whether it still is.
+    let sick = Manners { ready_after: None, ..GOOD };
+    let patient = Rules { start_limit: SECOND, ..probed(vec![]) };
+    let mut world = World::new(1, vec![("a", patient.clone(), sick)]);
     world.adopt("a", 100 * SECOND, true);
+    assert_eq!((world.state("a"), world.starts("a")), (State::Healthy, 0));
+    world.run(at(60_000));
+    assert_eq!(world.state("a"), State::Unhealthy, "and is not killed for it\n{}", world.story());
+    // What was not well yet has its time for that.
+    let mut world = World::new(1, vec![("a", patient, sick)]);
+    world.adopt("a", 100 * SECOND, false);
+    world.run(at(2000));
+    assert_eq!(world.state("a"), State::Failed, "{}", world.story());
+    let mut world = World::new(1, vec![("a", probed(vec![]), GOOD)]);
+    world.adopt("a", 100 * SECOND, false);
     assert_eq!((world.state("a"), world.starts("a")), (State::Starting, 0));
     world.run(at(500));
     assert_eq!(world.state("a"), State::Healthy);
@@ -813,15 +825,17 @@ fn one_that_outlived_its_manager_is_as_it_would_be() {
         assert_eq!(world.state("a"), state);
     }
 
-    // One that has ended meanwhile is restarted as its rules say.
-    let restarts =
-        Rules { restart: Restart { delay: Duration::ZERO, ..Restart::when(When::OnFailure) }, ..plain(vec![]) };
-    let mut world = World::new(1, vec![("a", restarts, Manners { lives: 1, code: 7, ..GOOD })]);
-    world.adopt("a", SECOND, false);
-    world.manners.get_mut("a").unwrap().lives = 0;
-    world.run(at(2000));
-    assert_eq!((world.state("a"), world.starts("a")), (State::Running, 1));
-    let restarted = |event: &Event| matches!(event, Event::Crashed { restarts: 1, .. });
-    let id = world.id("a");
-    assert!(world.known[&id].events.iter().any(restarted), "{}", world.story());
+    // One that has ended meanwhile is restarted as its rules say, and was never ready here.
+    let restarts = Restart { delay: Duration::ZERO, ..Restart::when(When::OnFailure) };
+    for (when, state, starts) in [(restarts, State::Running, 1), (Restart::default(), State::Failed, 0)] {
+        let rules = Rules { restart: when, ..plain(vec![]) };
+        let mut world = World::new(1, vec![("a", rules, GOOD), ("b", plain(needs("a", Condition::Started)), GOOD)]);
+        let id = world.id("a");
+        let ended = life::Input::EndedMeanwhile { pid: 7, lived: SECOND, status: ExitStatus::Code(7) };
+        world.handle(Input::Life(id, ended));
+        world.run(at(2000));
+        assert_eq!((world.state("a"), world.starts("a")), (state, starts), "{}", world.story());
+        let crash = world.known[&id].events[0].clone();
+        assert!(matches!(crash, Event::Crashed { lived: SECOND, .. }), "{crash:?}");
+    }
 }

@@ -9,21 +9,25 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::process::PidfdFlags;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
-use super::{Connection, LAUNCHES, Message, NotAsked, OUTGOING, READY_LIMIT, Shared, Talk, Unit, encode, thread};
-use crate::driver::launch::child::{Child, ChildState, Holder};
+use super::{
+    Connection, LAUNCHES, Message, NotAsked, OUTGOING, READY_LIMIT, Shared, Talk, Unit, encode, exit_of, thread,
+};
+use crate::driver::launch::child::{Child, ChildState, Exit, Holder};
 use crate::sys::command::Text;
-use crate::sys::keeper_wire::{self as wire, Holding, Reply, Request};
+use crate::sys::keeper_wire::{self as wire, Greeting, Holding, Reply, Request};
 use crate::sys::seqpacket;
 
 /// A process that has outlived the manager that started it, as its keeper tells of it.
-pub(in crate::driver::launch) struct Kept {
-    pub(in crate::driver::launch) child: Child,
-    pub(in crate::driver::launch) note: Vec<u8>,
-    pub(in crate::driver::launch) held: Vec<(Holding, OwnedFd)>,
-    /// It has said so by sd_notify(3) since that manager was gone.
-    pub(in crate::driver::launch) is_ready: bool,
+pub(crate) struct Kept {
+    pub(crate) child: Child,
+    pub(crate) note: Vec<u8>,
+    pub(crate) held: Vec<(Holding, OwnedFd)>,
+    /// It has said so since that manager was gone.
+    pub(crate) is_ready: bool,
+    /// How it has ended meanwhile, and how long ago.
+    pub(crate) ended: Option<(Exit, Duration)>,
 }
 
 /// What a keeper has kept, and the socket at which it waits for managers.
@@ -40,13 +44,17 @@ impl Connection {
     /// What the kernel says, and in words what is wrong with who listens there.
     pub(in crate::driver::launch) fn adopt(socket: OwnedFd) -> io::Result<Adopted> {
         let me = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
-        seqpacket::send(&socket, &encode(&Request::Adopt { version: wire::VERSION }), &[me.as_fd()])?;
+        seqpacket::send(&socket, &Greeting::Adopt { version: wire::VERSION }.bytes(), &[me.as_fd()])?;
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let heard = hear_of_kept(&socket)?;
         let mut units = HashMap::new();
         let watched = heard.units.into_iter().map(|told| {
-            let (state, watched) = watch::channel(ChildState::Running);
-            units.insert(told.id, Unit { launched: None, state, kill_asked: false });
+            let state = told.ended.as_ref().map(|(exit, _)| ChildState::Exited(exit.clone()));
+            let is_alive = state.is_none();
+            let (state, watched) = watch::channel(state.unwrap_or(ChildState::Running));
+            if is_alive {
+                units.insert(told.id, Unit { launched: None, state, kill_asked: false, not_kept: None });
+            }
             (told, watched)
         });
         let watched: Vec<_> = watched.collect();
@@ -66,6 +74,7 @@ impl Connection {
             note: told.note,
             held: told.held,
             is_ready: told.is_ready,
+            ended: told.ended,
         });
         let units = units.collect();
         let ours = connection.clone();
@@ -89,11 +98,28 @@ impl Connection {
         }
     }
 
+    /// Has the keeper keep a unit. What is given is told where it cannot.
+    pub(in crate::driver::launch) fn keep(
+        &self,
+        id: u64,
+        note: &[u8],
+        held: &[(Holding, BorrowedFd<'_>)],
+    ) -> Result<oneshot::Receiver<()>, NotAsked> {
+        let (held, fds): (Vec<Holding>, Vec<BorrowedFd<'_>>) = held.iter().copied().unzip();
+        let (not_kept, heard) = oneshot::channel();
+        if let Some(unit) = self.lock().units.get_mut(&id) {
+            unit.not_kept = Some(not_kept);
+        }
+        self.tell(&Request::Keep { id, note: Text(note), held }, &fds)?;
+        Ok(heard)
+    }
+
     /// Has the keeper end with this process, and with it all that is kept.
     pub(in crate::driver::launch) fn leave(&self) {
-        if self.stays.swap(false, Ordering::Relaxed) {
-            // If the keeper has gone there is nothing to leave.
-            let _ = self.tell(&Request::Leave, &[]);
+        if self.stays.swap(false, Ordering::Relaxed) && self.is_ours() {
+            // Never refused. If the keeper has gone there is nothing to leave.
+            let message = Message { bytes: encode(&Request::Leave), fds: Vec::new() };
+            let _ = self.send(&mut self.lock(), message, usize::MAX);
         }
     }
 
@@ -126,6 +152,8 @@ struct Told {
     note: Vec<u8>,
     held: Vec<(Holding, OwnedFd)>,
     is_ready: bool,
+    ended_ago: Option<Duration>,
+    ended: Option<(Exit, Duration)>,
 }
 
 /// Hears of all that was kept.
@@ -133,7 +161,7 @@ fn hear_of_kept(socket: &OwnedFd) -> io::Result<Heard> {
     let wrong = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
     let deadline = Instant::now() + READY_LIMIT;
     let mut buffer = vec![0; wire::MESSAGE];
-    let mut units = Vec::new();
+    let mut units: Vec<Told> = Vec::new();
     loop {
         let mut fds = Vec::new();
         let received = match seqpacket::receive(socket, &mut buffer, &mut fds) {
@@ -158,9 +186,17 @@ fn hear_of_kept(socket: &OwnedFd) -> io::Result<Heard> {
         for reply in wire::replies(&buffer[..received.length]) {
             let reply = reply.map_err(|error| wrong(format!("it does not speak the keeper's protocol ({error})")))?;
             match reply {
-                Reply::Kept { id, pid, note, held, is_ready } => {
+                Reply::Kept { id, pid, note, held, is_ready, ended_ms_ago } => {
                     let held = held.into_iter().zip(fds.drain(..)).collect();
-                    units.push(Told { id, pid, note, held, is_ready });
+                    let ended_ago = ended_ms_ago.map(Duration::from_millis);
+                    units.push(Told { id, pid, note, held, is_ready, ended_ago, ended: None });
+                }
+                Reply::Exited { id, .. } => {
+                    if let Some(told) = units.iter_mut().find(|told| told.id == id)
+                        && let Some((_, exit)) = exit_of(reply)
+                    {
+                        told.ended = Some((exit, told.ended_ago.unwrap_or_default()));
+                    }
                 }
                 Reply::AllKept { prefix, next } => {
                     let listener = fds.pop().ok_or_else(|| wrong("it gave no socket".into()))?;
