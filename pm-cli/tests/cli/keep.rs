@@ -121,6 +121,9 @@ fn what_ends_meanwhile_is_told_with_its_exit_code() {
     until("it is started again", || pm(&dir, "wait", &["seven"]).code == Some(0));
     assert_ne!(pid(&dir, "seven"), seven);
     assert_eq!(row(&dir, "seven")["restarts"], 1);
+    // Whose rules do not start it again has ended, with the exit code that it had, and who needs it does not start for it.
+    let row = row(&dir, "once");
+    assert_eq!((&row["state"], &row["exit_code"]), (&"failed".into(), &7.into()), "{row}");
     let err = {
         pm(&dir, "down", &[]).expect(0);
         running.end().err
@@ -258,11 +261,12 @@ fn who_says_that_it_is_ready_while_nobody_listens_is_heard() {
         while True: time.sleep(1)\n";
     let dir = project(
         "[service.line]\nshell = \"while ! test -e go; do sleep 0.01; done; echo it is up; exec sleep 1000\"\nhealth = { line = \"is up\" }\n\
+         [service.silent]\nshell = \"while ! test -e go; do sleep 0.01; done; echo it is up; touch too; exec sleep 1000\"\nhealth = { line = \"is up\" }\nlog = false\n\
          [service.note]\ncommand = [\"python3\", \"note.py\"]\nhealth = { notify = true }\n",
     );
     dir.script("note.py", notifies);
     let running = here(&dir, "up", &["--keep"]).start();
-    until("they are there", || pm(&dir, "wait", &["line", "note", "--for", "started"]).code == Some(0));
+    until("they are there", || pm(&dir, "wait", &["line", "silent", "note", "--for", "started"]).code == Some(0));
     running.kill();
     std::fs::write(dir.join("go"), "").unwrap();
     until_or(
@@ -271,7 +275,9 @@ fn who_says_that_it_is_ready_while_nobody_listens_is_heard() {
         || dir.join("said").exists() && log(&dir, "line").contains("is up"),
     );
     let running = up(&dir, &["--keep"]);
-    assert_eq!((&row(&dir, "line")["state"], &row(&dir, "note")["state"]), (&"healthy".into(), &"healthy".into()));
+    for name in ["line", "silent", "note"] {
+        assert_eq!(row(&dir, name)["state"], "healthy", "{name}");
+    }
     down(&dir, running);
 }
 
@@ -324,6 +330,12 @@ fn replicas_that_somebody_asked_for_are_kept() {
     running.kill();
     let running = up(&dir, &["--keep"]);
     assert_eq!([pid(&dir, "ticker"), pid(&dir, "ticker#2"), pid(&dir, "ticker#3")], before);
+    running.kill();
+    // Until the file says another number.
+    dir.script("pm.toml", &format!("{TICKER}replicas = 2\n"));
+    let running = up(&dir, &["--keep"]);
+    assert_eq!([pid(&dir, "ticker"), pid(&dir, "ticker#2")], before[..2]);
+    until("the third is stopped", || !lives(before[2]));
     down(&dir, running);
 }
 
@@ -340,14 +352,30 @@ fn strangers_at_the_meeting_point_change_nothing() {
     );
     // Of another kind; and one that hangs up at once; and one that says nonsense.
     assert!(UnixStream::connect(&meeting).is_err());
-    for said in [&b""[..], b"\xff\xff\xff", b"0123456789"] {
+    let connect = || {
         let (family, kind) = (rustix::net::AddressFamily::UNIX, rustix::net::SocketType::SEQPACKET);
         let socket = rustix::net::socket(family, kind, None).unwrap();
         rustix::net::connect(&socket, &rustix::net::SocketAddrUnix::new(&meeting).unwrap()).unwrap();
+        socket
+    };
+    // A manager of another version is told so, and one without a process gets nothing either.
+    let others = [&b""[..], b"\xff\xff\xff", b"0123456789012345678901234567890", b"pm adopt\0\x01", b"pm adopt\0\x04"];
+    for said in others {
+        let socket = connect();
         if !said.is_empty() {
             rustix::net::send(&socket, said, rustix::net::SendFlags::empty()).unwrap();
         }
+        let mut answer = [0; 64];
+        let flags = rustix::net::RecvFlags::empty();
+        let count = if said.is_empty() { 0 } else { rustix::net::recv(&socket, &mut answer[..], flags).unwrap().0 };
+        assert_eq!(count > 0, said.starts_with(b"pm adopt"), "{said:?}");
     }
+    // Who says nothing holds up nobody.
+    let _idle: Vec<_> = (0..4).map(|_| connect()).collect();
+    let now = ticks(&dir).last().copied().unwrap();
+    let began = Instant::now();
+    until("its log goes on", || ticks(&dir).last() > Some(&(now + 5)));
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     let running = up(&dir, &["--keep"]);
     assert_eq!(pid(&dir, "ticker"), ticker);
     // Where the keeper is killed as well nothing is left, and what it leaves is taken over.
@@ -358,6 +386,11 @@ fn strangers_at_the_meeting_point_change_nothing() {
     assert!(meeting.exists());
     down(&dir, up(&dir, &["--keep"]));
     assert!(!meeting.exists());
+    // Whatever the version of a keeper, it can be told that all is to end.
+    let mark = up(&dir, &["--keep"]).kill();
+    let socket = connect();
+    rustix::net::send(&socket, b"pm end", rustix::net::SendFlags::empty()).unwrap();
+    until("all is gone", || left_behind(&mark, Duration::ZERO).is_empty() && !meeting.exists());
 }
 
 fn meeting_point(dir: &Dir) -> PathBuf {
@@ -378,5 +411,111 @@ fn another_environment_takes_over_what_is_kept() {
     running.kill();
     let running = up(&dir, &["--keep"]);
     assert_eq!(pid(&dir, "ticker"), ticker);
+    down(&dir, running);
+}
+
+/// A launch that comes to its end after somebody has ended the project is not kept for anybody.
+#[test]
+fn an_end_in_the_midst_of_the_start_leaves_nothing() {
+    let deaf = "shell = \"trap '' TERM; while :; do sleep 1; done\"\n";
+    let text: String = (0..40).map(|number| format!("[service.s{number}]\n{deaf}")).collect();
+    let dir = project(&text);
+    for _ in 0..3 {
+        let running = here(&dir, "up", &["--keep"]).start();
+        until("the first is there", || running.others().len() > 3);
+        running.signal(Signal::TERM);
+        until("it has heard", || running.ends_within(Duration::ZERO) || pm(&dir, "start", &["s0"]).code != Some(0));
+        let mark = running.kill();
+        assert_eq!(left_behind(&mark, Duration::from_secs(2)), [""; 0]);
+        assert!(!meeting_point(&dir).exists());
+    }
+}
+
+/// Whoever was asked to end when pm was killed does not live on for ever.
+#[test]
+fn a_stop_that_is_under_way_is_finished() {
+    let dir = project(
+        "[service.a]\nshell = \"trap '' TERM; echo up; while :; do sleep 0.01; done\"\nhealth = { line = \"up\" }\nstop = { limit = 1000 }\n\
+         [service.b]\nshell = \"setsid sh -c 'trap \\\"\\\" TERM; sleep 1000' & echo up; wait\"\nhealth = { line = \"up\" }\nstop = { limit = 1000 }\n\
+         [service.c]\nshell = \"exec sleep 1000\"\n",
+    );
+    let running = up(&dir, &["--keep"]);
+    let (a, b, c) = (pid(&dir, "a"), pid(&dir, "b"), pid(&dir, "c"));
+    let stopping = here(&dir, "stop", &["a", "b"]).start();
+    let stops = |name: &str| row(&dir, name)["state"] == "stopping";
+    until("they are asked to end", || stops("a") && stops("b") && !lives(b));
+    running.kill();
+    drop(stopping);
+    until("they are gone", || !lives(a));
+    let running = up(&dir, &["--keep"]);
+    assert_eq!(pid(&dir, "c"), c);
+    assert!(pid(&dir, "a") != a && pid(&dir, "b") != b, "and were started anew");
+    pm(&dir, "stop", &["a", "b", "--limit", "0s"]);
+    down(&dir, running);
+}
+
+/// What a pm did not get to is not lost: the last words of a service, and its exit code.
+#[test]
+fn what_a_pm_did_not_get_to_is_known_to_the_next() {
+    let dir = project(
+        "[service.a]\nshell = \"trap 'echo last words; exit 7' USR1; echo up; while :; do sleep 0.01; done\"\nhealth = { line = \"up\" }\n\
+         [service.b]\nshell = \"exec sleep 1000\"\n",
+    );
+    let running = up(&dir, &["--keep"]);
+    let a = pid(&dir, "a");
+    running.signal(Signal::STOP);
+    send(a, Signal::USR1);
+    until("it has ended", || !lives(a));
+    running.kill();
+    until("its words are written down", || log(&dir, "a").contains("F last words\n"));
+    // Nor by one that dies while it takes over.
+    for _ in 0..3 {
+        here(&dir, "up", &["--keep"]).start().kill();
+    }
+    let running = here(&dir, "up", &["--keep"]).start();
+    until("it is up", || pm(&dir, "wait", &["b"]).code == Some(0));
+    let row = row(&dir, "a");
+    assert_eq!((&row["state"], &row["exit_code"]), (&"failed".into(), &7.into()), "{row}");
+    pm(&dir, "down", &[]).expect(0);
+    running.end();
+}
+
+/// With its signal, within its time, into the log that the file names now.
+#[test]
+fn what_is_kept_ends_as_it_was_to_end() {
+    let service = "[service.a]\nshell = \"trap '' TERM; trap 'echo interrupted; exit' INT; echo up; while :; do sleep 0.01; done\"\n\
+                   health = { line = \"up\" }\nstop = { signal = \"INT\" }\n";
+    let dir = project(&format!("{service}log = {{ file = \"one.log\" }}\n"));
+    let running = up(&dir, &["--keep"]);
+    running.kill();
+    dir.script("pm.toml", &format!("{service}log = {{ file = \"two.log\" }}\n"));
+    let running = up(&dir, &["--keep"]);
+    running.kill();
+    let stopped = objects(&pm(&dir, "down", &["--json"]).expect(0).out);
+    assert_eq!((stopped.len(), &stopped[0]["clean"]), (1, &true.into()), "{stopped:?}");
+    let text = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap_or_default();
+    assert!(text("two.log").contains("F interrupted\n") && !text("one.log").contains("interrupted"));
+}
+
+/// A hundred descriptors or two are enough for thirty services, also when they change hands.
+#[test]
+fn few_descriptors_are_enough() {
+    let text: String = (0..30).map(|number| TICKER.replace("ticker", &format!("t{number}"))).collect();
+    let dir = project(&text);
+    let limited = || here(&dir, "up", &["--keep"]).descriptors(192).start();
+    let running = limited();
+    until("it is up", || pm(&dir, "wait", &[]).code == Some(0));
+    let before: Vec<u32> = (0..30).map(|number| pid(&dir, &format!("t{number}"))).collect();
+    let mark = running.kill();
+    let keeper = keeper(&mark);
+    let sizes = || (0..30).map(|number| log(&dir, &format!("t{number}")).len()).collect::<Vec<_>>();
+    let first = sizes();
+    until("all logs go on", || sizes().iter().zip(&first).all(|(now, then)| now > then));
+    // Somebody looks, and goes again: the keeper does not spin for that.
+    pm(&dir, "ps", &[]).refused(5, &["have outlived"]);
+    let running = limited();
+    until("it is up", || pm(&dir, "wait", &[]).code == Some(0));
+    assert_eq!((0..30).map(|number| pid(&dir, &format!("t{number}"))).collect::<Vec<_>>(), before);
+    assert!(lives(keeper));
     down(&dir, running);
 }

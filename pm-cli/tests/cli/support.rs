@@ -110,6 +110,20 @@ impl Pm {
         self
     }
 
+    /// With no more descriptors than that.
+    pub(crate) fn descriptors(self, most: u32) -> Self {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit -n {most}; exec \"$0\" \"$@\""));
+        command.arg(self.command.get_program()).args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        if let Some(directory) = self.command.get_current_dir() {
+            command.current_dir(directory);
+        }
+        Pm { command, ..self }
+    }
+
     /// Runs it to its end with this input.
     #[track_caller]
     pub(crate) fn run(self, input: impl AsRef<[u8]>) -> Done {

@@ -18,7 +18,8 @@ impl World {
     /// does not count.
     pub(super) fn is_stopped_after_those_that_need_it(&self, id: ServiceId) {
         let (child, name) = (&self.machine.children[&id], &self.names[&id]);
-        if child.request.is_some() || child.life.returns() {
+        // One that is still wanted has failed.
+        if child.request.is_some() || child.life.is_wanted() {
             return;
         }
         for other in self.machine.names().skip_while(|other| other != name).skip(1) {
