@@ -189,6 +189,9 @@ impl Making<'_> {
             None if entry.tty => service.terminal(),
             None => service,
         };
+        if entry.detached {
+            service = service.detached();
+        }
         if let Some(log) = self.log_file()? {
             service = service.log(log);
         }

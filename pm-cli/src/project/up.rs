@@ -140,7 +140,12 @@ async fn bring_up(
         }
         false => Orchestrator::builder().output(sender),
     };
-    let builder = if plan.is_kept { builder.keep(kept) } else { builder.adopt(kept) };
+    let has_detached = plan.project.services.iter().any(pm::service::Service::is_detached);
+    let builder = match plan.is_kept {
+        true => builder.keep(kept),
+        false if has_detached => builder.keep_detached(kept),
+        false => builder.adopt(kept),
+    };
     let orchestrator = builder.map_err(CliError::Keep)?.start().map_err(CliError::Runtime)?;
     *adopted = plan.is_kept.then(|| orchestrator.clone());
     let told = plan.told();
@@ -200,7 +205,10 @@ async fn bring_up(
     };
     serving.is_ending.store(true, Ordering::Relaxed);
     // Who ends it wants it ended, however that goes on.
-    orchestrator.keep_no_more().await;
+    match down {
+        Some(_) => orchestrator.keep_no_more().await,
+        None => drop(orchestrator.leave_detached().await),
+    }
     *adopted = None;
     serving.watch_with(None);
     let (stopped, downs) = watch.stop(down).await;

@@ -267,7 +267,7 @@ impl EventRow {
 impl From<&Happening> for EventRow {
     fn from(happening: &Happening) -> Self {
         let pid = match &happening.event {
-            Event::Started { pid, .. } | Event::Adopted { pid, .. } => Some(*pid),
+            Event::Started { pid, .. } | Event::Adopted { pid, .. } | Event::Left { pid } => Some(*pid),
             Event::Unkillable { pid } => *pid,
             _ => None,
         };
@@ -308,6 +308,7 @@ fn word(event: &Event) -> &'static str {
         Event::Starting { .. } => "starting",
         Event::Started { .. } => "started",
         Event::Adopted { .. } => "adopted",
+        Event::Left { .. } => "left",
         Event::Running => "running",
         Event::Healthy { .. } => "healthy",
         Event::Unhealthy { .. } => "unhealthy",
@@ -340,6 +341,7 @@ pub fn text(event: &Event) -> String {
         Event::Skipped { reason } => format!("skipped: {reason}"),
         Event::Starting { .. } => "starting".into(),
         Event::Started { pid, .. } => format!("started (pid {pid})"),
+        Event::Left { pid } => format!("left running (pid {pid}); the next pm up takes it over"),
         Event::Adopted { pid, lived } => format!("taken over (pid {pid}, up for {})", rounded(*lived)),
         Event::Running => "running".into(),
         Event::Healthy { after } => format!("healthy after {}", rounded(*after)),

@@ -519,3 +519,35 @@ fn few_descriptors_are_enough() {
     assert!(lives(keeper));
     down(&dir, running);
 }
+
+#[test]
+fn who_is_detached_goes_on_until_somebody_stops_it() {
+    let dir = project(&format!("{}detached = true\n{SEVEN}", TICKER));
+    let running = up(&dir, &[]);
+    let (ticker, seven) = (pid(&dir, "ticker"), pid(&dir, "seven"));
+    // Whatever ends the others, be it in good order or not.
+    running.signal(Signal::TERM);
+    assert!(running.ends_within(Duration::from_secs(20)));
+    let mark = running.kill();
+    assert!(lives(ticker) && !lives(seven));
+    pm(&dir, "ps", &[]).refused(5, &["not up, but its services are"]);
+    let now = ticks(&dir).last().copied().unwrap();
+    until("its log goes on", || ticks(&dir).last() > Some(&(now + 3)));
+    let running = up(&dir, &[]);
+    assert_eq!(pid(&dir, "ticker"), ticker);
+    let seven = pid(&dir, "seven");
+    running.kill();
+    until("the others are gone", || !lives(seven));
+    assert!(lives(ticker));
+    let running = up(&dir, &["--keep"]);
+    assert_eq!(pid(&dir, "ticker"), ticker);
+    down(&dir, running);
+    assert_eq!(left_behind(&mark, Duration::from_secs(1)), [""; 0]);
+    // Whoever was stopped is not left.
+    let running = up(&dir, &[]);
+    pm(&dir, "stop", &["ticker"]).expect(0);
+    running.signal(Signal::TERM);
+    let done = running.end().expect(143);
+    assert!(!done.err.contains("left running"), "{}", done.err);
+    assert!(!meeting_point(&dir).exists());
+}

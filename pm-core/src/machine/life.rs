@@ -69,6 +69,8 @@ pub enum Input {
         /// How it ended.
         status: ExitStatus,
     },
+    /// Its process was left to whoever comes next: it lives on, and is not this manager's any more.
+    Left(Incarnation),
     /// Its process exists.
     Spawned(Incarnation, u32),
     /// Its process could not be made.
@@ -338,6 +340,16 @@ impl Life {
                     self.spawned(now, pid);
                 }
                 self.unit.handle(now, unit::Input::Spawned(of));
+            }
+            Input::Left(of) => {
+                if of == self.incarnation() && self.has_process() {
+                    self.is_wanted = false;
+                    if let Some(pid) = self.pid.take() {
+                        self.say(Event::Left { pid });
+                    }
+                    self.end();
+                    self.unit.handle(now, unit::Input::Exited(of, ExitStatus::Lost));
+                }
             }
             Input::NotSpawned(of, reason) => self.unit.handle(now, unit::Input::NotSpawned(of, reason)),
             Input::Ready(of) => {

@@ -314,6 +314,11 @@ pub enum Event {
         /// How long that has lived.
         lived: Duration,
     },
+    /// Its process lives on, and is not this manager's any more.
+    Left {
+        /// Its process.
+        pid: u32,
+    },
     /// It has lived for a second, or is ready.
     Running,
     /// Its readiness probe passed: for the first time in this life, or again.

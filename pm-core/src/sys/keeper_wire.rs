@@ -117,7 +117,7 @@ pub(crate) enum Request<'a> {
         #[serde(borrow)]
         note: Text<'a>,
     },
-    /// The manager knows how a kept unit has ended, and has read what it said last.
+    /// A unit is not to be kept any more; or the manager knows how it has ended, and has read what it said last.
     Forget { id: u64 },
 }
 

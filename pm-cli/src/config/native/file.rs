@@ -94,6 +94,9 @@ pub struct Entry {
     /// It has a terminal of its own, which pm attach connects to: false by default.
     #[serde(default)]
     pub tty: bool,
+    /// Whether it goes on when pm ends: by Ctrl-C, by a signal, or because it is killed. The next pm up takes it over; pm down and pm stop end it
+    #[serde(default)]
+    pub detached: bool,
     /// What is logged of it; false for nothing.
     pub log: Option<LogEntry>,
     /// Commands that follow from what happens to it, each a list. They have 30 s, and nothing waits for them.

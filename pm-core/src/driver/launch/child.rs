@@ -26,6 +26,8 @@ pub struct Child {
     pid: u32,
     state: watch::Receiver<ChildState>,
     holder: Holder,
+    /// Dropping it leaves the process where it is.
+    is_left: bool,
 }
 
 /// Who holds the process.
@@ -107,7 +109,7 @@ pub enum SignalError {
 
 impl Child {
     pub(super) fn new(pid: u32, state: watch::Receiver<ChildState>, holder: Holder) -> Self {
-        Child { pid, state, holder }
+        Child { pid, state, holder, is_left: false }
     }
 
     /// The number of the process, which is also the number of its process group.
@@ -167,7 +169,13 @@ impl Child {
         }
     }
 
-    /// How it has ended is known, and what it said last was read: its keeper need not remember that for the next manager.
+    /// Leaves the process to its keeper, which keeps it for the next manager.
+    #[cfg(feature = "service")]
+    pub(crate) fn leave(mut self) {
+        self.is_left = true;
+    }
+
+    /// It is not to be kept; or how it has ended is known and what it said last was read, so that its keeper need not remember that for the next manager.
     #[cfg(feature = "service")]
     pub(crate) fn forget(&self) {
         if let Holder::Keeper { connection, id } = &self.holder {
@@ -234,6 +242,9 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
+        if self.is_left {
+            return;
+        }
         self.kill_tree();
     }
 }

@@ -194,6 +194,11 @@ impl MeetingPoint {
         child.keep(note, held)
     }
 
+    /// From here on everything is as it is to be for the next manager: nothing further is kept, and what is stays that.
+    pub(crate) fn close(&self) {
+        *self.lock() = true;
+    }
+
     /// Lets nothing outlive this process: also what was taken over does not any more.
     pub(crate) fn leave(&self) {
         let mut has_left = self.lock();

@@ -190,11 +190,18 @@ pub(super) fn what_runs(definition: &Definition) -> [u8; 32] {
 /// Where what an orchestrator starts is kept.
 pub(crate) struct Keep {
     meeting: MeetingPoint,
+    /// All services, and not only those that are detached.
+    keeps_all: bool,
 }
 
 impl Keep {
-    pub(crate) fn new(meeting: MeetingPoint) -> Self {
-        Keep { meeting }
+    pub(crate) fn new(meeting: MeetingPoint, keeps_all: bool) -> Self {
+        Keep { meeting, keeps_all }
+    }
+
+    /// Whether the processes of a service are kept.
+    pub(super) fn keeps(&self, definition: &Definition) -> bool {
+        self.keeps_all || definition.is_detached
     }
 
     /// Lets a process outlive this one. What is given is told where it cannot be.
@@ -214,6 +221,11 @@ impl Keep {
             return Some(told);
         }
         self.meeting.keep(child, &note, &fds)
+    }
+
+    /// Leaves what is kept to the next one.
+    pub(super) fn close(&self) {
+        self.meeting.close();
     }
 
     /// Lets nothing outlive this process.

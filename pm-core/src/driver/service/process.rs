@@ -38,6 +38,10 @@ pub(super) enum Order {
     Signal(Signal),
     /// Note for the next orchestrator that it is ready.
     NoteReady,
+    /// Keep it for the next one no more.
+    KeepNoMore,
+    /// Leave it to the next one.
+    Leave,
 }
 
 /// What the task of an incarnation tells.
@@ -185,7 +189,8 @@ impl Process {
         }
         let mut note = Note::new(&self.definition, self.replica);
         let child = launch::launch(spec.guard(), command).await?;
-        let not_kept = self.keep.as_ref().and_then(|keep| keep.keep(&child, &mut note, &streams.held()));
+        let keep = self.keep.as_ref().filter(|keep| keep.keeps(&self.definition));
+        let not_kept = keep.and_then(|keep| keep.keep(&child, &mut note, &streams.held()));
         // Before anything that it says can be heard.
         self.tell(News::Life(self.id, life::Input::Spawned(self.incarnation, child.pid()))).await;
         Ok(Running { child, streams, note, not_kept })
@@ -196,8 +201,12 @@ impl Process {
         let Left { child, mut note, held, .. } = left;
         let failed = |source| LaunchError::here(&Command::new(&*note.name, ""), "taking over its streams", source);
         let streams = Streams::of_kept(held).map_err(failed)?;
-        // It goes on under other rules, perhaps, and has another log.
-        note.renew(&self.definition, &child);
+        if self.keep.as_ref().is_some_and(|keep| keep.keeps(&self.definition)) {
+            // It goes on under other rules, perhaps, and has another log.
+            note.renew(&self.definition, &child);
+        } else {
+            child.forget();
+        }
         Ok(Running { child, streams, note, not_kept: None })
     }
 
@@ -327,6 +336,11 @@ impl Process {
                     }
                     Some(Order::Signal(signal)) => drop(child.signal(signal)),
                     Some(Order::NoteReady) => note.is_ready(&child),
+                    Some(Order::KeepNoMore) => child.forget(),
+                    Some(Order::Leave) => {
+                        child.leave();
+                        return self.tell(News::Life(self.id, life::Input::Left(self.incarnation))).await;
+                    }
                     Some(Order::Kill) => {
                         asked.get_or_insert(true);
                         child.kill_tree();

@@ -131,6 +131,7 @@ pub(crate) enum Request {
         answer: oneshot::Sender<Vec<Stopped>>,
     },
     KeepNoMore(oneshot::Sender<()>),
+    LeaveDetached(oneshot::Sender<Vec<LeftBehind>>),
 }
 
 /// Where an orchestrator is spoken to, and heard.
@@ -415,6 +416,7 @@ impl Task {
                 }
                 let _ = answer.send(());
             }
+            Request::LeaveDetached(answer) => drop(answer.send(self.leave_detached())),
         }
     }
 
@@ -523,6 +525,30 @@ impl Task {
     fn forget_definitions(&mut self) {
         self.definitions.retain(|name, _| self.machine.contains(name));
         self.listening.retain(|name, _| self.machine.contains(name));
+    }
+
+    /// Leaves the processes of detached services to the next orchestrator. All others are kept no more.
+    fn leave_detached(&mut self) -> Vec<LeftBehind> {
+        let Some(keep) = self.keep.take() else { return Vec::new() };
+        let mut left = Vec::new();
+        for (id, kept) in &self.kept {
+            let Some(life) = self.machine.life(*id) else { continue };
+            // One that is being stopped is to end.
+            let is_left = kept.definition.is_detached && !self.machine.is_stopping(*id);
+            match life.pid() {
+                Some(pid) if is_left => {
+                    kept.order(Order::Leave);
+                    left.push(LeftBehind { label: kept.label.clone(), pid, lived: life.lived(clock::now()) });
+                }
+                _ => kept.order(Order::KeepNoMore),
+            }
+        }
+        if left.is_empty() {
+            keep.leave()
+        } else {
+            keep.close()
+        }
+        left
     }
 
     /// Whoever waits for a number of replicas that is not wanted any more is told so.
@@ -801,6 +827,11 @@ impl Task {
             // Its hook has run when it was started.
             Event::Adopted { pid, .. } => {
                 kept.last_pid = Some(*pid);
+                None
+            }
+            Event::Left { .. } => {
+                kept.probes.clear();
+                kept.orders = None;
                 None
             }
             Event::Healthy { .. } if self.keep.is_some() => {

@@ -89,10 +89,22 @@ impl OrchestratorBuilder {
     ///
     /// # Errors
     /// [`KeepError`], as with [`adopt`](Self::adopt); or no socket can be made there.
-    pub fn keep(mut self, path: impl AsRef<Path>) -> Result<Self, KeepError> {
-        let (meeting, kept) = launch::kept::meet(path.as_ref())?;
+    pub fn keep(self, path: impl AsRef<Path>) -> Result<Self, KeepError> {
+        self.keep_at(path.as_ref(), true)
+    }
+
+    /// The same for services that are [detached](super::ServiceBuilder::detached), and for no others.
+    ///
+    /// # Errors
+    /// Those of [`keep`](Self::keep).
+    pub fn keep_detached(self, path: impl AsRef<Path>) -> Result<Self, KeepError> {
+        self.keep_at(path.as_ref(), false)
+    }
+
+    fn keep_at(mut self, path: &Path, all: bool) -> Result<Self, KeepError> {
+        let (meeting, kept) = launch::kept::meet(path)?;
         self.left.extend(kept.into_iter().filter_map(Left::new));
-        self.keep = Some(Keep::new(meeting));
+        self.keep = Some(Keep::new(meeting, all));
         Ok(self)
     }
 
@@ -401,6 +413,12 @@ impl Orchestrator {
     /// limits where there is none. Commands that ask a service to end are not run. What they print goes to their logs.
     pub async fn end_left_behind(&self, limit: Option<Duration>) -> Vec<Stopped> {
         self.ask(|answer| Request::EndLeftBehind { limit, answer }).await.unwrap_or_default()
+    }
+
+    /// Leaves the processes of [detached](super::ServiceBuilder::detached) services to the next orchestrator, and tells which those are. They are not this one's any more: they are
+    /// stopped for it, and live on when the program has ended. From now on nothing else outlives it. Without a place to keep them nothing is left.
+    pub async fn leave_detached(&self) -> Vec<LeftBehind> {
+        self.ask(Request::LeaveDetached).await.unwrap_or_default()
     }
 
     /// From now on nothing outlives this program, whatever [`OrchestratorBuilder::keep`] said.

@@ -63,6 +63,7 @@ pub(crate) struct Definition {
     pub(crate) stdin: Stdin,
     /// It has a terminal, in place of its three standard streams.
     pub(crate) has_terminal: bool,
+    pub(crate) is_detached: bool,
     pub(crate) hooks: Vec<(Moment, Hook)>,
     pub(crate) log: Option<LogFile>,
 }
@@ -84,6 +85,7 @@ impl Definition {
             stop_by,
             stdin,
             has_terminal,
+            is_detached,
             hooks,
             log,
         } = self;
@@ -98,6 +100,7 @@ impl Definition {
             && *stop_by == other.stop_by
             && *stdin == other.stdin
             && *has_terminal == other.has_terminal
+            && *is_detached == other.is_detached
             && hooks.len() == other.hooks.len()
             && hooks.iter().zip(&other.hooks).all(is_same_hook)
             && *log == other.log
@@ -130,6 +133,7 @@ pub struct ServiceBuilder {
     stop_by: StopBy,
     stdin: Option<Stdin>,
     has_terminal: bool,
+    is_detached: bool,
     hooks: Vec<(Moment, Hook)>,
     log: Option<LogFile>,
 }
@@ -152,6 +156,7 @@ impl Service {
             stop_by: StopBy::Signal(Signal::TERM),
             stdin: None,
             has_terminal: false,
+            is_detached: false,
             hooks: Vec::new(),
             log: None,
         }
@@ -190,6 +195,11 @@ impl Service {
     /// Whether it has a terminal.
     pub fn has_terminal(&self) -> bool {
         self.0.has_terminal
+    }
+
+    /// Whether it may outlive its orchestrator.
+    pub fn is_detached(&self) -> bool {
+        self.0.is_detached
     }
 
     /// How many processes it has.
@@ -311,6 +321,13 @@ impl ServiceBuilder {
         self
     }
 
+    /// It outlives its orchestrator, where that has a place to keep it ([`OrchestratorBuilder::keep_detached`](super::OrchestratorBuilder::keep_detached)): if its program is killed, and
+    /// if the orchestrator [leaves it](super::Orchestrator::leave_detached).
+    pub fn detached(mut self) -> Self {
+        self.is_detached = true;
+        self
+    }
+
     /// Logs what it prints to this file; of further replicas, with `-` and their number before the ending.
     pub fn log(mut self, log: LogFile) -> Self {
         self.log = Some(log);
@@ -403,6 +420,7 @@ impl ServiceBuilder {
             stop_by: self.stop_by,
             stdin: self.stdin.unwrap_or_default(),
             has_terminal: self.has_terminal,
+            is_detached: self.is_detached,
             hooks: self.hooks,
             log: self.log,
         })))

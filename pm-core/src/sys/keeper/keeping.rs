@@ -249,8 +249,12 @@ impl Keeper {
         self.ended.push(Ended { id, leader, kept, exited, at: Instant::now() });
     }
 
+    /// A unit is kept no more, and how it ended is known if it has.
     pub(super) fn forget(&mut self, id: u64) {
         self.ended.retain(|ended| ended.id != id);
+        if let Some(unit) = self.units.get_mut(&id) {
+            unit.kept = None;
+        }
     }
 
     /// Waits for the next manager, if there is something to wait for. False where all that is left is to go.
