@@ -1,37 +1,41 @@
 //! The task that keeps all services of an orchestrator.
+//!
+//! | module | does |
+//! |---|---|
+//! | `effects` | carries out what the machine says |
+//! | `kept` | has what belongs to one process of a service |
+//! | `waiting` | tells those who wait for something to come about |
+//! | `info` | tells those who ask |
+//! | `outliving` | takes over what has outlived an earlier orchestrator, and leaves what is to outlive this one |
+
+mod effects;
+mod info;
+mod kept;
+mod outliving;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::hook::{MOST_AT_A_TIME, Moment, Occasion};
-use super::input::Inlet;
-use super::keep::{self, Keep, Left};
-use super::listening::{Listening, NotStarted};
-use super::log::Log;
-use super::output::{Output, Reader, Said, Sink};
+use super::keep::{Keep, Left};
+use super::listening::Listening;
+use super::output::{Output, Reader};
 use super::port::Living;
-use super::probe;
-use super::process::{AbortOnDrop, News, Order, Process};
+use super::process::{News, Order};
 use crate::driver::clock;
-use crate::driver::launch::Exit;
-use crate::driver::usage;
-use crate::face::service::MOST_REPLICAS;
 use crate::face::service::{
-    Answered, AttachError, Attached, AttachedInput, AttachedOutput, BadService, Definition, Happening, Info,
-    LeftBehind, Measured, NoService, ProbeInfo, RemoveError, StartError, Stopped, WaitError,
+    AttachError, Attached, BadService, Definition, Happening, Info, LeftBehind, MOST_REPLICAS, NoService, RemoveError,
+    StartError, Stopped, WaitError,
 };
-use crate::machine::cause::ExitCause;
-use crate::machine::exit::{ExitStatus, Signal};
-use crate::machine::id::Incarnation;
-use crate::machine::life::{self, Check, Life};
-use crate::machine::metrics::Watch;
-use crate::machine::service::{Condition, Event, PortTaken, Readiness, ServiceId, State, Verdict};
-use crate::machine::supervisor::{Effect, Input, Replaced, Replacement, Supervisor};
-use crate::machine::time::Time;
+use crate::machine::exit::Signal;
+use crate::machine::service::{Condition, Event, ServiceId};
+use crate::machine::supervisor::{Input, Replaced, Replacement, Supervisor};
+use kept::Kept;
+use waiting::{StopAnswer, Waiter};
 
 /// So many events and pieces of output wait for one who listens and is slow. What is older is lost to that one, and counted.
 const LISTENERS: usize = 1024;
@@ -39,14 +43,8 @@ const LISTENERS: usize = 1024;
 /// News of processes that wait for this task.
 const NEWS: usize = 256;
 
-/// Orders to one process that wait for its task: it is being made, and takes none.
-const ORDERS: usize = 16;
-
 /// So many of them are not for signals, so that the end of a service, which is one or two orders, always finds room.
 const ORDERS_TO_END: usize = 4;
-
-/// So many lines are told of a service that failed.
-const LAST_LINES: usize = 20;
 
 /// So many samples are taken at the same time. A tree of thousands takes a moment, and threads of the runtime are for others as well.
 const MOST_SAMPLES: usize = 2;
@@ -140,47 +138,6 @@ pub(crate) struct Ends {
     pub(crate) requests: mpsc::Sender<Request>,
     pub(crate) events: broadcast::Sender<Happening>,
     pub(crate) output: broadcast::Sender<Output>,
-}
-
-/// Somebody who waits for something to come about.
-enum Waiter {
-    Start { names: Vec<String>, answer: oneshot::Sender<Result<(), StartError>> },
-    Scale { name: String, answer: oneshot::Sender<Result<(), StartError>> },
-    Stop { ids: Vec<ServiceId>, stopped: Vec<Stopped>, answer: StopAnswer },
-    Condition { name: String, condition: Condition, answer: oneshot::Sender<Result<(), WaitError>> },
-}
-
-enum StopAnswer {
-    Some(oneshot::Sender<Result<Vec<Stopped>, NoService>>),
-    All(oneshot::Sender<Vec<Stopped>>),
-    Removed(oneshot::Sender<Result<Vec<Stopped>, RemoveError>>),
-}
-
-/// What belongs to one process of a service.
-struct Kept {
-    definition: Arc<Definition>,
-    label: Arc<str>,
-    replica: u32,
-    sink: Arc<Sink>,
-    inlet: Arc<Inlet>,
-    /// To the task of its incarnation.
-    orders: Option<mpsc::Sender<Order>>,
-    probes: BTreeMap<Check, AbortOnDrop>,
-    /// What its hooks take of while they run.
-    hooks: Arc<Semaphore>,
-    /// It was said that there is no log.
-    has_lost_log: bool,
-    /// Why it could not be started.
-    not_started: Option<NotStarted>,
-    /// Somebody else holds the port that its probe asks, or did when it had ended.
-    port: Option<PortTaken>,
-    /// It was killed at its limit; and what was left when it had ended.
-    was_killed: bool,
-    exit: Option<Exit>,
-    /// It could not even be killed.
-    is_unkillable: bool,
-    status: Option<String>,
-    last_pid: Option<u32>,
 }
 
 pub(crate) struct Task {
@@ -451,55 +408,6 @@ impl Task {
         Ok(())
     }
 
-    /// Takes over what an earlier orchestrator has left behind of these services. Where something else is to run now, it is started anew.
-    fn take_over(&mut self, names: &[String]) {
-        let (mine, others): (Vec<Left>, Vec<Left>) =
-            std::mem::take(&mut self.left).into_iter().partition(|left| names.contains(&left.note.name));
-        self.left = others;
-        let mut changed = Vec::new();
-        for left in mine {
-            let is_it =
-                |id: &&ServiceId| self.machine.name_of(**id).is_some_and(|(_, replica)| replica == left.note.replica);
-            let Some(&id) = self.machine.replicas(&left.note.name).iter().find(is_it) else {
-                self.left.push(left);
-                continue;
-            };
-            let Some(kept) = self.kept.get_mut(&id) else { continue };
-            let (pid, lived) = (left.child.pid(), left.lived());
-            if let Some((exit, _)) = &left.ended {
-                let status = exit.status;
-                kept.exit = Some(exit.clone());
-                kept.last_pid = Some(pid);
-                self.machine.handle(clock::now(), Input::Life(id, life::Input::EndedMeanwhile { pid, lived, status }));
-                left.child.forget();
-            } else {
-                if left.note.what != keep::what_runs(&kept.definition) && !changed.contains(&left.note.name) {
-                    changed.push(left.note.name.clone());
-                }
-                let was_ready = left.note.was_ready;
-                self.machine.handle(clock::now(), Input::Life(id, life::Input::Adopted { pid, lived, was_ready }));
-                let incarnation = self.machine.life(id).map_or_else(Default::default, Life::incarnation);
-                self.live(id, incarnation, Some(left));
-            }
-            self.carry_out();
-        }
-        if !changed.is_empty() {
-            self.machine.handle(clock::now(), Input::Restart { names: changed });
-        }
-    }
-
-    fn end_left_behind(&mut self, limit: Option<Duration>, answer: oneshot::Sender<Vec<Stopped>>) {
-        let mut ending = JoinSet::new();
-        for left in std::mem::take(&mut self.left) {
-            ending.spawn(left.end(limit));
-        }
-        tokio::spawn(async move {
-            let mut stopped = ending.join_all().await;
-            stopped.sort_by(|one, other| one.label.cmp(&other.label));
-            let _ = answer.send(stopped);
-        });
-    }
-
     /// What a process is of stays as it was until it is said to be renewed.
     fn replace(&mut self, definitions: Vec<Arc<Definition>>) -> Result<Replaced, BadService> {
         let replacement = |one: &Arc<Definition>| Replacement {
@@ -525,42 +433,6 @@ impl Task {
     fn forget_definitions(&mut self) {
         self.definitions.retain(|name, _| self.machine.contains(name));
         self.listening.retain(|name, _| self.machine.contains(name));
-    }
-
-    /// Leaves the processes of detached services to the next orchestrator. All others are kept no more.
-    fn leave_detached(&mut self) -> Vec<LeftBehind> {
-        let Some(keep) = self.keep.take() else { return Vec::new() };
-        let mut left = Vec::new();
-        for (id, kept) in &self.kept {
-            let Some(life) = self.machine.life(*id) else { continue };
-            // One that is being stopped is to end.
-            let is_left = kept.definition.is_detached && !self.machine.is_stopping(*id);
-            match life.pid() {
-                Some(pid) if is_left => {
-                    kept.order(Order::Leave);
-                    left.push(LeftBehind { label: kept.label.clone(), pid, lived: life.lived(clock::now()) });
-                }
-                _ => kept.order(Order::KeepNoMore),
-            }
-        }
-        if left.is_empty() {
-            keep.leave()
-        } else {
-            keep.close()
-        }
-        left
-    }
-
-    /// Whoever waits for a number of replicas that is not wanted any more is told so.
-    fn overtake(&mut self, name: &str) {
-        for waiter in std::mem::take(&mut self.waiters) {
-            match waiter {
-                Waiter::Scale { name: of, answer, .. } if of == name => {
-                    let _ = answer.send(Err(StartError::Overtaken { service: of }));
-                }
-                other => self.waiters.push(other),
-            }
-        }
     }
 
     fn remove(&mut self, name: String, answer: oneshot::Sender<Result<Vec<Stopped>, RemoveError>>) {
@@ -592,467 +464,5 @@ impl Task {
         self.say(id, Event::Changed { what });
         self.machine.handle(clock::now(), Input::Restart { names: vec![name] });
         true
-    }
-
-    fn last(&self, name: &str, lines: usize) -> Vec<String> {
-        self.machine
-            .replicas(name)
-            .iter()
-            .filter_map(|id| self.kept.get(id))
-            .flat_map(|kept| kept.sink.last(lines))
-            .collect()
-    }
-
-    fn attach(&self, label: String) -> Result<Attached, AttachError> {
-        let Some(kept) = self.kept.values().find(|kept| *kept.label == *label) else {
-            let known = self.kept.values().map(|kept| kept.label.to_string()).take(NAMED).collect();
-            return Err(NoService { name: label, known }.into());
-        };
-        let Some(tap) = kept.sink.tap() else { return Err(AttachError::TooMany { label }) };
-        let input = kept.definition.takes_input().then(|| AttachedInput(kept.inlet.writer()));
-        Ok(Attached { input, output: AttachedOutput(tap), is_terminal: kept.definition.has_terminal })
-    }
-
-    /// What a service printed last in its last life, for an error.
-    fn last_words(&self, name: &str) -> Vec<String> {
-        let kept = self.machine.replicas(name).iter().filter_map(|id| self.kept.get(id));
-        kept.flat_map(|kept| kept.sink.last_of_this_life(LAST_LINES)).collect()
-    }
-
-    /// What there is to know of all processes of these services.
-    fn info(&self, names: &[&str]) -> Vec<Info> {
-        let now = clock::now();
-        names.iter().flat_map(|name| self.machine.replicas(name)).filter_map(|id| self.info_of(now, *id)).collect()
-    }
-
-    fn info_of(&self, now: Time, id: ServiceId) -> Option<Info> {
-        let (kept, life) = (self.kept.get(&id)?, self.machine.life(id)?);
-        let (name, replica) = self.machine.name_of(id)?;
-        let state = self.machine.state(id)?;
-        let why = self.machine.why(now, id);
-        let why =
-            if state.is_up() || matches!(state, State::Failed | State::GaveUp) { kept.with_port(why) } else { why };
-        Some(Info {
-            id,
-            name: name.into(),
-            label: kept.label.clone(),
-            replica,
-            state,
-            why,
-            pid: life.pid(),
-            incarnation: life.incarnation(),
-            restarts: life.restarts(),
-            lived: life.lived(now),
-            exit: life.status(),
-            status: kept.status.clone().filter(|_| life.pid().is_some()),
-            readiness: probe_info(now, life, Check::Readiness),
-            liveness: probe_info(now, life, Check::Liveness),
-            metrics: life.metrics().and_then(Watch::last).map(|(at, sample)| Measured { sample, ago: now.since(at) }),
-        })
-    }
-
-    /// Does what the machine says.
-    fn carry_out(&mut self) {
-        while let Some(effect) = self.machine.poll_effect() {
-            match effect {
-                Effect::Added(id) => self.added(id),
-                Effect::Renewed(id) => self.renewed(id),
-                Effect::Removed(id) => {
-                    self.kept.remove(&id);
-                    self.forget_definitions();
-                }
-                Effect::Life(id, life::Effect::Event(event)) => self.happened(id, event),
-                Effect::Life(id, effect) => self.carry_out_for(id, effect),
-            }
-        }
-    }
-
-    fn added(&mut self, id: ServiceId) {
-        let Some((name, replica)) = self.machine.name_of(id) else { return };
-        let Some(definition) = self.definitions.get(name).cloned() else { return };
-        let label: Arc<str> = if replica == 1 { name.into() } else { format!("{name}#{replica}").into() };
-        let (news, asides) = (self.news.downgrade(), self.asides.clone());
-        let said = move |said| match said {
-            Said::Ready(incarnation) => {
-                // Never full for long; whoever is ready must not be overheard, so another thread waits for it.
-                let Some(news) = news.upgrade() else { return };
-                let ready = News::Life(id, life::Input::Ready(incarnation));
-                if let Err(mpsc::error::TrySendError::Full(ready)) = news.try_send(ready) {
-                    tokio::spawn(async move { drop(news.send(ready).await) });
-                }
-            }
-            // An event, which may be lost.
-            Said::LogLost(error) => drop(asides.try_send((id, Event::LogLost { error: error.to_string() }))),
-        };
-        let (listeners, reader) = (self.output.clone(), self.sink.clone());
-        let sink = Sink::new(id, label.clone(), listeners, reader, Box::new(said));
-        let kept = Kept {
-            definition,
-            label,
-            replica,
-            sink: Arc::new(sink),
-            inlet: Arc::new(Inlet::new()),
-            orders: None,
-            probes: BTreeMap::new(),
-            hooks: Arc::new(Semaphore::new(MOST_AT_A_TIME)),
-            has_lost_log: false,
-            not_started: None,
-            port: None,
-            was_killed: false,
-            exit: None,
-            is_unkillable: false,
-            status: None,
-            last_pid: None,
-        };
-        self.kept.insert(id, kept);
-        self.open_log(id);
-    }
-
-    /// From its next process on it is as its service is now. Its log is opened anew where that is another one.
-    fn renewed(&mut self, id: ServiceId) {
-        let Some(kept) = self.kept.get_mut(&id) else { return };
-        let Some(definition) = self.definitions.get(&kept.definition.name).cloned() else { return };
-        let old = std::mem::replace(&mut kept.definition, definition);
-        if old.log != kept.definition.log {
-            kept.sink.close_log();
-            kept.has_lost_log = false;
-        }
-    }
-
-    /// Opens the log of a process of a service, unless it is open. Where that fails it is said once, and tried again at the next start.
-    fn open_log(&mut self, id: ServiceId) {
-        let Some(kept) = self.kept.get_mut(&id) else { return };
-        let Some(settings) = kept.definition.log.as_ref().filter(|_| !kept.sink.has_log()) else { return };
-        match Log::open(settings.of_replica(kept.replica)) {
-            Ok(log) => kept.sink.log_to(log),
-            Err(error) => {
-                if !std::mem::replace(&mut kept.has_lost_log, true) {
-                    self.say(id, Event::LogLost { error: error.to_string() });
-                }
-            }
-        }
-    }
-
-    fn carry_out_for(&mut self, id: ServiceId, effect: life::Effect) {
-        if let life::Effect::Spawn(_) = effect {
-            self.open_log(id);
-        }
-        let Some(kept) = self.kept.get_mut(&id) else { return };
-        match effect {
-            life::Effect::Spawn(incarnation) => self.live(id, incarnation, None),
-            life::Effect::Ask(incarnation, check) => {
-                let definition = kept.definition.clone();
-                let timing = match (check, definition.rules.readiness) {
-                    (Check::Readiness, Readiness::Asked(timing)) => Some(timing),
-                    (Check::Readiness, _) => None,
-                    (Check::Liveness, _) => definition.rules.liveness,
-                };
-                let Some(timing) = timing else { return };
-                let news = self.news.clone();
-                let asked = tokio::spawn(async move {
-                    let target = if check == Check::Readiness {
-                        definition.health.as_ref()
-                    } else {
-                        definition.liveness.as_ref()
-                    };
-                    let answer = match target {
-                        Some(target) => probe::ask(target, timing.timeout).await,
-                        None => Ok(()),
-                    };
-                    // Where nobody hears it, all is being dropped.
-                    let _ = news.send(News::Life(id, life::Input::Answered(incarnation, check, answer))).await;
-                });
-                // An earlier one that is still under way ends with that.
-                kept.probes.insert(check, AbortOnDrop::of(&asked));
-            }
-            life::Effect::Measure(incarnation, pid) => {
-                let (samples, news) = (self.samples.clone(), self.news.clone());
-                tokio::spawn(async move {
-                    let Ok(_room) = samples.acquire_owned().await else { return };
-                    let taken = tokio::task::spawn_blocking(move || (clock::now(), usage::tree(pid))).await;
-                    // A runtime that ends takes no more samples.
-                    let Ok((at, usage)) = taken else { return };
-                    let _ = news.send(News::Life(id, life::Input::Measured(incarnation, at, usage))).await;
-                });
-            }
-            life::Effect::Terminate(_) => {
-                let on_purpose = !self.machine.life(id).is_some_and(Life::is_wanted);
-                kept.order(Order::Terminate { on_purpose });
-            }
-            life::Effect::Kill(_) => {
-                kept.was_killed = true;
-                kept.order(Order::Kill);
-            }
-            life::Effect::Event(event) => self.happened(id, event),
-        }
-    }
-
-    /// Has a process of a service live, from its start on or from where it is.
-    fn live(&mut self, id: ServiceId, incarnation: Incarnation, left: Option<Left>) {
-        let Some(kept) = self.kept.get_mut(&id) else { return };
-        let (orders, received) = mpsc::channel(ORDERS);
-        kept.orders = Some(orders);
-        kept.not_started = None;
-        kept.port = None;
-        kept.was_killed = false;
-        kept.exit = None;
-        kept.is_unkillable = false;
-        kept.status = None;
-        let process = Process {
-            definition: kept.definition.clone(),
-            id,
-            label: kept.label.clone(),
-            replica: kept.replica,
-            incarnation,
-            sink: kept.sink.clone(),
-            inlet: kept.inlet.clone(),
-            reader: self.reader.clone(),
-            listening: self.listening.entry(kept.definition.name.clone()).or_default().clone(),
-            living: self.living.clone(),
-            orders: received,
-            news: self.news.clone(),
-            keep: self.keep.clone(),
-            left,
-        };
-        self.processes.spawn(process.run());
-    }
-
-    fn happened(&mut self, id: ServiceId, event: Event) {
-        let Some(kept) = self.kept.get_mut(&id) else { return };
-        let moment = match &event {
-            Event::Started { pid, .. } => {
-                kept.last_pid = Some(*pid);
-                Some((Moment::Start, None))
-            }
-            // Its hook has run when it was started.
-            Event::Adopted { pid, .. } => {
-                kept.last_pid = Some(*pid);
-                None
-            }
-            Event::Left { .. } => {
-                kept.probes.clear();
-                kept.orders = None;
-                None
-            }
-            Event::Healthy { .. } if self.keep.is_some() => {
-                kept.order(Order::NoteReady);
-                None
-            }
-            Event::Restarted { .. } => Some((Moment::Restart, None)),
-            // One that had no process has not ended.
-            Event::Stopped { status } => status.map(|status| (Moment::Stop, Some(status.to_string()))),
-            Event::Crashed { cause, .. } => Some((Moment::Crash, Some(cause.to_string()))),
-            Event::Unkillable { .. } => {
-                kept.is_unkillable = true;
-                None
-            }
-            _ => None,
-        };
-        if matches!(event, Event::Stopped { .. } | Event::Crashed { .. } | Event::Completed { .. }) {
-            kept.probes.clear();
-            kept.orders = None;
-        }
-        if let Event::Crashed { .. } = event
-            && let Some(taken) = kept.port.clone().filter(|taken| !taken.before_start)
-        {
-            self.say(id, Event::PortTaken(taken));
-        }
-        if let Event::Stopped { status } = event {
-            self.has_stopped(id, status);
-        }
-        if let Some((moment, cause)) = moment {
-            self.run_hooks(id, moment, cause);
-        }
-        self.say(id, event);
-    }
-
-    /// Notes how a process ended on request, for all that wait for that: it may be started again before they are looked after.
-    fn has_stopped(&mut self, id: ServiceId, status: Option<ExitStatus>) {
-        let Some(kept) = self.kept.get(&id) else { return };
-        let stopped = kept.stopped(status);
-        for waiter in &mut self.waiters {
-            if let Waiter::Stop { ids, stopped: all, .. } = waiter
-                && ids.contains(&id)
-            {
-                ids.retain(|other| *other != id);
-                all.push(stopped.clone());
-            }
-        }
-    }
-
-    fn run_hooks(&self, id: ServiceId, moment: Moment, cause: Option<String>) {
-        let Some(kept) = self.kept.get(&id) else { return };
-        for (_, hook) in kept.definition.hooks.iter().filter(|(of, _)| *of == moment) {
-            let Ok(room) = kept.hooks.clone().try_acquire_owned() else {
-                let error = format!("it was not run: {MOST_AT_A_TIME} that began before it have not ended");
-                self.say(id, Event::HookFailed { hook: moment.name(), error });
-                continue;
-            };
-            let (hook, asides) = (hook.clone(), self.asides.clone());
-            let occasion = Occasion { service: kept.label.clone(), moment, pid: kept.last_pid, cause: cause.clone() };
-            tokio::spawn(async move {
-                let result = hook.run(occasion).await;
-                drop(room);
-                if let Err(error) = result {
-                    let _ = asides.send((id, Event::HookFailed { hook: moment.name(), error })).await;
-                }
-            });
-        }
-    }
-
-    fn say(&self, id: ServiceId, event: Event) {
-        let Some(kept) = self.kept.get(&id) else { return };
-        tracing::debug!(target: "pm::service", service = %kept.label, ?event);
-        // Nobody may listen.
-        let _ = self.events.send(Happening { at: SystemTime::now(), id, label: kept.label.clone(), event });
-    }
-
-    fn look_after_waiters(&mut self) {
-        for waiter in std::mem::take(&mut self.waiters) {
-            match waiter {
-                Waiter::Start { names, answer } => match self.are_up(&names) {
-                    None if answer.is_closed() => {}
-                    None => self.waiters.push(Waiter::Start { names, answer }),
-                    Some(result) => drop(answer.send(result)),
-                },
-                Waiter::Scale { name, answer } => {
-                    // Those that are too many must have gone. How many there are then may be for somebody else to say, who has asked since.
-                    let is_whole = !self.machine.replicas(&name).iter().any(|id| self.machine.is_going(*id));
-                    match is_whole.then(|| self.are_up(std::slice::from_ref(&name))).flatten() {
-                        None if answer.is_closed() => {}
-                        None => self.waiters.push(Waiter::Scale { name, answer }),
-                        Some(result) => drop(answer.send(result)),
-                    }
-                }
-                Waiter::Condition { name, condition, answer } => match self.machine.verdict(&name, condition) {
-                    Verdict::NotYet(_) if answer.is_closed() => {}
-                    Verdict::NotYet(_) => self.waiters.push(Waiter::Condition { name, condition, answer }),
-                    Verdict::Holds => drop(answer.send(Ok(()))),
-                    Verdict::Never(why) => {
-                        let path = self.machine.path_to_failure(&name);
-                        let output = self.last_words(path.last().unwrap_or(&name));
-                        let why = self.with_port(path.last().unwrap_or(&name), why);
-                        drop(answer.send(Err(WaitError::Never { service: name, condition, why, path, output })));
-                    }
-                },
-                Waiter::Stop { mut ids, stopped, answer } => {
-                    // One that somebody wants up again before it was told to end does not stop.
-                    ids.retain(|id| self.machine.is_stopping(*id));
-                    if !ids.is_empty() {
-                        self.waiters.push(Waiter::Stop { ids, stopped, answer });
-                        continue;
-                    }
-                    match answer {
-                        StopAnswer::Some(answer) => drop(answer.send(Ok(stopped))),
-                        StopAnswer::All(answer) => drop(answer.send(stopped)),
-                        StopAnswer::Removed(answer) => drop(answer.send(Ok(stopped))),
-                    }
-                }
-            }
-        }
-    }
-
-    /// Whether all of them are up: ready, where something says that they are. None where that is not known yet.
-    fn are_up(&self, names: &[String]) -> Option<Result<(), StartError>> {
-        let mut all = Some(Ok(()));
-        for name in names {
-            if !self.machine.contains(name) {
-                // Somebody has removed it meanwhile.
-                return Some(Err(StartError::Stopped { service: name.clone() }));
-            }
-            let readiness = self.definitions.get(name).map_or(Readiness::Spawned, |one| one.rules.readiness);
-            let condition = if readiness == Readiness::Spawned { Condition::Started } else { Condition::Healthy };
-            let has_completed = self.machine.verdict(name, Condition::CompletedSuccessfully) == Verdict::Holds;
-            match self.machine.verdict(name, condition) {
-                _ if has_completed || self.machine.replicas(name).is_empty() => {}
-                Verdict::Holds => {}
-                Verdict::NotYet(_) => all = None,
-                Verdict::Never(why) => return Some(Err(self.why_not(name, why))),
-            }
-        }
-        all
-    }
-
-    fn why_not(&self, name: &str, why: String) -> StartError {
-        let path = self.machine.path_to_failure(name);
-        let service = path.last().map_or(name, String::as_str).to_string();
-        let output = self.last_words(&service);
-        let ids = self.machine.replicas(&service);
-        if path.len() > 1 {
-            let why =
-                self.machine.replicas(name).iter().find_map(|id| self.machine.why(clock::now(), *id)).unwrap_or(why);
-            return StartError::DependencyFailed { path, why, output };
-        }
-        if let Some(error) = ids.iter().find_map(|id| self.kept.get(id)?.not_started.as_ref()) {
-            return error.error(service);
-        }
-        if ids.iter().any(|id| self.machine.state(*id) == Some(State::Stopped)) {
-            return StartError::Stopped { service };
-        }
-        let failed = ids.iter().find_map(|id| self.machine.life(*id).filter(|life| life.cause().is_some()));
-        match failed.and_then(|life| life.cause()) {
-            Some(ExitCause::NotReady { limit }) => {
-                let last = failed.and_then(|life| life.schedule(Check::Readiness)?.last()?.as_ref().err().cloned());
-                let port = ids.iter().find_map(|id| self.kept.get(id)?.port.clone());
-                StartError::Timeout { service, limit: *limit, said: last, port, output }
-            }
-            cause => {
-                let words = ids.iter().find_map(|id| self.machine.why(clock::now(), *id));
-                let why = self.with_port(&service, words.unwrap_or(why));
-                StartError::Failed { service, cause: cause.cloned(), why, output }
-            }
-        }
-    }
-
-    /// Why a service is not up, with who else holds its port.
-    fn with_port(&self, name: &str, why: String) -> String {
-        let has_one = |id: &ServiceId| self.kept.get(id).filter(|kept| kept.port.is_some());
-        match self.machine.replicas(name).iter().find_map(has_one) {
-            Some(kept) => kept.with_port(Some(why)).unwrap_or_default(),
-            None => why,
-        }
-    }
-}
-
-/// What there is to know of a probe; none where it was not asked in this life.
-fn probe_info(now: Time, life: &Life, check: Check) -> Option<ProbeInfo> {
-    let schedule = life.schedule(check)?;
-    let last = schedule.last().zip(schedule.answered_at());
-    Some(ProbeInfo {
-        last: last.map(|(result, at)| Answered { result: result.clone(), ago: now.since(at) }),
-        failures: schedule.failures(),
-        next_in: life.asks_at(check).map(|at| at.since(now)),
-    })
-}
-
-impl Kept {
-    /// How it ended on request. No status is no process, or one that is still there.
-    fn stopped(&self, status: Option<ExitStatus>) -> Stopped {
-        let exit = self.exit.as_ref().filter(|_| status.is_some());
-        let mut survivors = exit.map(|exit| exit.survivors.clone()).unwrap_or_default();
-        survivors.extend(self.last_pid.filter(|_| self.is_unkillable));
-        Stopped {
-            label: self.label.clone(),
-            exit: status,
-            was_killed: self.was_killed && (status.is_some() || self.is_unkillable),
-            swept: exit.map(|exit| exit.strays.clone()).unwrap_or_default(),
-            survivors,
-        }
-    }
-
-    /// A reason, with who else holds the port that its probe asks.
-    fn with_port(&self, why: Option<String>) -> Option<String> {
-        match (why, &self.port) {
-            (Some(why), Some(taken)) => Some(format!("{why}; {taken}")),
-            (None, Some(taken)) => Some(taken.to_string()),
-            (why, None) => why,
-        }
-    }
-
-    fn order(&self, order: Order) {
-        // There is room for more orders than a life has; and one whose task has ended needs none.
-        if let Some(orders) = &self.orders {
-            let _ = orders.try_send(order);
-        }
     }
 }
