@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::wire::Question;
-use super::{attach, client, detach, graph, history, screen, tui, up, wire};
+use super::{attach, background, client, graph, history, screen, tui, up, wire};
 use crate::cli::Command;
 use crate::cli::project::{AttachArgs, GraphArgs, LogsArgs, UpArgs};
 use crate::config::{self, Project, Purpose};
@@ -69,7 +69,7 @@ pub fn run(command: Command) -> Result<ExitCode, CliError> {
 
 fn run_up(args: UpArgs) -> Result<ExitCode, CliError> {
     if args.in_background {
-        detach::leave_session();
+        background::leave_session();
     }
     if args.tui {
         // Said before anything is started.
@@ -85,7 +85,7 @@ fn run_up(args: UpArgs) -> Result<ExitCode, CliError> {
         no_deps: args.no_deps,
         exit_code_from: args.exit_code_from,
         style: screen::Style::choose(args.json),
-        is_detached: args.in_background,
+        is_in_background: args.in_background,
         is_kept: args.keep,
         project,
     };
@@ -93,11 +93,11 @@ fn run_up(args: UpArgs) -> Result<ExitCode, CliError> {
         return up::run(plan);
     }
     let wanted = plan.wanted()?;
-    detach::start(&plan)?;
+    background::start(&plan)?;
     if args.tui {
         return tui::terminal::show(Some(&plan.project.file));
     }
-    if args.wait { detach::wait(&plan.project.file, wanted, args.wait_timeout) } else { Ok(ExitCode::SUCCESS) }
+    if args.wait { background::wait(&plan.project.file, wanted, args.wait_timeout) } else { Ok(ExitCode::SUCCESS) }
 }
 
 /// Says what stands in the file and does nothing.

@@ -10,7 +10,7 @@
 //! | [`client`] | the side of `pm ps`, `pm stop` and the others |
 //! | [`up`] | `pm up`: starts a project, and stays until it ends |
 //! | [`watching`] | starts services anew when what they are made of changes |
-//! | [`detach`] | `pm up -d`: the same in the background |
+//! | [`background`] | `pm up -d`: the same in the background |
 //! | [`reload`] | `pm reload` and SIGHUP: the file is read again |
 //! | [`screen`] | what services print, for people |
 //! | [`history`] | `pm logs`: what services have printed |
@@ -20,9 +20,9 @@
 //! | [`graph`] | `pm graph`: who needs whom |
 
 pub mod attach;
+pub mod background;
 pub mod client;
 mod commands;
-pub mod detach;
 pub mod graph;
 pub mod history;
 pub mod meeting;

@@ -31,22 +31,11 @@ const MOST_HISTORY: u64 = 4 << 20;
 ///
 /// # Errors
 /// The reader has gone.
-pub async fn send(
-    write: &mut (impl AsyncWrite + Unpin),
-    serving: &Serving,
-    names: &[String],
-    last_bytes: u64,
-) -> io::Result<()> {
+pub async fn send(write: &mut (impl AsyncWrite + Unpin), serving: &Serving, last_bytes: u64) -> io::Result<()> {
     // Listened to before the logs are read: what is printed meanwhile may come twice, and is recognised by that.
     let mut output = serving.orchestrator.output();
     let facts = serving.facts();
-    let known = &facts.says_when_ready;
-    if let Some(name) = names.iter().find(|name| !known.contains_key(*name)) {
-        let known: Vec<&str> = known.keys().map(String::as_str).collect();
-        let message = format!("there is no service {name:?}; there are {}", known.join(", "));
-        return wire::write(write, &Answer::Failed { message }).await;
-    }
-    let logs = serving.orchestrator.list().await.into_iter().filter(|info| wants(names, &info.label));
+    let logs = serving.orchestrator.list().await.into_iter();
     let logs =
         logs.filter_map(|info| Some((info.label.to_string(), facts.logs.get(&info.name)?.of_replica(info.replica))));
     let logs: Vec<_> = logs.collect();
@@ -65,7 +54,6 @@ pub async fn send(
     let take = async {
         loop {
             match output.recv().await {
-                Ok(piece) if !wants(names, &piece.label) => {}
                 Ok(piece) => {
                     let time = humantime::format_rfc3339_millis(piece.at).to_string();
                     match seen.get(&*piece.label) {
@@ -100,15 +88,6 @@ pub async fn send(
         ended = take => ended,
         refused = give => refused,
     }
-}
-
-/// Whether a process is of one of these services, or any is asked for.
-fn wants(names: &[String], label: &str) -> bool {
-    let is_replica_of = |name: &String| {
-        let number = label.strip_prefix(name.as_str()).and_then(|rest| rest.strip_prefix('-'));
-        number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
-    };
-    names.is_empty() || names.iter().any(|name| name == label || is_replica_of(name))
 }
 
 /// What stands in a log, in pieces.
@@ -220,13 +199,6 @@ mod tests {
 
     fn entry(time: &str, text: &str) -> LogEntry {
         LogEntry { time: time.into(), is_stderr: false, is_whole: true, text: text.into() }
-    }
-
-    #[test]
-    fn replicas_belong_to_their_service() {
-        let names = ["api".to_string()];
-        assert!(wants(&[], "x") && wants(&names, "api") && wants(&names, "api-2"));
-        assert!(!wants(&names, "api-") && !wants(&names, "api-x") && !wants(&names, "apis"));
     }
 
     #[test]

@@ -149,11 +149,11 @@ async fn answer(
             () = gone => Ok(()),
         };
     }
-    if let Question::Output { names, last_bytes } = question {
+    if let Question::Output { last_bytes } = question {
         drop(permit);
         let Ok(_stall) = stalls.try_acquire() else { return too_many(&mut write).await };
         return tokio::select! {
-            done = output::send(&mut write, serving, &names, last_bytes) => done,
+            done = output::send(&mut write, serving, last_bytes) => done,
             () = gone => Ok(()),
         };
     }

@@ -43,7 +43,7 @@ pub struct Plan {
     /// How it is shown.
     pub style: Style,
     /// Nobody watches; and where it is said that the project is up.
-    pub is_detached: bool,
+    pub is_in_background: bool,
     /// Its services are to outlive it where it is killed.
     pub is_kept: bool,
 }
@@ -132,7 +132,7 @@ async fn bring_up(
     adopted: &mut Option<Orchestrator>,
 ) -> Result<ExitCode, CliError> {
     let (sender, output) = mpsc::channel(MOST_WAITING);
-    let builder = match plan.is_detached {
+    let builder = match plan.is_in_background {
         true => {
             // Nobody reads, and the screen is to see the end of it.
             drop(sender);
@@ -154,7 +154,7 @@ async fn bring_up(
         Screen::start(plan.style, known.clone(), output, orchestrator.events()).map_err(CliError::Runtime)?;
     let mut events = orchestrator.events();
     let (reload, asked_reload) = mpsc::channel(1);
-    let signals = Signals::new(reload, plan.is_detached).map_err(CliError::Runtime)?;
+    let signals = Signals::new(reload, plan.is_in_background).map_err(CliError::Runtime)?;
     let directory = plan.project.directory;
     orchestrator.add(plan.project.services).await.map_err(|error| CliError::Service(error.to_string()))?;
     end_left_behind(&orchestrator).await;
@@ -185,12 +185,12 @@ async fn bring_up(
     tokio::spawn(reload::on_request(serving.clone(), asked_reload));
     let clients = Arc::new(Clients::default());
     let server = tokio::spawn(server::serve(listener, serving.clone(), clients.clone()));
-    if plan.is_detached {
-        super::detach::told_up();
+    if plan.is_in_background {
+        super::background::told_up();
     }
     let endings = Endings { exit_code_from: plan.exit_code_from, known };
     let mut watch = Watch { orchestrator: orchestrator.clone(), signals, asked_down, endings };
-    let end = watch.until_end(&mut events, &mut screen, plan.is_detached).await;
+    let end = watch.until_end(&mut events, &mut screen, plan.is_in_background).await;
     let before = orchestrator.list().await;
     let (code, down) = match end {
         End::Over => (code_of_all(&before), None),
@@ -313,7 +313,7 @@ impl Watch {
         &mut self,
         events: &mut broadcast::Receiver<Happening>,
         screen: &mut Screen,
-        is_detached: bool,
+        is_in_background: bool,
     ) -> End {
         let mut is_closed = false;
         let orchestrator = self.orchestrator.clone();
@@ -324,7 +324,7 @@ impl Watch {
                 Some(down) = self.asked_down.recv() => return End::Down(down),
                 _ = &mut screen.closed, if !is_closed => {
                     is_closed = true;
-                    if !is_detached {
+                    if !is_in_background {
                         return End::Closed;
                     }
                     continue;
@@ -345,7 +345,7 @@ impl Watch {
             let facts = self.endings.known.borrow_and_update().clone();
             tokio::select! {
                 code = self.signals.next() => return End::Signal(code),
-                end = end(&orchestrator, &facts, self.endings.exit_code_from.as_deref(), is_detached) => {
+                end = end(&orchestrator, &facts, self.endings.exit_code_from.as_deref(), is_in_background) => {
                     if let Some(end) = end {
                         return end;
                     }
@@ -392,7 +392,7 @@ async fn end(
     orchestrator: &Orchestrator,
     facts: &Facts,
     exit_code_from: Option<&str>,
-    is_detached: bool,
+    is_in_background: bool,
 ) -> Option<End> {
     let services = orchestrator.list().await;
     let takes_all_along = |info: &&Info| facts.ends.get(&info.name).is_some_and(|ends| ends.holds(info.state));
@@ -411,7 +411,7 @@ async fn end(
         has_ended && facts.watched.contains_key(&info.name)
     };
     // In the background somebody may start one again.
-    let is_over = services.iter().all(|info| info.state.is_over() && !may_return(info)) && !is_detached;
+    let is_over = services.iter().all(|info| info.state.is_over() && !may_return(info)) && !is_in_background;
     is_over.then_some(End::Over)
 }
 
@@ -454,7 +454,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn new(reload: mpsc::Sender<()>, is_detached: bool) -> io::Result<Self> {
+    fn new(reload: mpsc::Sender<()>, is_in_background: bool) -> io::Result<Self> {
         let ignored = ignored();
         let heard = |kind: SignalKind| {
             let is_ignored = ignored & 1 << (kind.as_raw_value() - 1) != 0;
@@ -464,7 +464,7 @@ impl Signals {
             interrupt: heard(SignalKind::interrupt())?,
             terminate: heard(SignalKind::terminate())?,
             hang_up: heard(SignalKind::hangup())?,
-            had_terminal: !is_detached && has_terminal(),
+            had_terminal: !is_in_background && has_terminal(),
             reload,
         })
     }

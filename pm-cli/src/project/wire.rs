@@ -40,7 +40,7 @@ pub enum Question {
     Events,
     /// Answered by an [`Answer::Output`] for each piece of what they print, without end, and before that for the end of the log of each, of about
     /// so many bytes. Without names: of all.
-    Output { names: Vec<String>, last_bytes: u64 },
+    Output { last_bytes: u64 },
     /// Answered by [`Answer::Reloaded`] as soon as it is decided what comes and goes, or [`Answer::Refused`].
     Reload,
     /// Answered by [`Answer::Attached`], and from there on by frames ([`attach::frame`](super::attach::frame)) both ways.

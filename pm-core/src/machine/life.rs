@@ -9,8 +9,10 @@
 //!                     Backoff ◀─────────────── Ending ◀───────┴───────────────────┘
 //!                        ▲       restart         │
 //!                        └────────────────────── │ ──▶ Stopped, Completed, Failed, GaveUp
-//!                                  exited, from every state with a process
+//!                                  exited, or left running, from every state with a process
 //! ```
+//!
+//! A process that an earlier manager has left is in Starting, or Up where it was ready, from the beginning.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -473,12 +475,12 @@ impl Life {
     }
 
     fn adopt(&mut self, now: Time, pid: u32, lived: Duration, was_ready: bool) {
-        if !self.have_process(now) {
+        if !self.begin_with_process(now) {
             return;
         }
         self.start_by = Some(now + self.rules.start_limit);
         self.say(Event::Adopted { pid, lived });
-        self.has_process_now(now, pid);
+        self.note_process(now, pid);
         self.lived_before = lived;
         if lived >= RUNS_AFTER {
             self.runs_at = Some(now);
@@ -497,7 +499,7 @@ impl Life {
     }
 
     fn ended_meanwhile(&mut self, now: Time, pid: u32, lived: Duration, status: ExitStatus) {
-        if !self.have_process(now) {
+        if !self.begin_with_process(now) {
             return;
         }
         self.has_lived = true;
@@ -511,7 +513,7 @@ impl Life {
     }
 
     /// Begins a life whose process was made by somebody else. False where it is not the first.
-    fn have_process(&mut self, now: Time) -> bool {
+    fn begin_with_process(&mut self, now: Time) -> bool {
         if !matches!(self.now, Now::Idle) {
             return false;
         }
@@ -568,10 +570,10 @@ impl Life {
         if self.has_returned {
             self.say(Event::Restarted { incarnation });
         }
-        self.has_process_now(now, pid);
+        self.note_process(now, pid);
     }
 
-    fn has_process_now(&mut self, now: Time, pid: u32) {
+    fn note_process(&mut self, now: Time, pid: u32) {
         self.pid = Some(pid);
         self.began = now;
         self.has_lived = true;

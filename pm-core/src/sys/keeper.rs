@@ -25,7 +25,7 @@ use super::strays::{BLANK_LIMIT, Orphans, Owner};
 use super::tree::{self, OwnChildren};
 use super::wait::{self, Counted, Kind, Whose};
 use crate::machine::exit::ExitStatus;
-use keeping::{Ended as EndedUnit, Kept, OpenCapture, Stay};
+use keeping::{Kept, OpenCapture, Remembered, Stay};
 
 /// How long the keeper waits for a process that it has killed. Only uninterruptible sleep, a debugger or a process of another
 /// user takes longer.
@@ -127,11 +127,11 @@ struct Keeper {
     stay: Option<Stay>,
     open_capture: OpenCapture,
     /// This manager wants nothing to outlive it.
-    has_left: bool,
+    keeps_nothing: bool,
     /// There is no manager.
     is_alone: bool,
     /// Kept units that have ended, and of which no manager has said that it knows.
-    ended: Vec<EndedUnit>,
+    ended: Vec<Remembered>,
 }
 
 /// Replies for the manager.
@@ -198,7 +198,7 @@ impl Keeper {
                 next: 1,
                 stay: None,
                 open_capture,
-                has_left: false,
+                keeps_nothing: false,
                 is_alone: false,
                 ended: Vec::new(),
             }),
@@ -322,9 +322,10 @@ impl Keeper {
                 self.prefix = prefix.to_vec();
                 self.manager = fds.pop();
             }
+            Request::Unkeep { id } => self.unkeep(id),
             Request::Forget { id } => self.forget(id),
             Request::Stay { path: Text(path), patience_ms } => self.stay(path, patience_ms, fds),
-            Request::Leave => self.leave(),
+            Request::KeepNothing => self.keep_nothing(),
             Request::Keep { id, note: Text(note), held } => {
                 self.keep(id, Kept::new(note, held.into_iter().zip(fds)), descriptors_lost);
             }

@@ -10,7 +10,7 @@ use super::command::{Launch, Text};
 use super::spawn::Stage;
 use super::wait::Counted;
 
-/// The version of this module. Manager and keeper come from two installations if the keeper is `pm` on PATH.
+/// The version of this module, and of the notes that are kept (`driver::service::keep`). Manager and keeper come from two installations if the keeper is `pm` on PATH.
 pub(crate) const VERSION: u16 = 4;
 
 /// The longest launch, in bytes, that travels in the message itself. Larger ones travel in a memfd, the last descriptor
@@ -54,6 +54,7 @@ impl Greeting {
     const ADOPT: &[u8] = b"pm adopt";
     const ALL_ENDS: &[u8] = b"pm end";
 
+    #[cfg(any(feature = "service", test))]
     pub(crate) fn bytes(self) -> Vec<u8> {
         match self {
             Greeting::Adopt { version } => [Greeting::ADOPT, &version.to_be_bytes()[..]].concat(),
@@ -102,7 +103,7 @@ pub(crate) enum Request<'a> {
         patience_ms: u64,
     },
     /// Outlive nobody: what was kept is not any more.
-    Leave,
+    KeepNothing,
     /// Let the unit outlive this manager, if the keeper does, and hold these descriptors for it. `note` is for the next manager, and for what captures its
     /// output until then.
     Keep {
@@ -117,7 +118,9 @@ pub(crate) enum Request<'a> {
         #[serde(borrow)]
         note: Text<'a>,
     },
-    /// A unit is not to be kept any more; or the manager knows how it has ended, and has read what it said last.
+    /// A unit is not to be kept any more.
+    Unkeep { id: u64 },
+    /// The manager knows how a kept unit has ended, and has read what it said last.
     Forget { id: u64 },
 }
 

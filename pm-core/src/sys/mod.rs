@@ -10,6 +10,7 @@
 //! | `keeper` | the process that starts, reaps and outlives everything of one manager |
 //! | `strays` | what the keeper knows of processes that left their parents |
 //! | `datagram` | messages with who sent them |
+//! | `last_words` | what a process that has ended has left in its streams |
 //! | `keeper_wire` | what manager and keeper say to each other |
 //! | `inherited` | what a worker was given by its manager |
 //! | `outbox` | answers that survive the worker that gave them |
@@ -21,6 +22,7 @@ pub(crate) mod datagram;
 pub(crate) mod inherited;
 pub(crate) mod keeper;
 pub(crate) mod keeper_wire;
+pub(crate) mod last_words;
 pub(crate) mod outbox;
 pub(crate) mod seqpacket;
 pub(crate) mod spawn;

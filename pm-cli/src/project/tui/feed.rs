@@ -115,7 +115,7 @@ impl Line {
 
     /// What services print.
     async fn listen(self, output: mpsc::Sender<Input>) {
-        let question = Question::Output { names: Vec::new(), last_bytes: HISTORY };
+        let question = Question::Output { last_bytes: HISTORY };
         let Ok(mut asked) = Asked::new(&self.socket, &question).await else { return };
         loop {
             match asked.next().await {

@@ -175,7 +175,16 @@ impl Child {
         self.is_left = true;
     }
 
-    /// It is not to be kept; or how it has ended is known and what it said last was read, so that its keeper need not remember that for the next manager.
+    /// It is not to be kept for the next manager any more.
+    #[cfg(feature = "service")]
+    pub(crate) fn unkeep(&self) {
+        if let Holder::Keeper { connection, id } = &self.holder {
+            // Where the keeper is too far behind to be asked it is kept, and the next manager ends it.
+            let _ = connection.ask(&Request::Unkeep { id: *id });
+        }
+    }
+
+    /// How it has ended is known and what it said last was read: its keeper need not remember that for the next manager.
     #[cfg(feature = "service")]
     pub(crate) fn forget(&self) {
         if let Holder::Keeper { connection, id } = &self.holder {

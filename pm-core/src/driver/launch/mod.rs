@@ -19,18 +19,18 @@ mod child;
 mod connection;
 mod error;
 mod keeper;
-#[cfg(feature = "service")]
-pub(crate) mod kept;
 mod launcher;
+#[cfg(feature = "service")]
+pub(crate) mod meeting;
 mod program;
 mod unguarded;
 
 pub use child::{Child, ChildState, Exit, SignalError, Usage};
 pub use error::LaunchError;
 pub use keeper::{KEEPER_ROLE, KEEPER_VARIABLE, roles_called, run_if_keeper, serve_as_keeper};
-#[cfg(feature = "service")]
-pub use kept::{KeepError, end_kept, is_kept};
 pub use launcher::{Guard, launch};
+#[cfg(feature = "service")]
+pub use meeting::{KeepError, end_kept, is_kept};
 pub use program::{check_interpreter, resolve_program};
 
 pub use crate::sys::inherited::keep_descriptors_private;

@@ -20,17 +20,18 @@ use tokio::sync::oneshot;
 use super::log::{Log, LogFile};
 use super::output::{Piece, Splitter};
 use crate::driver::exec::OutputStream;
-use crate::driver::launch::kept::{Kept, MeetingPoint};
+use crate::driver::launch::meeting::{Kept, MeetingPoint};
 use crate::driver::launch::{Child, Exit};
 use crate::face::service::{Definition, LeftBehind, StopBy, Stopped};
 use crate::machine::exit::Signal;
 use crate::sys::keeper::keeping::Capture;
 use crate::sys::keeper_wire::Holding;
+use crate::sys::last_words;
 
 /// The longest note that is kept of a process, in bytes: a path (4 KiB), a pattern and a few names.
 const NOTE: usize = 8 * 1024;
 
-/// What is read of a stream at once, and at most of what a process has left in a terminal, of which nobody says how much that is.
+/// What is read of a stream at once.
 const READ: usize = 64 << 10;
 
 /// What the next orchestrator has to know of a process. Its form belongs to the version of the keeper's protocol.
@@ -87,7 +88,7 @@ impl Stream {
     }
 
     fn is_read(self) -> bool {
-        matches!(self.holding(0), Holding::Stream(_))
+        matches!(self, Stream::Stdout | Stream::Stderr | Stream::Terminal)
     }
 }
 
@@ -229,8 +230,8 @@ impl Keep {
     }
 
     /// Lets nothing outlive this process.
-    pub(super) fn leave(&self) {
-        self.meeting.leave();
+    pub(super) fn keep_nothing(&self) {
+        self.meeting.keep_nothing();
     }
 }
 
@@ -291,8 +292,8 @@ impl Left {
             exit = exited => exit,
             exit = read => exit,
         };
-        for (number, (stream, fd)) in streams() {
-            drain(fd, *stream, number as u8, &capture);
+        for (number, (_, fd)) in streams() {
+            drain(fd, number as u8, &capture);
         }
         self.child.forget();
         Stopped {
@@ -330,17 +331,8 @@ async fn read(fd: &OwnedFd, number: u8, capture: &Mutex<Captured>) {
 }
 
 /// Reads what is in a stream. Whoever else holds it is not waited for.
-fn drain(fd: &OwnedFd, stream: Stream, number: u8, capture: &Mutex<Captured>) {
-    let mut left = match stream {
-        Stream::Terminal => READ as u64,
-        _ => rustix::io::ioctl_fionread(fd).unwrap_or(0),
-    };
-    let mut buffer = vec![0; READ];
-    while left > 0 {
-        let Ok(count @ 1..) = rustix::io::read(fd, &mut buffer) else { break };
-        left = left.saturating_sub(count as u64);
-        lock(capture).take(number, &buffer[..count]);
-    }
+fn drain(fd: &OwnedFd, number: u8, capture: &Mutex<Captured>) {
+    last_words::read(fd, &mut vec![0; READ], |bytes| lock(capture).take(number, bytes));
     lock(capture).end(number);
 }
 

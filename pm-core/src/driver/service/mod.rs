@@ -12,10 +12,10 @@
 //! | `input` | what a service reads, and those who write there |
 //! | `terminal` | the pseudo-terminal of a service |
 //! | `output` | reads what services print, on a thread of its own |
-//! | `keep` | lets processes outlive this one, and knows those again that have |
 //! | `tap` | the same byte for byte, for those who are attached |
 //! | `log` | writes that to files, and lets them not grow without end |
 //! | `hook` | runs what is to follow from an event |
+//! | `keep` | lets processes outlive this one, and knows those again that have |
 
 mod command;
 pub(crate) mod hook;

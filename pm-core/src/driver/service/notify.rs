@@ -70,8 +70,8 @@ impl NotifySocket {
     /// The next message. Cancel safe.
     pub(super) async fn next(&self) -> io::Result<Message> {
         loop {
-            let (text, uid) = self.socket.async_io(Interest::READABLE, || datagram::receive(&self.socket)).await?;
-            if uid == Some(self.uid) || uid == Some(0) {
+            let receive = || datagram::receive_from(&self.socket, self.uid);
+            if let Some(text) = self.socket.async_io(Interest::READABLE, receive).await? {
                 return Ok(parse(&text));
             }
         }

@@ -23,6 +23,7 @@ use super::tap::{TapReader, Taps};
 use crate::driver::exec::OutputStream;
 use crate::machine::id::Incarnation;
 use crate::machine::service::ServiceId;
+use crate::sys::last_words;
 
 /// What is read at once, from any service.
 const BUFFER: usize = 256 << 10;
@@ -35,9 +36,6 @@ const TAIL: usize = 16 << 10;
 
 /// How long what a service prints waits for a reader that is slow, before it is dropped for that one.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// A terminal holds less than that. Asked how much it holds, it tells a part alone.
-const MOST_IN_A_TERMINAL: u64 = 64 << 10;
 
 thread_local! {
     static READ: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -136,12 +134,12 @@ impl Source {
 }
 
 /// The thread that reads. It ends with the last of those that hold this.
-pub(crate) struct Reader {
+pub(crate) struct OutputThread {
     handle: Handle,
     _alive: oneshot::Sender<()>,
 }
 
-impl Reader {
+impl OutputThread {
     pub(crate) fn start() -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
         let handle = runtime.handle().clone();
@@ -150,7 +148,7 @@ impl Reader {
             // An error says that all who held it are gone.
             let _ = runtime.block_on(end);
         })?;
-        Ok(Reader { handle, _alive: alive })
+        Ok(OutputThread { handle, _alive: alive })
     }
 
     /// Reads one stream of a process until its end, or until `ended` says that the process has ended, and then its last words.
@@ -188,7 +186,7 @@ async fn pump(
         sink.pass_on(&mut queued).await;
     }
     // Its last words are in the pipe by now. Whoever else holds the pipe may go on for ever, and is not waited for.
-    let mut left = if is_terminal { MOST_IN_A_TERMINAL } else { rustix::io::ioctl_fionread(&pipe).unwrap_or(0) };
+    let mut left = last_words::budget(&pipe);
     while left > 0 {
         // What the runtime last heard of the pipe may be older than what is in it, so the pipe itself is asked.
         let now = |buffer: &mut [u8]| Ok(rustix::io::read(&pipe, buffer)?);
@@ -302,7 +300,7 @@ pub(super) struct Sink {
     label: Arc<str>,
     /// Of all that listen, and of the one that everything waits for.
     listeners: broadcast::Sender<Output>,
-    reader: Option<mpsc::Sender<Output>>,
+    subscriber: Option<mpsc::Sender<Output>>,
     /// Told of the line that says that the service is ready, and of what was lost.
     said: Box<dyn Fn(Said) + Send + Sync>,
     /// Those who are attached.
@@ -334,11 +332,11 @@ impl Sink {
         id: ServiceId,
         label: Arc<str>,
         listeners: broadcast::Sender<Output>,
-        reader: Option<mpsc::Sender<Output>>,
+        subscriber: Option<mpsc::Sender<Output>>,
         said: Box<dyn Fn(Said) + Send + Sync>,
     ) -> Self {
         let state = State { log: None, tail: VecDeque::new(), fresh: 0, ready: None, missed: 0, is_owning_up: false };
-        Sink { id, label, listeners, reader, said, taps: Taps::default(), state: Mutex::new(state) }
+        Sink { id, label, listeners, subscriber, said, taps: Taps::default(), state: Mutex::new(state) }
     }
 
     /// For one more who is attached. None where there are too many.
@@ -413,7 +411,7 @@ impl Sink {
         if let Some(error) = state.log.as_mut().and_then(|log| log.write(at, stream, piece)) {
             (self.said)(Said::LogLost(error));
         }
-        if self.reader.is_none() && self.listeners.receiver_count() == 0 {
+        if self.subscriber.is_none() && self.listeners.receiver_count() == 0 {
             return None;
         }
         let mut text = piece.text.to_vec();
@@ -429,7 +427,7 @@ impl Sink {
 
     /// Tells the one reader what it has missed, as soon as it has room: nothing may follow that could say it.
     fn own_up(self: &Arc<Self>, stream: OutputStream) {
-        let Some(reader) = self.reader.clone() else { return };
+        let Some(subscriber) = self.subscriber.clone() else { return };
         let mut state = self.state();
         if state.missed == 0 || std::mem::replace(&mut state.is_owning_up, true) {
             return;
@@ -438,7 +436,7 @@ impl Sink {
         let sink = self.clone();
         tokio::spawn(async move {
             // An error says that nobody reads any more.
-            let room = reader.reserve().await;
+            let room = subscriber.reserve().await;
             let mut state = sink.state();
             state.is_owning_up = false;
             let missed = std::mem::take(&mut state.missed);
@@ -456,13 +454,13 @@ impl Sink {
         for mut output in queued.drain(..) {
             // Nobody may listen.
             let _ = self.listeners.send(output.clone());
-            let Some(reader) = &self.reader else { continue };
+            let Some(subscriber) = &self.subscriber else { continue };
             output.missed = std::mem::take(&mut self.state().missed);
             let lines = output.missed + memchr::memchr_iter(b'\n', &output.text).count() as u64;
             // Once it has missed some, it is not waited for until there is room again.
-            let sent = match reader.try_send(output) {
+            let sent = match subscriber.try_send(output) {
                 Err(mpsc::error::TrySendError::Full(output)) if output.missed == 0 => {
-                    reader.send_timeout(output, PATIENCE).await.is_ok()
+                    subscriber.send_timeout(output, PATIENCE).await.is_ok()
                 }
                 Err(mpsc::error::TrySendError::Full(_)) => false,
                 // Whoever does not read any more misses nothing.

@@ -12,7 +12,7 @@ use super::input::{End, Inlet};
 use super::keep::{Keep, Left, Note, Stream};
 use super::listening::{self, Listening, NotStarted};
 use super::notify::{Message, NotifySocket};
-use super::output::{Reader, Sink, Source};
+use super::output::{OutputThread, Sink, Source};
 use super::port::{self, Living};
 use super::terminal::{Terminal, USUAL_TERM};
 use crate::driver::command;
@@ -39,7 +39,7 @@ pub(super) enum Order {
     /// Note for the next orchestrator that it is ready.
     NoteReady,
     /// Keep it for the next one no more.
-    KeepNoMore,
+    Unkeep,
     /// Leave it to the next one.
     Leave,
 }
@@ -72,7 +72,7 @@ pub(super) struct Process {
     pub(super) incarnation: Incarnation,
     pub(super) sink: Arc<Sink>,
     pub(super) inlet: Arc<Inlet>,
-    pub(super) reader: Arc<Reader>,
+    pub(super) output_thread: Arc<OutputThread>,
     pub(super) listening: Listening,
     pub(super) living: Living,
     pub(super) orders: mpsc::Receiver<Order>,
@@ -205,7 +205,7 @@ impl Process {
             // It goes on under other rules, perhaps, and has another log.
             note.renew(&self.definition, &child);
         } else {
-            child.forget();
+            child.unkeep();
         }
         Ok(Running { child, streams, note, not_kept: None })
     }
@@ -288,7 +288,7 @@ impl Process {
         let Streams { printed, input, terminal, notify } = streams;
         self.sink.begin(self.definition.ready_line.clone(), self.incarnation);
         let (ended, has_ended) = watch::channel(false);
-        let follow = |source| self.reader.follow(source, self.sink.clone(), has_ended.clone());
+        let follow = |source| self.output_thread.follow(source, self.sink.clone(), has_ended.clone());
         let printed: Vec<_> = printed.into_iter().map(follow).collect();
         // Until it has ended: where nobody holds the master of a terminal any more, its processes are sent SIGHUP.
         let input = input.map(|end| self.inlet.open(end));
@@ -336,7 +336,7 @@ impl Process {
                     }
                     Some(Order::Signal(signal)) => drop(child.signal(signal)),
                     Some(Order::NoteReady) => note.is_ready(&child),
-                    Some(Order::KeepNoMore) => child.forget(),
+                    Some(Order::Unkeep) => child.unkeep(),
                     Some(Order::Leave) => {
                         child.leave();
                         return self.tell(News::Life(self.id, life::Input::Left(self.incarnation))).await;

@@ -3,14 +3,14 @@
 //! | module | does |
 //! |---|---|
 //! | `effects` | carries out what the machine says |
-//! | `kept` | has what belongs to one process of a service |
+//! | `member` | has what belongs to one process of a service |
 //! | `waiting` | tells those who wait for something to come about |
 //! | `info` | tells those who ask |
 //! | `outliving` | takes over what has outlived an earlier orchestrator, and leaves what is to outlive this one |
 
 mod effects;
 mod info;
-mod kept;
+mod member;
 mod outliving;
 mod waiting;
 
@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 
 use super::keep::{Keep, Left};
 use super::listening::Listening;
-use super::output::{Output, Reader};
+use super::output::{Output, OutputThread};
 use super::port::Living;
 use super::process::{News, Order};
 use crate::driver::clock;
@@ -34,7 +34,7 @@ use crate::face::service::{
 use crate::machine::exit::Signal;
 use crate::machine::service::{Condition, Event, ServiceId};
 use crate::machine::supervisor::{Input, Replaced, Replacement, Supervisor};
-use kept::Kept;
+use member::Member;
 use waiting::{StopAnswer, Waiter};
 
 /// So many events and pieces of output wait for one who listens and is slow. What is older is lost to that one, and counted.
@@ -147,17 +147,17 @@ pub(crate) struct Task {
     listening: BTreeMap<String, Listening>,
     /// The processes of all of them.
     living: Living,
-    kept: BTreeMap<ServiceId, Kept>,
+    members: BTreeMap<ServiceId, Member>,
     waiters: Vec<Waiter>,
     /// The tasks of processes, which die with this one.
     processes: JoinSet<()>,
-    reader: Arc<Reader>,
+    output_thread: Arc<OutputThread>,
     /// What samples take of while they are taken.
     samples: Arc<Semaphore>,
     events: broadcast::Sender<Happening>,
     output: broadcast::Sender<Output>,
-    /// The one reader of output that everything waits for.
-    sink: Option<mpsc::Sender<Output>>,
+    /// The one who reads all output, and for whom everything waits.
+    subscriber: Option<mpsc::Sender<Output>>,
     news: mpsc::Sender<News>,
     heard: mpsc::Receiver<News>,
     asides: mpsc::Sender<(ServiceId, Event)>,
@@ -171,7 +171,7 @@ pub(crate) struct Task {
 impl Task {
     /// Starts the task on this runtime. It ends, and kills all services, when the last of the senders of requests is gone.
     pub(crate) fn start(
-        sink: Option<mpsc::Sender<Output>>,
+        subscriber: Option<mpsc::Sender<Output>>,
         keep: Option<Keep>,
         left: Vec<Left>,
     ) -> std::io::Result<Ends> {
@@ -185,14 +185,14 @@ impl Task {
             definitions: BTreeMap::new(),
             listening: BTreeMap::new(),
             living: Living::default(),
-            kept: BTreeMap::new(),
+            members: BTreeMap::new(),
             waiters: Vec::new(),
             processes: JoinSet::new(),
-            reader: Arc::new(Reader::start()?),
+            output_thread: Arc::new(OutputThread::start()?),
             samples: Arc::new(Semaphore::new(MOST_SAMPLES)),
             events: events.clone(),
             output: output.clone(),
-            sink,
+            subscriber,
             news,
             heard,
             asides,
@@ -235,13 +235,13 @@ impl Task {
         match news {
             News::Life(id, input) => self.machine.handle(clock::now(), Input::Life(id, input)),
             News::NotStarted(id, error) => {
-                if let Some(kept) = self.kept.get_mut(&id) {
-                    kept.not_started = Some(error);
+                if let Some(member) = self.members.get_mut(&id) {
+                    member.not_started = Some(error);
                 }
             }
             News::PortTaken(id, taken) => {
-                let Some(kept) = self.kept.get_mut(&id) else { return };
-                kept.port = Some(taken.clone());
+                let Some(member) = self.members.get_mut(&id) else { return };
+                member.port = Some(taken.clone());
                 // Where it has ended it is said with how that is taken.
                 if taken.before_start {
                     self.say(id, Event::PortTaken(taken));
@@ -249,8 +249,8 @@ impl Task {
             }
             News::Ended(id, exit) => {
                 let swept = exit.strays.clone();
-                if let Some(kept) = self.kept.get_mut(&id) {
-                    kept.exit = Some(exit);
+                if let Some(member) = self.members.get_mut(&id) {
+                    member.exit = Some(exit);
                 }
                 if !swept.is_empty() {
                     self.say(id, Event::Swept { pids: swept });
@@ -263,8 +263,8 @@ impl Task {
             }
             News::StopFailed(id, error) => self.say(id, Event::HookFailed { hook: "stop.command", error }),
             News::Status(id, text) => {
-                if let Some(kept) = self.kept.get_mut(&id) {
-                    kept.status = Some(text.clone());
+                if let Some(member) = self.members.get_mut(&id) {
+                    member.status = Some(text.clone());
                 }
                 self.say(id, Event::Status { text });
             }
@@ -292,7 +292,7 @@ impl Task {
             },
             Request::Stop { names, limit, answer } => match self.find(&names) {
                 Ok(()) => {
-                    let ids = self.that_are_up(&names);
+                    let ids = self.that_are_not_over(&names);
                     self.machine.handle(clock::now(), Input::Stop { names, limit });
                     self.waiters.push(Waiter::Stop { ids, stopped: Vec::new(), answer: StopAnswer::Some(answer) });
                 }
@@ -302,7 +302,7 @@ impl Task {
                 let now = clock::now();
                 let mut names: Vec<String> = self.machine.names().map(Into::into).collect();
                 names.reverse();
-                let ids = self.that_are_up(&names);
+                let ids = self.that_are_not_over(&names);
                 self.machine.handle(now, Input::StopAll { deadline: deadline.map(|limit| now + limit) });
                 self.waiters.push(Waiter::Stop { ids, stopped: Vec::new(), answer: StopAnswer::All(answer) });
             }
@@ -331,7 +331,7 @@ impl Task {
             Request::Scale { name, replicas, answer } => match self.find(std::slice::from_ref(&name)) {
                 Ok(()) => {
                     let has_none = self.machine.replicas(&name).is_empty();
-                    let is_up = has_none || !self.that_are_up(std::slice::from_ref(&name)).is_empty();
+                    let is_up = has_none || !self.that_are_not_over(std::slice::from_ref(&name)).is_empty();
                     self.overtake(&name);
                     self.machine.handle(clock::now(), Input::Scale { name: name.clone(), replicas });
                     // Of a service that is down there is nothing to wait for.
@@ -369,7 +369,7 @@ impl Task {
             Request::EndLeftBehind { limit, answer } => self.end_left_behind(limit, answer),
             Request::KeepNoMore(answer) => {
                 if let Some(keep) = self.keep.take() {
-                    keep.leave();
+                    keep.keep_nothing();
                 }
                 let _ = answer.send(());
             }
@@ -387,7 +387,7 @@ impl Task {
     }
 
     /// The processes of these services that are there, or are to be.
-    fn that_are_up(&self, names: &[String]) -> Vec<ServiceId> {
+    fn that_are_not_over(&self, names: &[String]) -> Vec<ServiceId> {
         let is_up = |id: &ServiceId| self.machine.state(*id).is_some_and(|state| !state.is_over());
         names.iter().flat_map(|name| self.machine.replicas(name)).copied().filter(is_up).collect()
     }
@@ -443,7 +443,7 @@ impl Task {
         if !by.is_empty() {
             return drop(answer.send(Err(RemoveError::Needed { service: name, by })));
         }
-        let ids = self.that_are_up(std::slice::from_ref(&name));
+        let ids = self.that_are_not_over(std::slice::from_ref(&name));
         self.overtake(&name);
         self.machine.handle(clock::now(), Input::Remove { name: name.clone() });
         self.forget_definitions();
@@ -452,7 +452,7 @@ impl Task {
 
     /// To so many processes.
     fn signal(&self, name: &str, signal: Signal) -> u32 {
-        let orders = self.machine.replicas(name).iter().filter_map(|id| self.kept.get(id)?.orders.as_ref());
+        let orders = self.machine.replicas(name).iter().filter_map(|id| self.members.get(id)?.orders.as_ref());
         let with_room = orders.filter(|orders| orders.capacity() > ORDERS_TO_END);
         with_room.filter(|orders| orders.try_send(Order::Signal(signal)).is_ok()).count() as u32
     }

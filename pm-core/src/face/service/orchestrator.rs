@@ -72,7 +72,7 @@ impl OrchestratorBuilder {
     /// # Errors
     /// [`KeepError`]: another program has what is kept there, or their keeper is of another version.
     pub fn adopt(mut self, path: impl AsRef<Path>) -> Result<Self, KeepError> {
-        let kept = launch::kept::adopt(path.as_ref())?;
+        let kept = launch::meeting::adopt(path.as_ref())?;
         self.left.extend(kept.into_iter().filter_map(Left::new));
         Ok(self)
     }
@@ -102,7 +102,7 @@ impl OrchestratorBuilder {
     }
 
     fn keep_at(mut self, path: &Path, all: bool) -> Result<Self, KeepError> {
-        let (meeting, kept) = launch::kept::meet(path)?;
+        let (meeting, kept) = launch::meeting::meet(path)?;
         self.left.extend(kept.into_iter().filter_map(Left::new));
         self.keep = Some(Keep::new(meeting, all));
         Ok(self)

@@ -328,7 +328,7 @@ impl ServiceBuilder {
         self
     }
 
-    /// Logs what it prints to this file; of further replicas, with `-` and their number before the ending.
+    /// Logs what it prints to this file; of further replicas, with `#` and their number before the ending.
     pub fn log(mut self, log: LogFile) -> Self {
         self.log = Some(log);
         self

@@ -20,6 +20,7 @@ use rustix::net::{Shutdown, SocketFlags};
 
 use super::super::datagram;
 use super::super::keeper_wire::{self as wire, Greeting, Holding, Reply, Setup};
+use super::super::last_words;
 use super::super::seqpacket;
 use super::{Keeper, Message, REQUESTS_A_TURN, drain};
 
@@ -87,7 +88,7 @@ struct Held {
 
 /// A kept unit that has ended, until a manager has said that it knows.
 #[derive(Debug)]
-pub(super) struct Ended {
+pub(super) struct Remembered {
     id: u64,
     leader: i32,
     kept: Kept,
@@ -142,8 +143,8 @@ impl Kept {
                 },
                 Holding::Notify { uid } => {
                     for _ in 0..MESSAGES_A_TURN {
-                        let Ok((text, sender)) = datagram::receive(&held.fd) else { break };
-                        self.is_ready |= (sender == Some(uid) || sender == Some(0)) && says_ready(&text);
+                        let Ok(message) = datagram::receive_from(&held.fd, uid) else { break };
+                        self.is_ready |= message.is_some_and(|text| datagram::says_ready(&text));
                     }
                 }
                 Holding::Open => {}
@@ -160,14 +161,12 @@ impl Kept {
         let mut capture = if capture.is_some() { capture } else { open(&self.note) };
         for held in &mut self.held {
             let Holding::Stream(stream) = held.holding else { continue };
-            // Of a terminal nobody says how much there is.
-            let mut left = rustix::io::ioctl_fionread(&held.fd).unwrap_or(0).max(READ as u64);
-            while left > 0 && !held.has_ended {
-                let Ok(count @ 1..) = rustix::io::read(&held.fd, &mut *buffer) else { break };
-                left = left.saturating_sub(count as u64);
-                if let Some(capture) = &mut capture {
-                    capture.take(stream, &buffer[..count]);
-                }
+            if !held.has_ended {
+                last_words::read(&held.fd, buffer, |bytes| {
+                    if let Some(capture) = &mut capture {
+                        capture.take(stream, bytes);
+                    }
+                });
             }
             held.end(capture.as_deref_mut());
         }
@@ -200,7 +199,7 @@ impl Held {
 
 impl Keeper {
     pub(super) fn stay(&mut self, path: &[u8], patience_ms: u64, mut fds: Vec<OwnedFd>) {
-        let Some(listener) = fds.pop().filter(|_| !self.has_left) else { return };
+        let Some(listener) = fds.pop().filter(|_| !self.keeps_nothing) else { return };
         let path = PathBuf::from(OsStr::from_bytes(path));
         let file = fs::symlink_metadata(&path).ok().map(|found| (found.dev(), found.ino()));
         let patience = Duration::from_millis(patience_ms);
@@ -219,8 +218,8 @@ impl Keeper {
     }
 
     /// Outlives this manager no more, whatever it still asks for.
-    pub(super) fn leave(&mut self) {
-        self.has_left = true;
+    pub(super) fn keep_nothing(&mut self) {
+        self.keeps_nothing = true;
         self.stay = None;
         self.ended.clear();
         for unit in self.units.values_mut() {
@@ -229,7 +228,7 @@ impl Keeper {
     }
 
     pub(super) fn keep(&mut self, id: u64, kept: Kept, descriptors_lost: bool) {
-        if self.has_left {
+        if self.keeps_nothing {
             return;
         }
         let Some(unit) = self.units.get_mut(&id).filter(|unit| !unit.killing) else { return };
@@ -246,12 +245,14 @@ impl Keeper {
             kept.finish(self.open_capture, &mut vec![0; READ]);
             kept.hand_over();
         }
-        self.ended.push(Ended { id, leader, kept, exited, at: Instant::now() });
+        self.ended.push(Remembered { id, leader, kept, exited, at: Instant::now() });
     }
 
-    /// A unit is kept no more, and how it ended is known if it has.
     pub(super) fn forget(&mut self, id: u64) {
         self.ended.retain(|ended| ended.id != id);
+    }
+
+    pub(super) fn unkeep(&mut self, id: u64) {
         if let Some(unit) = self.units.get_mut(&id) {
             unit.kept = None;
         }
@@ -446,7 +447,7 @@ impl Keeper {
         self.control = control;
         self.manager = Some(manager);
         self.is_alone = false;
-        self.has_left = false;
+        self.keeps_nothing = false;
         self.waiting_bytes = messages.iter().map(|message| message.bytes.len()).sum();
         self.outbox.extend(messages);
     }
@@ -464,8 +465,4 @@ fn refuse(socket: &OwnedFd, step: Setup) {
     wire::append(&mut message, &Reply::Broken { step, errno: 0 });
     // It may have gone again.
     let _ = seqpacket::send(socket, &message, &[]);
-}
-
-fn says_ready(message: &[u8]) -> bool {
-    message.split(|byte| *byte == b'\n').any(|line| line == b"READY=1")
 }

@@ -22,7 +22,7 @@ fn row(service: &str, random: &mut Random) -> Row {
     let pid = (random.below(2) == 0).then(|| random.below(3) as u32);
     Row {
         service: service.into(),
-        name: service.trim_end_matches("-2").into(),
+        name: service.trim_end_matches("#2").into(),
         state: random.of(&["running", "failed", "waiting", "healthy"]).into(),
         why: (random.below(2) == 0).then(|| "日本 because\nof \x1b[2J this".into()),
         pid,
@@ -55,7 +55,7 @@ fn sample(random: &mut Random) -> MetricsRow {
 }
 
 fn input(random: &mut Random) -> Input {
-    let services = ["db", "api", "api-2", "日本", "x"];
+    let services = ["db", "api", "api#2", "日本", "x"];
     match random.below(16) {
         0 => {
             let count = random.below(6) as usize;
@@ -163,7 +163,7 @@ fn scrolling_is_exact() {
 fn keys_ask_what_they_mean() {
     let mut random = Random(1);
     let mut app = App::new("shop", true, (80, 24));
-    let rows = ["db", "api", "api-2"].map(|service| row(service, &mut random));
+    let rows = ["db", "api", "api#2"].map(|service| row(service, &mut random));
     app.handle(Input::Services(rows.to_vec()), Duration::ZERO);
     let mut asked = |keys: &str| {
         let effects: Vec<Effect> =

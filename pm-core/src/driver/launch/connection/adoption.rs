@@ -115,10 +115,10 @@ impl Connection {
     }
 
     /// Has the keeper end with this process, and with it all that is kept.
-    pub(in crate::driver::launch) fn leave(&self) {
+    pub(in crate::driver::launch) fn keep_nothing(&self) {
         if self.stays.swap(false, Ordering::Relaxed) && self.is_ours() {
             // Never refused. If the keeper has gone there is nothing to leave.
-            let message = Message { bytes: encode(&Request::Leave), fds: Vec::new() };
+            let message = Message { bytes: encode(&Request::KeepNothing), fds: Vec::new() };
             let _ = self.send(&mut self.lock(), message, usize::MAX);
         }
     }

@@ -14,7 +14,7 @@ use super::super::output::{Said, Sink};
 use super::super::probe;
 use super::super::process::{AbortOnDrop, News, Order, Process};
 use super::Task;
-use super::kept::Kept;
+use super::member::Member;
 use crate::driver::{clock, usage};
 use crate::face::service::Happening;
 use crate::machine::id::Incarnation;
@@ -33,7 +33,7 @@ impl Task {
                 Effect::Added(id) => self.added(id),
                 Effect::Renewed(id) => self.renewed(id),
                 Effect::Removed(id) => {
-                    self.kept.remove(&id);
+                    self.members.remove(&id);
                     self.forget_definitions();
                 }
                 Effect::Life(id, life::Effect::Event(event)) => self.happened(id, event),
@@ -59,9 +59,9 @@ impl Task {
             // An event, which may be lost.
             Said::LogLost(error) => drop(asides.try_send((id, Event::LogLost { error: error.to_string() }))),
         };
-        let (listeners, reader) = (self.output.clone(), self.sink.clone());
-        let sink = Sink::new(id, label.clone(), listeners, reader, Box::new(said));
-        let kept = Kept {
+        let (listeners, subscriber) = (self.output.clone(), self.subscriber.clone());
+        let sink = Sink::new(id, label.clone(), listeners, subscriber, Box::new(said));
+        let member = Member {
             definition,
             label,
             replica,
@@ -79,29 +79,29 @@ impl Task {
             status: None,
             last_pid: None,
         };
-        self.kept.insert(id, kept);
+        self.members.insert(id, member);
         self.open_log(id);
     }
 
     /// From its next process on it is as its service is now. Its log is opened anew where that is another one.
     pub(super) fn renewed(&mut self, id: ServiceId) {
-        let Some(kept) = self.kept.get_mut(&id) else { return };
-        let Some(definition) = self.definitions.get(&kept.definition.name).cloned() else { return };
-        let old = std::mem::replace(&mut kept.definition, definition);
-        if old.log != kept.definition.log {
-            kept.sink.close_log();
-            kept.has_lost_log = false;
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let Some(definition) = self.definitions.get(&member.definition.name).cloned() else { return };
+        let old = std::mem::replace(&mut member.definition, definition);
+        if old.log != member.definition.log {
+            member.sink.close_log();
+            member.has_lost_log = false;
         }
     }
 
     /// Opens the log of a process of a service, unless it is open. Where that fails it is said once, and tried again at the next start.
     pub(super) fn open_log(&mut self, id: ServiceId) {
-        let Some(kept) = self.kept.get_mut(&id) else { return };
-        let Some(settings) = kept.definition.log.as_ref().filter(|_| !kept.sink.has_log()) else { return };
-        match Log::open(settings.of_replica(kept.replica)) {
-            Ok(log) => kept.sink.log_to(log),
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let Some(settings) = member.definition.log.as_ref().filter(|_| !member.sink.has_log()) else { return };
+        match Log::open(settings.of_replica(member.replica)) {
+            Ok(log) => member.sink.log_to(log),
             Err(error) => {
-                if !std::mem::replace(&mut kept.has_lost_log, true) {
+                if !std::mem::replace(&mut member.has_lost_log, true) {
                     self.say(id, Event::LogLost { error: error.to_string() });
                 }
             }
@@ -112,11 +112,11 @@ impl Task {
         if let life::Effect::Spawn(_) = effect {
             self.open_log(id);
         }
-        let Some(kept) = self.kept.get_mut(&id) else { return };
+        let Some(member) = self.members.get_mut(&id) else { return };
         match effect {
             life::Effect::Spawn(incarnation) => self.live(id, incarnation, None),
             life::Effect::Ask(incarnation, check) => {
-                let definition = kept.definition.clone();
+                let definition = member.definition.clone();
                 let timing = match (check, definition.rules.readiness) {
                     (Check::Readiness, Readiness::Asked(timing)) => Some(timing),
                     (Check::Readiness, _) => None,
@@ -138,7 +138,7 @@ impl Task {
                     let _ = news.send(News::Life(id, life::Input::Answered(incarnation, check, answer))).await;
                 });
                 // An earlier one that is still under way ends with that.
-                kept.probes.insert(check, AbortOnDrop::of(&asked));
+                member.probes.insert(check, AbortOnDrop::of(&asked));
             }
             life::Effect::Measure(incarnation, pid) => {
                 let (samples, news) = (self.samples.clone(), self.news.clone());
@@ -152,11 +152,11 @@ impl Task {
             }
             life::Effect::Terminate(_) => {
                 let on_purpose = !self.machine.life(id).is_some_and(Life::is_wanted);
-                kept.order(Order::Terminate { on_purpose });
+                member.order(Order::Terminate { on_purpose });
             }
             life::Effect::Kill(_) => {
-                kept.was_killed = true;
-                kept.order(Order::Kill);
+                member.was_killed = true;
+                member.order(Order::Kill);
             }
             life::Effect::Event(event) => self.happened(id, event),
         }
@@ -164,25 +164,25 @@ impl Task {
 
     /// Has a process of a service live, from its start on or from where it is.
     pub(super) fn live(&mut self, id: ServiceId, incarnation: Incarnation, left: Option<Left>) {
-        let Some(kept) = self.kept.get_mut(&id) else { return };
+        let Some(member) = self.members.get_mut(&id) else { return };
         let (orders, received) = mpsc::channel(ORDERS);
-        kept.orders = Some(orders);
-        kept.not_started = None;
-        kept.port = None;
-        kept.was_killed = false;
-        kept.exit = None;
-        kept.is_unkillable = false;
-        kept.status = None;
+        member.orders = Some(orders);
+        member.not_started = None;
+        member.port = None;
+        member.was_killed = false;
+        member.exit = None;
+        member.is_unkillable = false;
+        member.status = None;
         let process = Process {
-            definition: kept.definition.clone(),
+            definition: member.definition.clone(),
             id,
-            label: kept.label.clone(),
-            replica: kept.replica,
+            label: member.label.clone(),
+            replica: member.replica,
             incarnation,
-            sink: kept.sink.clone(),
-            inlet: kept.inlet.clone(),
-            reader: self.reader.clone(),
-            listening: self.listening.entry(kept.definition.name.clone()).or_default().clone(),
+            sink: member.sink.clone(),
+            inlet: member.inlet.clone(),
+            output_thread: self.output_thread.clone(),
+            listening: self.listening.entry(member.definition.name.clone()).or_default().clone(),
             living: self.living.clone(),
             orders: received,
             news: self.news.clone(),
@@ -193,24 +193,24 @@ impl Task {
     }
 
     pub(super) fn happened(&mut self, id: ServiceId, event: Event) {
-        let Some(kept) = self.kept.get_mut(&id) else { return };
+        let Some(member) = self.members.get_mut(&id) else { return };
         let moment = match &event {
             Event::Started { pid, .. } => {
-                kept.last_pid = Some(*pid);
+                member.last_pid = Some(*pid);
                 Some((Moment::Start, None))
             }
             // Its hook has run when it was started.
             Event::Adopted { pid, .. } => {
-                kept.last_pid = Some(*pid);
+                member.last_pid = Some(*pid);
                 None
             }
             Event::Left { .. } => {
-                kept.probes.clear();
-                kept.orders = None;
+                member.probes.clear();
+                member.orders = None;
                 None
             }
             Event::Healthy { .. } if self.keep.is_some() => {
-                kept.order(Order::NoteReady);
+                member.order(Order::NoteReady);
                 None
             }
             Event::Restarted { .. } => Some((Moment::Restart, None)),
@@ -218,17 +218,17 @@ impl Task {
             Event::Stopped { status } => status.map(|status| (Moment::Stop, Some(status.to_string()))),
             Event::Crashed { cause, .. } => Some((Moment::Crash, Some(cause.to_string()))),
             Event::Unkillable { .. } => {
-                kept.is_unkillable = true;
+                member.is_unkillable = true;
                 None
             }
             _ => None,
         };
         if matches!(event, Event::Stopped { .. } | Event::Crashed { .. } | Event::Completed { .. }) {
-            kept.probes.clear();
-            kept.orders = None;
+            member.probes.clear();
+            member.orders = None;
         }
         if let Event::Crashed { .. } = event
-            && let Some(taken) = kept.port.clone().filter(|taken| !taken.before_start)
+            && let Some(taken) = member.port.clone().filter(|taken| !taken.before_start)
         {
             self.say(id, Event::PortTaken(taken));
         }
@@ -242,15 +242,16 @@ impl Task {
     }
 
     pub(super) fn run_hooks(&self, id: ServiceId, moment: Moment, cause: Option<String>) {
-        let Some(kept) = self.kept.get(&id) else { return };
-        for (_, hook) in kept.definition.hooks.iter().filter(|(of, _)| *of == moment) {
-            let Ok(room) = kept.hooks.clone().try_acquire_owned() else {
+        let Some(member) = self.members.get(&id) else { return };
+        for (_, hook) in member.definition.hooks.iter().filter(|(of, _)| *of == moment) {
+            let Ok(room) = member.hooks.clone().try_acquire_owned() else {
                 let error = format!("it was not run: {MOST_AT_A_TIME} that began before it have not ended");
                 self.say(id, Event::HookFailed { hook: moment.name(), error });
                 continue;
             };
             let (hook, asides) = (hook.clone(), self.asides.clone());
-            let occasion = Occasion { service: kept.label.clone(), moment, pid: kept.last_pid, cause: cause.clone() };
+            let occasion =
+                Occasion { service: member.label.clone(), moment, pid: member.last_pid, cause: cause.clone() };
             tokio::spawn(async move {
                 let result = hook.run(occasion).await;
                 drop(room);
@@ -262,9 +263,9 @@ impl Task {
     }
 
     pub(super) fn say(&self, id: ServiceId, event: Event) {
-        let Some(kept) = self.kept.get(&id) else { return };
-        tracing::debug!(target: "pm::service", service = %kept.label, ?event);
+        let Some(member) = self.members.get(&id) else { return };
+        tracing::debug!(target: "pm::service", service = %member.label, ?event);
         // Nobody may listen.
-        let _ = self.events.send(Happening { at: SystemTime::now(), id, label: kept.label.clone(), event });
+        let _ = self.events.send(Happening { at: SystemTime::now(), id, label: member.label.clone(), event });
     }
 }

@@ -18,16 +18,16 @@ impl Task {
     }
 
     pub(super) fn info_of(&self, now: Time, id: ServiceId) -> Option<Info> {
-        let (kept, life) = (self.kept.get(&id)?, self.machine.life(id)?);
+        let (member, life) = (self.members.get(&id)?, self.machine.life(id)?);
         let (name, replica) = self.machine.name_of(id)?;
         let state = self.machine.state(id)?;
         let why = self.machine.why(now, id);
         let why =
-            if state.is_up() || matches!(state, State::Failed | State::GaveUp) { kept.with_port(why) } else { why };
+            if state.is_up() || matches!(state, State::Failed | State::GaveUp) { member.with_port(why) } else { why };
         Some(Info {
             id,
             name: name.into(),
-            label: kept.label.clone(),
+            label: member.label.clone(),
             replica,
             state,
             why,
@@ -36,7 +36,7 @@ impl Task {
             restarts: life.restarts(),
             lived: life.lived(now),
             exit: life.status(),
-            status: kept.status.clone().filter(|_| life.pid().is_some()),
+            status: member.status.clone().filter(|_| life.pid().is_some()),
             readiness: probe_info(now, life, Check::Readiness),
             liveness: probe_info(now, life, Check::Liveness),
             metrics: life.metrics().and_then(Watch::last).map(|(at, sample)| Measured { sample, ago: now.since(at) }),
@@ -47,19 +47,19 @@ impl Task {
         self.machine
             .replicas(name)
             .iter()
-            .filter_map(|id| self.kept.get(id))
-            .flat_map(|kept| kept.sink.last(lines))
+            .filter_map(|id| self.members.get(id))
+            .flat_map(|member| member.sink.last(lines))
             .collect()
     }
 
     pub(super) fn attach(&self, label: String) -> Result<Attached, AttachError> {
-        let Some(kept) = self.kept.values().find(|kept| *kept.label == *label) else {
-            let known = self.kept.values().map(|kept| kept.label.to_string()).take(NAMED).collect();
+        let Some(member) = self.members.values().find(|member| *member.label == *label) else {
+            let known = self.members.values().map(|member| member.label.to_string()).take(NAMED).collect();
             return Err(NoService { name: label, known }.into());
         };
-        let Some(tap) = kept.sink.tap() else { return Err(AttachError::TooMany { label }) };
-        let input = kept.definition.takes_input().then(|| AttachedInput(kept.inlet.writer()));
-        Ok(Attached { input, output: AttachedOutput(tap), is_terminal: kept.definition.has_terminal })
+        let Some(tap) = member.sink.tap() else { return Err(AttachError::TooMany { label }) };
+        let input = member.definition.takes_input().then(|| AttachedInput(member.inlet.writer()));
+        Ok(Attached { input, output: AttachedOutput(tap), is_terminal: member.definition.has_terminal })
     }
 }
 

@@ -28,16 +28,16 @@ impl Task {
                 self.left.push(left);
                 continue;
             };
-            let Some(kept) = self.kept.get_mut(&id) else { continue };
+            let Some(member) = self.members.get_mut(&id) else { continue };
             let (pid, lived) = (left.child.pid(), left.lived());
             if let Some((exit, _)) = &left.ended {
                 let status = exit.status;
-                kept.exit = Some(exit.clone());
-                kept.last_pid = Some(pid);
+                member.exit = Some(exit.clone());
+                member.last_pid = Some(pid);
                 self.machine.handle(clock::now(), Input::Life(id, life::Input::EndedMeanwhile { pid, lived, status }));
                 left.child.forget();
             } else {
-                if left.note.what != keep::what_runs(&kept.definition) && !changed.contains(&left.note.name) {
+                if left.note.what != keep::what_runs(&member.definition) && !changed.contains(&left.note.name) {
                     changed.push(left.note.name.clone());
                 }
                 let was_ready = left.note.was_ready;
@@ -68,20 +68,20 @@ impl Task {
     pub(super) fn leave_detached(&mut self) -> Vec<LeftBehind> {
         let Some(keep) = self.keep.take() else { return Vec::new() };
         let mut left = Vec::new();
-        for (id, kept) in &self.kept {
+        for (id, member) in &self.members {
             let Some(life) = self.machine.life(*id) else { continue };
             // One that is being stopped is to end.
-            let is_left = kept.definition.is_detached && !self.machine.is_stopping(*id);
+            let is_left = member.definition.is_detached && !self.machine.is_stopping(*id);
             match life.pid() {
                 Some(pid) if is_left => {
-                    kept.order(Order::Leave);
-                    left.push(LeftBehind { label: kept.label.clone(), pid, lived: life.lived(clock::now()) });
+                    member.order(Order::Leave);
+                    left.push(LeftBehind { label: member.label.clone(), pid, lived: life.lived(clock::now()) });
                 }
-                _ => kept.order(Order::KeepNoMore),
+                _ => member.order(Order::Unkeep),
             }
         }
         if left.is_empty() {
-            keep.leave()
+            keep.keep_nothing()
         } else {
             keep.close()
         }

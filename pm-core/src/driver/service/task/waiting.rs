@@ -42,8 +42,8 @@ impl Task {
 
     /// Notes how a process ended on request, for all that wait for that: it may be started again before they are looked after.
     pub(super) fn has_stopped(&mut self, id: ServiceId, status: Option<ExitStatus>) {
-        let Some(kept) = self.kept.get(&id) else { return };
-        let stopped = kept.stopped(status);
+        let Some(member) = self.members.get(&id) else { return };
+        let stopped = member.stopped(status);
         for waiter in &mut self.waiters {
             if let Waiter::Stop { ids, stopped: all, .. } = waiter
                 && ids.contains(&id)
@@ -57,7 +57,7 @@ impl Task {
     pub(super) fn look_after_waiters(&mut self) {
         for waiter in std::mem::take(&mut self.waiters) {
             match waiter {
-                Waiter::Start { names, answer } => match self.are_up(&names) {
+                Waiter::Start { names, answer } => match self.have_come_up(&names) {
                     None if answer.is_closed() => {}
                     None => self.waiters.push(Waiter::Start { names, answer }),
                     Some(result) => drop(answer.send(result)),
@@ -65,7 +65,7 @@ impl Task {
                 Waiter::Scale { name, answer } => {
                     // Those that are too many must have gone. How many there are then may be for somebody else to say, who has asked since.
                     let is_whole = !self.machine.replicas(&name).iter().any(|id| self.machine.is_going(*id));
-                    match is_whole.then(|| self.are_up(std::slice::from_ref(&name))).flatten() {
+                    match is_whole.then(|| self.have_come_up(std::slice::from_ref(&name))).flatten() {
                         None if answer.is_closed() => {}
                         None => self.waiters.push(Waiter::Scale { name, answer }),
                         Some(result) => drop(answer.send(result)),
@@ -100,7 +100,7 @@ impl Task {
     }
 
     /// Whether all of them are up: ready, where something says that they are. None where that is not known yet.
-    pub(super) fn are_up(&self, names: &[String]) -> Option<Result<(), StartError>> {
+    pub(super) fn have_come_up(&self, names: &[String]) -> Option<Result<(), StartError>> {
         let mut all = Some(Ok(()));
         for name in names {
             if !self.machine.contains(name) {
@@ -130,7 +130,7 @@ impl Task {
                 self.machine.replicas(name).iter().find_map(|id| self.machine.why(clock::now(), *id)).unwrap_or(why);
             return StartError::DependencyFailed { path, why, output };
         }
-        if let Some(error) = ids.iter().find_map(|id| self.kept.get(id)?.not_started.as_ref()) {
+        if let Some(error) = ids.iter().find_map(|id| self.members.get(id)?.not_started.as_ref()) {
             return error.error(service);
         }
         if ids.iter().any(|id| self.machine.state(*id) == Some(State::Stopped)) {
@@ -140,7 +140,7 @@ impl Task {
         match failed.and_then(|life| life.cause()) {
             Some(ExitCause::NotReady { limit }) => {
                 let last = failed.and_then(|life| life.schedule(Check::Readiness)?.last()?.as_ref().err().cloned());
-                let port = ids.iter().find_map(|id| self.kept.get(id)?.port.clone());
+                let port = ids.iter().find_map(|id| self.members.get(id)?.port.clone());
                 StartError::Timeout { service, limit: *limit, said: last, port, output }
             }
             cause => {
@@ -153,15 +153,15 @@ impl Task {
 
     /// What a service printed last in its last life, for an error.
     pub(super) fn last_words(&self, name: &str) -> Vec<String> {
-        let kept = self.machine.replicas(name).iter().filter_map(|id| self.kept.get(id));
-        kept.flat_map(|kept| kept.sink.last_of_this_life(LAST_LINES)).collect()
+        let member = self.machine.replicas(name).iter().filter_map(|id| self.members.get(id));
+        member.flat_map(|member| member.sink.last_of_this_life(LAST_LINES)).collect()
     }
 
     /// Why a service is not up, with who else holds its port.
     pub(super) fn with_port(&self, name: &str, why: String) -> String {
-        let has_one = |id: &ServiceId| self.kept.get(id).filter(|kept| kept.port.is_some());
+        let has_one = |id: &ServiceId| self.members.get(id).filter(|member| member.port.is_some());
         match self.machine.replicas(name).iter().find_map(has_one) {
-            Some(kept) => kept.with_port(Some(why)).unwrap_or_default(),
+            Some(member) => member.with_port(Some(why)).unwrap_or_default(),
             None => why,
         }
     }

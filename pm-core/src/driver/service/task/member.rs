@@ -16,7 +16,7 @@ use crate::machine::life::Check;
 use crate::machine::service::PortTaken;
 
 /// What belongs to one process of a service.
-pub(super) struct Kept {
+pub(super) struct Member {
     pub(super) definition: Arc<Definition>,
     pub(super) label: Arc<str>,
     pub(super) replica: u32,
@@ -42,7 +42,7 @@ pub(super) struct Kept {
     pub(super) last_pid: Option<u32>,
 }
 
-impl Kept {
+impl Member {
     /// How it ended on request. No status is no process, or one that is still there.
     pub(super) fn stopped(&self, status: Option<ExitStatus>) -> Stopped {
         let exit = self.exit.as_ref().filter(|_| status.is_some());

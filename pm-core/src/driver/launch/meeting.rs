@@ -79,7 +79,7 @@ pub(crate) struct MeetingPoint {
     path: PathBuf,
     listener: OwnedFd,
     /// Nothing is kept any more. Held while something is, so that nothing comes after that.
-    has_left: Mutex<bool>,
+    keeps_nothing: Mutex<bool>,
     _lock: Lock,
     _one: One,
 }
@@ -132,7 +132,7 @@ pub(crate) fn meet(path: &Path) -> Result<(MeetingPoint, Vec<Kept>), KeepError> 
     let meeting = |listener, one| MeetingPoint {
         path: path.clone(),
         listener,
-        has_left: Mutex::new(false),
+        keeps_nothing: Mutex::new(false),
         _lock: lock,
         _one: one,
     };
@@ -186,8 +186,8 @@ impl MeetingPoint {
         note: &[u8],
         held: &[(Holding, BorrowedFd<'_>)],
     ) -> Option<oneshot::Receiver<()>> {
-        let has_left = self.lock();
-        if *has_left {
+        let keeps_nothing = self.lock();
+        if *keeps_nothing {
             return None;
         }
         child.connection()?.stay(self.listener.as_fd(), self.path.as_os_str().as_bytes(), PATIENCE);
@@ -200,27 +200,27 @@ impl MeetingPoint {
     }
 
     /// Lets nothing outlive this process: also what was taken over does not any more.
-    pub(crate) fn leave(&self) {
-        let mut has_left = self.lock();
-        if std::mem::replace(&mut *has_left, true) {
+    pub(crate) fn keep_nothing(&self) {
+        let mut keeps_nothing = self.lock();
+        if std::mem::replace(&mut *keeps_nothing, true) {
             return;
         }
         if let Some(connection) = keeper::connected() {
-            connection.leave();
+            connection.keep_nothing();
         }
         // Removed here, under the lock of the path: the keeper does it only where there is no manager.
         let _ = fs::remove_file(&self.path);
     }
 
     fn lock(&self) -> MutexGuard<'_, bool> {
-        self.has_left.lock().unwrap_or_else(PoisonError::into_inner)
+        self.keeps_nothing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// What is dropped keeps nothing. Who is killed does not get to that.
 impl Drop for MeetingPoint {
     fn drop(&mut self) {
-        self.leave();
+        self.keep_nothing();
     }
 }
 
