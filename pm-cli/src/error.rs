@@ -33,6 +33,11 @@ pub mod code {
     pub const CLOSED: u8 = 141;
     /// Ended by SIGTERM.
     pub const TERMINATED: u8 = 143;
+
+    /// Ended by this signal.
+    pub fn by(signal: pm::Signal) -> u8 {
+        128_i32.saturating_add(signal.0).try_into().unwrap_or(u8::MAX)
+    }
 }
 
 /// A command cannot be carried out. Each message says what is wrong, with which value, and what to do.

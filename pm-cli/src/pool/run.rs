@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use pm::core::driver::signal::{ENDINGS, Heard};
 use pm::{
     AnyTransport, Budget, ExitCause, ExitStatus, PoolBuilder, QueryError, QueryManager, StartError, Stderr,
     TimeoutFrom, Verbatim,
@@ -20,7 +21,7 @@ use super::job::{Failed, Job};
 use super::log;
 use super::progress::Progress;
 use super::streams;
-use super::watch::{Random, Signals, tick};
+use super::watch::{Random, tick};
 use super::writer::{self, Shared, State, Target};
 use crate::error::{CliError, chain, code, say};
 use crate::plan::{Halt, Plan, Program, Retry, Wire, Worker};
@@ -63,13 +64,13 @@ pub fn run(plan: Plan) -> Result<ExitCode, CliError> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
     let code = runtime.block_on(async {
-        let mut signals = Signals::new().map_err(CliError::Runtime)?;
+        let mut signals = Heard::of(&ENDINGS).map_err(CliError::Runtime)?;
         if let Some(streams) = &plan.streams {
             return streams::run(&plan, streams, &mut signals).await;
         }
         let manager = tokio::select! {
             manager = start(&plan) => manager?,
-            code = signals.next() => return Ok(code),
+            signal = signals.next() => return Ok(code::by(signal)),
         };
         let format = Format::of(&plan);
         let concurrency = plan.worker.one_at_a_time.then_some(plan.workers as usize);
@@ -152,7 +153,7 @@ struct Run {
 }
 
 impl Run {
-    async fn drive(self: Arc<Self>, plan: &Plan, target: Target, signals: &mut Signals) -> Result<u8, CliError> {
+    async fn drive(self: Arc<Self>, plan: &Plan, target: Target, signals: &mut Heard) -> Result<u8, CliError> {
         let progress = Progress::new(plan.progress);
         let writer = writer::start(self.shared.clone(), target, progress.bar()).map_err(CliError::Runtime)?;
         let lines = intake::start(plan.delimiter, plan.max_line).map_err(CliError::Runtime)?;
@@ -171,7 +172,7 @@ impl Run {
             // A second signal ends this wait as well.
             tokio::select! {
                 _ = written => {}
-                code = signals.next() => return Ok(code),
+                signal = signals.next() => return Ok(code::by(signal)),
             }
         } else {
             let _ = tokio::time::timeout(LAST_WRITE, written).await;
@@ -180,7 +181,7 @@ impl Run {
     }
 
     /// Until all jobs are over, or it is to end before.
-    async fn watch(self: &Arc<Self>, plan: &Plan, progress: &Progress, signals: &mut Signals) -> Ending {
+    async fn watch(self: &Arc<Self>, plan: &Plan, progress: &Progress, signals: &mut Heard) -> Ending {
         let mut chaos =
             plan.chaos.map(|interval| tokio::time::interval_at(tokio::time::Instant::now() + interval, interval));
         let mut frames = progress.interval().map(tokio::time::interval);
@@ -209,7 +210,8 @@ impl Run {
             }
             tokio::select! {
                 () = self.shared.news.notified() => {}
-                code = signals.next() => {
+                signal = signals.next() => {
+                    let code = code::by(signal);
                     let mut state = self.shared.lock();
                     if let Ending::Stopped(first) = ending {
                         return Ending::Killed(Some(first));

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use indicatif::ProgressBar;
+use pm::core::driver::signal::Heard;
 use pm::{Duplex, QueryError, QueryErrorKind, StreamError, StreamManager, Verbatim};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::AbortHandle;
@@ -31,7 +32,7 @@ use super::patience::Patience;
 use super::progress::Progress;
 use super::run::{LAST_WRITE, LEAVE, builder, cannot_start};
 use super::talk::{Alarm, Talk, Turn};
-use super::watch::{Random, Signals, tick};
+use super::watch::{Random, tick};
 use super::writer::{Target, write_results};
 use crate::cli::Input;
 use crate::error::{CliError, code, say};
@@ -101,10 +102,10 @@ struct Run {
 ///
 /// # Errors
 /// What keeps it from beginning.
-pub(super) async fn run(plan: &Plan, streams: &Streams, signals: &mut Signals) -> Result<u8, CliError> {
+pub(super) async fn run(plan: &Plan, streams: &Streams, signals: &mut Heard) -> Result<u8, CliError> {
     let manager = tokio::select! {
         manager = builder(plan).streams().start() => manager.map_err(|error| cannot_start(&error, &plan.worker))?,
-        code = signals.next() => return Ok(code),
+        signal = signals.next() => return Ok(code::by(signal)),
     };
     let progress = Progress::new(plan.progress);
     let shared = Arc::new(Shared::new(streams.most));
@@ -139,7 +140,7 @@ pub(super) async fn run(plan: &Plan, streams: &Streams, signals: &mut Signals) -
         // A second signal ends this wait as well.
         tokio::select! {
             () = last => {}
-            code = signals.next() => return Ok(code),
+            signal = signals.next() => return Ok(code::by(signal)),
         }
     }
     let state = shared.lock();
@@ -160,7 +161,7 @@ async fn watch(
     manager: &pm::Pool,
     plan: &Plan,
     progress: &Progress,
-    signals: &mut Signals,
+    signals: &mut Heard,
     sorter: &AbortHandle,
 ) -> Ending {
     let mut chaos =
@@ -180,7 +181,8 @@ async fn watch(
         }
         tokio::select! {
             () = shared.news.notified() => {}
-            code = signals.next() => {
+            signal = signals.next() => {
+                let code = code::by(signal);
                 if ending.code.is_some() {
                     return Ending { is_killed: true, ..ending };
                 }

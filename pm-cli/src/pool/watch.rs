@@ -1,30 +1,4 @@
-//! What reaches a run from outside of its jobs: signals, the clock, and chance.
-
-use std::io;
-
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
-use crate::error::code;
-
-/// SIGINT and SIGTERM.
-pub(super) struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    pub(super) fn new() -> io::Result<Self> {
-        Ok(Signals { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    /// The exit code of the next one.
-    pub(super) async fn next(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.interrupt.recv() => code::INTERRUPTED,
-            _ = self.terminate.recv() => code::TERMINATED,
-        }
-    }
-}
+//! What reaches a run from outside of its jobs: the clock, and chance.
 
 /// The next turn of an interval; never where there is none.
 pub(super) async fn tick(interval: &mut Option<tokio::time::Interval>) {

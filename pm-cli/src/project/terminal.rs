@@ -5,8 +5,9 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use pm::Signal;
+use pm::core::driver::signal::Heard;
 use ratatui::crossterm::terminal::{disable_raw_mode, enable_raw_mode};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::client;
@@ -81,24 +82,11 @@ impl Signals {
         let (tell, came) = oneshot::channel();
         let runtime = client::runtime()?;
         let within = runtime.enter();
-        let kinds = [
-            (SignalKind::interrupt(), code::INTERRUPTED),
-            (SignalKind::terminate(), code::TERMINATED),
-            (SignalKind::hangup(), code::HUNG_UP),
-        ];
-        let [mut interrupt, mut terminate, mut hang_up] = [
-            (signal(kinds[0].0).map_err(CliError::Runtime)?, kinds[0].1),
-            (signal(kinds[1].0).map_err(CliError::Runtime)?, kinds[1].1),
-            (signal(kinds[2].0).map_err(CliError::Runtime)?, kinds[2].1),
-        ];
+        let mut heard = Heard::of(&[Signal::INT, Signal::TERM, Signal::HUP]).map_err(CliError::Runtime)?;
         drop(within);
         let watch = move || {
             runtime.block_on(async move {
-                let code = tokio::select! {
-                    _ = interrupt.0.recv() => interrupt.1,
-                    _ = terminate.0.recv() => terminate.1,
-                    _ = hang_up.0.recv() => hang_up.1,
-                };
+                let code = code::by(heard.next().await);
                 // Nobody may be there to hear it.
                 let _ = tell.send(code);
                 tokio::time::sleep(PATIENCE).await;

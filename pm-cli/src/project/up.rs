@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use pm::Signal;
+use pm::core::driver::signal::Heard;
 use pm::service::{Event, Happening, Info, Orchestrator, State, Stopped};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 
 use super::meeting::{self, Held};
@@ -430,7 +431,7 @@ fn is_an_end(event: &Event) -> bool {
 
 /// The exit code of a service, as a shell has it; 1 where it has none and that is bad.
 pub(super) fn exit_code(info: &Info) -> u8 {
-    let by_signal = |signal: pm::Signal| 128_i32.saturating_add(signal.0);
+    let by_signal = |signal: Signal| 128_i32.saturating_add(signal.0);
     let code = info.exit.and_then(|exit| exit.code().or_else(|| exit.signal().map(by_signal)));
     match code.and_then(|code| u8::try_from(code).ok()) {
         Some(0) | None if wire::is_bad_end(info.state) => code::FAILED,
@@ -439,15 +440,12 @@ pub(super) fn exit_code(info: &Info) -> u8 {
     }
 }
 
-/// The signals that end a project, and the one that has it read its file again. Those that were ignored when it began are left alone: nohup(1) and shells
-/// without job control mean that.
+/// The signals that end a project, and the one that has it read its file again. Those that were ignored when it began are left alone.
 ///
 /// SIGHUP says that the terminal has gone, and for programs that have none that their configuration is another one. So it ends a project that had a
 /// terminal and has none any more.
 struct Signals {
-    interrupt: Option<tokio::signal::unix::Signal>,
-    terminate: Option<tokio::signal::unix::Signal>,
-    hang_up: Option<tokio::signal::unix::Signal>,
+    heard: Heard,
     had_terminal: bool,
     /// Where it is asked for that the file is read again.
     reload: mpsc::Sender<()>,
@@ -455,39 +453,19 @@ struct Signals {
 
 impl Signals {
     fn new(reload: mpsc::Sender<()>, is_in_background: bool) -> io::Result<Self> {
-        let ignored = ignored();
-        let heard = |kind: SignalKind| {
-            let is_ignored = ignored & 1 << (kind.as_raw_value() - 1) != 0;
-            (!is_ignored).then(|| signal(kind)).transpose()
-        };
-        Ok(Signals {
-            interrupt: heard(SignalKind::interrupt())?,
-            terminate: heard(SignalKind::terminate())?,
-            hang_up: heard(SignalKind::hangup())?,
-            had_terminal: !is_in_background && has_terminal(),
-            reload,
-        })
+        let heard = Heard::unless_ignored(&[Signal::INT, Signal::TERM, Signal::HUP])?;
+        Ok(Signals { heard, had_terminal: !is_in_background && has_terminal(), reload })
     }
 
     /// The exit code of the next one that is the end. Cancel safe.
     async fn next(&mut self) -> u8 {
-        async fn heard(signal: &mut Option<tokio::signal::unix::Signal>) {
-            match signal {
-                Some(signal) => drop(signal.recv().await),
-                None => std::future::pending().await,
-            }
-        }
         loop {
-            tokio::select! {
-                () = heard(&mut self.interrupt) => return code::INTERRUPTED,
-                () = heard(&mut self.terminate) => return code::TERMINATED,
-                () = heard(&mut self.hang_up) => {
-                    if self.had_terminal && !has_terminal() {
-                        return code::HUNG_UP;
-                    }
+            match self.heard.next().await {
+                Signal::HUP if !self.had_terminal || has_terminal() => {
                     // Where there is no room one waits already, which reads the file later than now.
                     let _ = self.reload.try_send(());
                 }
+                signal => return code::by(signal),
             }
         }
     }
@@ -497,11 +475,4 @@ impl Signals {
 fn has_terminal() -> bool {
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
     rustix::fs::open("/dev/tty", flags, rustix::fs::Mode::empty()).is_ok()
-}
-
-/// The signals that this process ignores, a bit each.
-fn ignored() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }

@@ -41,7 +41,7 @@ pub(crate) mod meter;
 pub(crate) mod pool;
 #[cfg(feature = "service")]
 pub(crate) mod service;
-pub(crate) mod signal;
+pub mod signal;
 pub mod socket_path;
 mod spare;
 pub(crate) mod start;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::metrics::metrics_text;
 use crate::driver::clock;
 use crate::driver::pool::{AnyPool, Command, Health, PoolInfo};
-use crate::driver::signal::Endings;
+use crate::driver::signal::{ENDINGS, Heard};
 use crate::machine::exit::Signal;
 
 /// How long [`shutdown_all`] lets queries finish, where nothing else is said.
@@ -68,7 +68,7 @@ pub async fn shutdown_all(limit: Duration) {
 /// # Cancel safety
 /// Signals go on being caught, and ignored, once this was polled.
 pub async fn shutdown_on_signal(limit: Duration) -> io::Result<Signal> {
-    let mut endings = Endings::new()?;
+    let mut endings = Heard::of(&ENDINGS)?;
     let first = endings.next().await;
     tokio::select! {
         () = shutdown_all(limit) => {}

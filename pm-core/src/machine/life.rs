@@ -24,7 +24,7 @@ use super::exit::ExitStatus;
 use super::id::Incarnation;
 use super::metrics::{Crossing, TreeUsage, Watch};
 use super::probe::{Change, Schedule};
-use super::restart::{Restarts, When};
+use super::restart::Restarts;
 use super::service::{Event, Readiness, Rules, State};
 use super::time::Time;
 use super::unit::{self, Phase, Times, Unit};
@@ -275,6 +275,11 @@ impl Life {
     /// Whether somebody has started it, and nobody has asked it to stop since.
     pub fn is_wanted(&self) -> bool {
         self.is_wanted
+    }
+
+    /// Whether it is ending, and nothing follows from that.
+    pub fn ends_for_good(&self) -> bool {
+        matches!(self.now, Now::Ending) && !self.returns()
     }
 
     /// Whether it is to start again once it has ended.
@@ -712,13 +717,7 @@ impl Life {
         };
         // What could not be started the first time is a mistake, and not bad luck.
         let is_mistake = !self.has_lived;
-        let is_to_restart = !is_mistake
-            && (self.is_to_return
-                || match self.rules.restart.when {
-                    When::Never => false,
-                    When::OnFailure => success.is_none(),
-                    When::Always => true,
-                });
+        let is_to_restart = !is_mistake && (self.is_to_return || self.rules.restart.follows(success.is_some()));
         let restart = if is_to_restart { self.restarts.next(now) } else { None };
         self.is_to_return = false;
         self.now = match (restart, success) {

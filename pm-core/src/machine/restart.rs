@@ -63,6 +63,20 @@ impl Restart {
         status.code().is_some_and(|code| self.success.contains(&code))
     }
 
+    /// Whether a start follows from an end, where the limit allows it.
+    pub(crate) fn follows(&self, is_success: bool) -> bool {
+        match self.when {
+            When::Never => false,
+            When::OnFailure => !is_success,
+            When::Always => true,
+        }
+    }
+
+    /// Whether a service is started again however often it ends.
+    pub(crate) fn never_ends(&self) -> bool {
+        self.when == When::Always && self.max.is_none()
+    }
+
     /// The restarts that are left, which begins full. `seed` is where the jitter comes from.
     pub(crate) fn begin(&self, seed: u64) -> Restarts {
         let budget = Budget::every_crash(self.max.unwrap_or(u32::MAX), self.window)

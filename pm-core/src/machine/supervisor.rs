@@ -276,7 +276,7 @@ impl Supervisor {
     pub fn is_stopping(&self, id: ServiceId) -> bool {
         self.children.get(&id).is_some_and(|child| {
             let is_asked = matches!(child.request, Some(Request::Stop { .. }));
-            is_asked || child.life.state() == State::Stopping && !child.life.returns()
+            is_asked || child.life.ends_for_good()
         })
     }
 
@@ -497,7 +497,7 @@ impl Supervisor {
                 let is_leaving = match (&child.request, child.then) {
                     (Some(Request::Stop { then, .. }), _) => !matches!(then, Then::Start { .. }),
                     (_, Then::Start { .. }) => false,
-                    _ => child.life.state() == State::Stopping && !child.life.returns(),
+                    _ => child.life.ends_for_good(),
                 };
                 child.life.state().is_up() && (asked == Asked::ByName || !is_leaving)
             });
@@ -672,8 +672,7 @@ impl Supervisor {
             let stops = |id: &ServiceId| {
                 let child = &self.children[id];
                 let state = child.life.state();
-                state == State::Stopping && !child.life.returns()
-                    || state.is_up() && matches!(child.request, Some(Request::Stop { .. }))
+                child.life.ends_for_good() || state.is_up() && matches!(child.request, Some(Request::Stop { .. }))
             };
             if self.replicas(other).iter().any(stops) {
                 return true;
@@ -755,9 +754,7 @@ fn check_conditions(services: &[(&str, &Rules)], all: &[(&str, &Rules)]) -> Resu
                     "nothing says when it is: name the line that it prints then"
                 }
                 (Condition::CompletedSuccessfully, _) if other.restart.when == When::Always => NO_END,
-                (Condition::Completed, _) if other.restart.when == When::Always && other.restart.max.is_none() => {
-                    NO_END
-                }
+                (Condition::Completed, _) if other.restart.never_ends() => NO_END,
                 _ => continue,
             };
             return Err(BadService::NeverReady {

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::sync::oneshot;
@@ -224,11 +225,37 @@ impl Drop for MeetingPoint {
     }
 }
 
+/// The address of a socket at a path, which may lie deeper than an address is long (107 bytes).
+struct Address {
+    socket: SocketAddrUnix,
+    /// What the address goes by.
+    _directory: Option<OwnedFd>,
+}
+
+impl Address {
+    fn of(path: &Path) -> io::Result<Self> {
+        if let Ok(socket) = SocketAddrUnix::new(path) {
+            return Ok(Address { socket, _directory: None });
+        }
+        let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(directory, flags, Mode::empty())?;
+        let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+        Ok(Address { socket: SocketAddrUnix::new(short)?, _directory: Some(directory) })
+    }
+}
+
 /// Connects to a keeper of this user. None where nobody is.
 fn connect(path: &Path) -> io::Result<Option<OwnedFd>> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+    let address = match Address::of(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        address => address?,
+    };
+    match rustix::net::connect(&socket, &address.socket) {
         Ok(()) => {}
         Err(Errno::CONNREFUSED | Errno::NOENT) => return Ok(None),
         Err(error) => return Err(error.into()),
@@ -243,14 +270,14 @@ fn connect(path: &Path) -> io::Result<Option<OwnedFd>> {
 fn listen(path: &Path) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    let address = SocketAddrUnix::new(path)?;
-    match rustix::net::bind(&socket, &address) {
+    let address = Address::of(path)?;
+    match rustix::net::bind(&socket, &address.socket) {
         Err(Errno::ADDRINUSE) if !fs::symlink_metadata(path)?.file_type().is_socket() => {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket stands there"));
         }
         Err(Errno::ADDRINUSE) => {
             fs::remove_file(path)?;
-            rustix::net::bind(&socket, &address)?;
+            rustix::net::bind(&socket, &address.socket)?;
         }
         bound => bound?,
     }

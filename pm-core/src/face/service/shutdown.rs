@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::info::Stopped;
 use super::orchestrator::Orchestrator;
-use crate::driver::signal::Endings;
+use crate::driver::signal::{ENDINGS, Heard};
 use crate::machine::exit::Signal;
 
 /// How services were stopped because a signal came.
@@ -63,7 +63,7 @@ impl Orchestrator {
     /// # Panics
     /// Outside of a tokio runtime, and in one without I/O (`enable_io`).
     pub fn shutdown_on_signals(&self) -> io::Result<impl Future<Output = Shutdown> + Send + use<>> {
-        let mut signals = Endings::unless_ignored()?;
+        let mut signals = Heard::unless_ignored(&ENDINGS)?;
         let orchestrator = self.clone();
         Ok(async move {
             let signal = signals.next().await;

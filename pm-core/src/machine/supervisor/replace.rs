@@ -157,7 +157,7 @@ impl Supervisor {
     pub(super) fn settle_change(&mut self, id: ServiceId) -> bool {
         let Some(child) = self.children.get(&id) else { return false };
         let life = &child.life;
-        let ends = life.state() == State::Stopping && !life.returns();
+        let ends = life.ends_for_good();
         let goes_on = child.request.is_none() && child.then == Then::Nothing && life.state().is_up() && !ends;
         if !goes_on || !self.is_outdated(id) {
             return false;
