@@ -19,6 +19,9 @@ pub fn tests() -> Vec<Trial> {
     .collect()
 }
 
+/// A program has one meeting point at a time, and these tests are one program.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 fn keeping(path: &Path) -> Orchestrator {
     Orchestrator::builder().keep(path).expect("a meeting point").start().expect("an orchestrator")
 }
@@ -28,6 +31,7 @@ fn lives(pid: u32) -> bool {
 }
 
 async fn who_drops_its_orchestrator_keeps_nothing() {
+    let _turn = TURN.lock().await;
     let scratch = Scratch::new();
     let path = scratch.path("deep/services");
     for says_so in [false, true] {
@@ -50,6 +54,7 @@ async fn who_drops_its_orchestrator_keeps_nothing() {
 }
 
 async fn one_program_has_a_meeting_point() {
+    let _turn = TURN.lock().await;
     let scratch = Scratch::new();
     let path = scratch.path("services");
     let first = keeping(&path);
@@ -57,11 +62,14 @@ async fn one_program_has_a_meeting_point() {
     assert!(matches!(&second, KeepError::InUse { path: named } if *named == path), "{second:?}");
     contains(second.to_string(), "is in use: another program keeps its services there");
     assert!(matches!(Orchestrator::builder().adopt(&path), Err(KeepError::InUse { .. })));
+    let other = Orchestrator::builder().keep(scratch.path("other")).unwrap_err();
+    assert!(matches!(other, KeepError::Another), "{other:?}");
     drop(first);
     eventually("the place is free", || Orchestrator::builder().keep(&path).is_ok()).await;
 }
 
 async fn a_place_that_cannot_be_is_named() {
+    let _turn = TURN.lock().await;
     let scratch = Scratch::new();
     let long = scratch.path("x".repeat(120));
     let error = Orchestrator::builder().keep(&long).unwrap_err();
