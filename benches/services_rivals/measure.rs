@@ -12,8 +12,11 @@ use crate::running::{Running, ends_within, wait};
 use crate::service::{Does, Reports, Services};
 use crate::table::{Column, Logged, Rest, Survivors};
 
-/// How long all services may take to start, and one to start anew.
+/// How long all services may take to start.
 const START: Duration = Duration::from_secs(60);
+
+/// How long one that was killed may take to start anew.
+const RESTART: Duration = Duration::from_secs(10);
 
 /// How long all may take to stop.
 const STOP: Duration = Duration::from_secs(30);
@@ -129,7 +132,7 @@ pub(crate) fn rest(column: &mut Column, scratch: &Path, extent: &Extent) {
                 std::thread::sleep(tool.shortest_life() + pause);
                 let killed = Instant::now();
                 running.kill_service(victim.pid)?;
-                *victim = reports.next(START).ok_or(Problem::Silent { said: 0, wanted: 1, limit: START })?;
+                *victim = reports.next(RESTART).ok_or(Problem::Silent { said: 0, wanted: 1, limit: RESTART })?;
                 column.restarts.push(killed.elapsed());
             }
         }
