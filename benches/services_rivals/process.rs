@@ -1,0 +1,46 @@
+//! What `/proc` says of processes.
+
+use std::fs::read_to_string;
+use std::time::Duration;
+
+/// The numbers of all processes.
+pub(crate) fn all() -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// A variable of a process that lives.
+pub(crate) fn variable(pid: u32, name: &str) -> Option<String> {
+    let bytes = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let variables = bytes.split(|byte| *byte == 0).filter_map(|variable| std::str::from_utf8(variable).ok());
+    variables
+        .filter_map(|variable| variable.split_once('='))
+        .find(|(it, _)| *it == name)
+        .map(|(_, value)| value.to_string())
+}
+
+/// Whether one of its arguments is this.
+pub(crate) fn has_argument(pid: u32, argument: &str) -> bool {
+    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    bytes.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
+}
+
+/// Resident memory in MB, and the part of it that is its own (what processes share is divided among them).
+pub(crate) fn memory(pid: u32) -> (f64, f64) {
+    let text = read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        line.split_whitespace().next().and_then(|kilobytes| kilobytes.parse::<f64>().ok()).unwrap_or(0.0) * 1024.0 / 1e6
+    };
+    (field("Rss:"), field("Pss:"))
+}
+
+/// How long its threads have been on a processor.
+pub(crate) fn cpu(pid: u32) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let nanos = tasks.filter_map(|task| {
+        let text = read_to_string(task.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanos.sum())
+}
