@@ -1,6 +1,7 @@
 //! `pm up`: starts the services of a project, shows what they print, and stays until they have ended or somebody ends it.
 
 use std::io;
+use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,8 +10,9 @@ use std::time::Duration;
 
 use pm::Signal;
 use pm::core::driver::signal::Heard;
-use pm::service::{Event, Happening, Info, Orchestrator, State, Stopped};
+use pm::service::{Event, Happening, Info, Orchestrator, Output, State, Stopped};
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
+use tokio::task::JoinHandle;
 
 use super::meeting::{self, Held};
 use super::reload::{self, Facts, Told};
@@ -112,14 +114,7 @@ pub fn run(plan: Plan) -> Result<ExitCode, CliError> {
         .enable_all()
         .build()
         .map_err(CliError::Runtime)?;
-    let mut adopted = None;
-    let done = runtime.block_on(bring_up(plan, wanted, listener, held, &kept, &mut adopted));
-    if let (Err(error), Some(_)) = (&done, &adopted) {
-        // To drop what keeps the services would end them. Their keeper goes on.
-        say(format_args!("error: {}", chain(error)));
-        std::process::exit(error.exit_code().into());
-    }
-    drop(adopted);
+    let done = runtime.block_on(bring_up(plan, wanted, listener, held, &kept));
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
 }
@@ -127,10 +122,9 @@ pub fn run(plan: Plan) -> Result<ExitCode, CliError> {
 async fn bring_up(
     plan: Plan,
     wanted: Vec<String>,
-    listener: std::os::unix::net::UnixListener,
+    listener: StdListener,
     held: Held,
     kept: &Path,
-    adopted: &mut Option<Orchestrator>,
 ) -> Result<ExitCode, CliError> {
     let (sender, output) = mpsc::channel(MOST_WAITING);
     let builder = match plan.is_in_background {
@@ -148,97 +142,142 @@ async fn bring_up(
         false => builder.adopt(kept),
     };
     let orchestrator = builder.map_err(CliError::Keep)?.start().map_err(CliError::Runtime)?;
-    *adopted = plan.is_kept.then(|| orchestrator.clone());
-    let told = plan.told();
-    let (facts, known) = watch::channel(Arc::new(Facts::of(&plan.project, wanted.clone())));
-    let mut screen =
-        Screen::start(plan.style, known.clone(), output, orchestrator.events()).map_err(CliError::Runtime)?;
-    let mut events = orchestrator.events();
-    let (reload, asked_reload) = mpsc::channel(1);
-    let signals = Signals::new(reload, plan.is_in_background).map_err(CliError::Runtime)?;
-    let directory = plan.project.directory;
-    orchestrator.add(plan.project.services).await.map_err(|error| CliError::Service(error.to_string()))?;
-    end_left_behind(&orchestrator).await;
-    let wanted = if plan.names.is_empty() { without_ended(&orchestrator, wanted).await } else { wanted };
-    // Before they start, so that no change is missed that they have not seen.
-    let watching = watching::start(&orchestrator, &known.borrow(), &directory).map_err(CliError::Watch)?;
-    let (down, asked_down) = mpsc::channel(1);
-    let serving = Arc::new(Serving {
-        orchestrator: orchestrator.clone(),
-        facts,
-        told,
-        reloads: Arc::default(),
-        watching: Mutex::new(watching),
-        down,
-        is_ending: AtomicBool::new(false),
-        attached: Semaphore::new(server::MOST_ATTACHED),
-    });
-    // Asked for before anybody else can ask for something: whoever waits for a service finds it started. What goes wrong is an event, and shown as one.
-    let mut starting = Box::pin({
-        let (orchestrator, with_needs) = (orchestrator.clone(), !plan.no_deps);
-        async move { drop(orchestrator.start_named(wanted, with_needs).await) }
-    });
-    tokio::select! {
-        biased;
-        () = &mut starting => {}
-        () = std::future::ready(()) => drop(tokio::spawn(starting)),
-    }
-    tokio::spawn(reload::on_request(serving.clone(), asked_reload));
-    let clients = Arc::new(Clients::default());
-    let server = tokio::spawn(server::serve(listener, serving.clone(), clients.clone()));
-    if plan.is_in_background {
-        super::background::told_up();
-    }
-    let endings = Endings { exit_code_from: plan.exit_code_from, known };
-    let mut watch = Watch { orchestrator: orchestrator.clone(), signals, asked_down, endings };
-    let end = watch.until_end(&mut events, &mut screen, plan.is_in_background).await;
-    let before = orchestrator.list().await;
-    let (code, down) = match end {
-        End::Over => (code_of_all(&before), None),
-        End::ExitCode(code) => (code, None),
-        End::Signal(code) => (code, None),
-        End::Closed => (code::CLOSED, None),
-        End::Down(down) => (code_of_all(&before), Some(down)),
-        End::Broken => {
-            say("what keeps the services has ended unexpectedly, and they with it; this is a bug of pm");
-            (code::FAILED, None)
+    let is_kept = plan.is_kept;
+    match Up::start(plan, wanted, listener, held, orchestrator.clone(), output).await {
+        Ok(up) => Ok(up.stay().await),
+        Err(error) if is_kept => {
+            // To drop what keeps the services would end them. Their keeper goes on.
+            say(format_args!("error: {}", chain(&error)));
+            std::process::exit(error.exit_code().into());
         }
-    };
-    serving.is_ending.store(true, Ordering::Relaxed);
-    // Who ends it wants it ended, however that goes on.
-    match down {
-        Some(_) => orchestrator.keep_no_more().await,
-        None => drop(orchestrator.leave_detached().await),
+        Err(error) => Err(error),
     }
-    *adopted = None;
-    serving.watch_with(None);
-    let (stopped, downs) = watch.stop(down).await;
-    let is_left = stopped.iter().any(|one| !one.survivors.is_empty());
-    tell_failures(&orchestrator, &before).await;
-    for one in stopped.iter().filter(|one| !one.is_clean()) {
-        say(one);
+}
+
+/// A project that is up.
+struct Up {
+    orchestrator: Orchestrator,
+    serving: Arc<Serving>,
+    server: JoinHandle<io::Result<()>>,
+    clients: Arc<Clients>,
+    screen: Screen,
+    watch: Watch,
+    events: broadcast::Receiver<Happening>,
+    held: Held,
+    is_in_background: bool,
+}
+
+impl Up {
+    /// Starts what is wanted, and answers whoever asks.
+    async fn start(
+        plan: Plan,
+        wanted: Vec<String>,
+        listener: StdListener,
+        held: Held,
+        orchestrator: Orchestrator,
+        output: mpsc::Receiver<Output>,
+    ) -> Result<Self, CliError> {
+        let told = plan.told();
+        let (facts, known) = watch::channel(Arc::new(Facts::of(&plan.project, wanted.clone())));
+        let screen =
+            Screen::start(plan.style, known.clone(), output, orchestrator.events()).map_err(CliError::Runtime)?;
+        let events = orchestrator.events();
+        let (reload, asked_reload) = mpsc::channel(1);
+        let signals = Signals::new(reload, plan.is_in_background).map_err(CliError::Runtime)?;
+        let directory = plan.project.directory;
+        orchestrator.add(plan.project.services).await.map_err(|error| CliError::Service(error.to_string()))?;
+        end_left_behind(&orchestrator).await;
+        let wanted = if plan.names.is_empty() { without_ended(&orchestrator, wanted).await } else { wanted };
+        // Before they start, so that no change is missed that they have not seen.
+        let watching = watching::start(&orchestrator, &known.borrow(), &directory).map_err(CliError::Watch)?;
+        let (down, asked_down) = mpsc::channel(1);
+        let serving = Arc::new(Serving {
+            orchestrator: orchestrator.clone(),
+            facts,
+            told,
+            reloads: Arc::default(),
+            watching: Mutex::new(watching),
+            down,
+            is_ending: AtomicBool::new(false),
+            attached: Semaphore::new(server::MOST_ATTACHED),
+        });
+        // Asked for before anybody else can ask for something: whoever waits for a service finds it started. What goes wrong is an event, and shown as one.
+        let mut starting = Box::pin({
+            let (orchestrator, with_needs) = (orchestrator.clone(), !plan.no_deps);
+            async move { drop(orchestrator.start_named(wanted, with_needs).await) }
+        });
+        tokio::select! {
+            biased;
+            () = &mut starting => {}
+            () = std::future::ready(()) => drop(tokio::spawn(starting)),
+        }
+        tokio::spawn(reload::on_request(serving.clone(), asked_reload));
+        let clients = Arc::new(Clients::default());
+        let server = tokio::spawn(server::serve(listener, serving.clone(), clients.clone()));
+        if plan.is_in_background {
+            super::background::told_up();
+        }
+        let endings = Endings { exit_code_from: plan.exit_code_from, known };
+        let watch = Watch { orchestrator: orchestrator.clone(), signals, asked_down, endings };
+        let is_in_background = plan.is_in_background;
+        Ok(Up { orchestrator, serving, server, clients, screen, watch, events, held, is_in_background })
     }
-    // Whoever hears that it is down finds its place free.
-    server.abort();
-    let _ = server.await;
-    drop(held);
-    for down in downs {
-        // Whoever asked may have gone.
-        let _ = down.done.send(stopped.clone());
-        // The answer is written by the server, which ends with this program.
-        let _ = tokio::time::timeout(LAST_ANSWER, down.answered).await;
+
+    /// Stays until something ends it, and takes it down.
+    async fn stay(mut self) -> ExitCode {
+        let end = self.watch.until_end(&mut self.events, &mut self.screen, self.is_in_background).await;
+        let before = self.orchestrator.list().await;
+        let (code, down) = match end {
+            End::Over => (code_of_all(&before), None),
+            End::ExitCode(code) | End::Signal(code) => (code, None),
+            End::Closed => (code::CLOSED, None),
+            End::Down(down) => (code_of_all(&before), Some(down)),
+            End::Broken => {
+                say("what keeps the services has ended unexpectedly, and they with it; this is a bug of pm");
+                (code::FAILED, None)
+            }
+        };
+        self.serving.is_ending.store(true, Ordering::Relaxed);
+        // Who ends it wants it ended, however that goes on.
+        match down {
+            Some(_) => self.orchestrator.keep_no_more().await,
+            None => drop(self.orchestrator.leave_detached().await),
+        }
+        self.serving.watch_with(None);
+        let (stopped, downs) = self.watch.stop(down).await;
+        tell_failures(&self.orchestrator, &before).await;
+        for one in stopped.iter().filter(|one| !one.is_clean()) {
+            say(one);
+        }
+        let is_left = stopped.iter().any(|one| !one.survivors.is_empty());
+        self.close(stopped, downs).await;
+        ExitCode::from(if is_left && code == 0 { code::FAILED } else { code })
     }
-    // One that has made this the end is answered; one that waits for a file is not waited for.
-    let _ = tokio::time::timeout(LAST_ANSWER, serving.reloads.lock()).await;
-    // Those who are attached are told how their service ended, as long as they listen.
-    let _ = tokio::time::timeout(LAST_ANSWER, serving.attached.acquire_many(server::MOST_ATTACHED as u32)).await;
-    clients.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
-    tokio::select! {
-        () = screen.finish() => {}
-        // A terminal that stands still is not waited for by those who are in a hurry.
-        code = watch.signals.next() => std::process::exit(code.into()),
+
+    /// Answers those who are still to be answered, and shows what is still to be shown.
+    async fn close(mut self, stopped: Vec<Stopped>, downs: Vec<Down>) {
+        // Whoever hears that it is down finds its place free.
+        self.server.abort();
+        let _ = self.server.await;
+        drop(self.held);
+        for down in downs {
+            // Whoever asked may have gone.
+            let _ = down.done.send(stopped.clone());
+            // The answer is written by the server, which ends with this program.
+            let _ = tokio::time::timeout(LAST_ANSWER, down.answered).await;
+        }
+        // One that has made this the end is answered; one that waits for a file is not waited for.
+        let _ = tokio::time::timeout(LAST_ANSWER, self.serving.reloads.lock()).await;
+        // Those who are attached are told how their service ended, as long as they listen.
+        let all = self.serving.attached.acquire_many(server::MOST_ATTACHED as u32);
+        let _ = tokio::time::timeout(LAST_ANSWER, all).await;
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        tokio::select! {
+            () = self.screen.finish() => {}
+            // A terminal that stands still is not waited for by those who are in a hurry.
+            code = self.watch.signals.next() => std::process::exit(code.into()),
+        }
     }
-    Ok(ExitCode::from(if is_left && code == 0 { code::FAILED } else { code }))
 }
 
 /// Whoever keeps services ends at once where it panics: to unwind would end them.
