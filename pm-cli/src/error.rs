@@ -125,7 +125,7 @@ pub enum CliError {
         source: std::io::Error,
     },
     /// The project is up already.
-    #[error("this project is up already: pm ps shows it, pm down ends it")]
+    #[error("this project is up already: pm ps shows it, pm start and pm reload change it, pm down ends it")]
     AlreadyUp,
     /// The project is not up.
     #[error("this project is not up: pm up starts it")]

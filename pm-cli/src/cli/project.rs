@@ -183,7 +183,7 @@ pub struct WaitArgs {
     #[arg(value_name = "SERVICE")]
     pub names: Vec<String>,
     /// started, running, healthy, log_ready, completed or completed_successfully [default: healthy; running, where nothing says when they are ready; or completed with success]
-    #[arg(long = "for", value_name = "CONDITION")]
+    #[arg(long = "for", value_name = "CONDITION", value_parser = conditions())]
     pub condition: Option<String>,
     /// How long to wait
     #[arg(long, value_name = "TIME", value_parser = units::duration, default_value = "5m")]
@@ -206,4 +206,9 @@ pub struct GraphArgs {
     /// A JSON object for each service
     #[arg(long)]
     pub json: bool,
+}
+
+/// What can be waited for, for the command line and its completions.
+fn conditions() -> clap::builder::PossibleValuesParser {
+    pm::service::Condition::ALL.map(pm::service::Condition::name).into()
 }

@@ -161,11 +161,11 @@ impl Surroundings {
 ///
 /// # Errors
 /// What is wrong, and where.
-pub fn read(text: &str, directory: &Path, purpose: Purpose) -> Result<Parts, Wrong> {
-    read_in(text, directory, &Surroundings::here(purpose))
+pub fn read(text: &str, directory: &Path, logs: &Path, purpose: Purpose) -> Result<Parts, Wrong> {
+    read_in(text, directory, logs, &Surroundings::here(purpose))
 }
 
-fn read_in(text: &str, directory: &Path, surroundings: &Surroundings) -> Result<Parts, Wrong> {
+fn read_in(text: &str, directory: &Path, logs: &Path, surroundings: &Surroundings) -> Result<Parts, Wrong> {
     let dotenv = directory.join(".env");
     let dotenv = if dotenv.exists() {
         variables::read(&dotenv).map_err(|problem| Wrong { at: None, problem })?
@@ -182,7 +182,7 @@ fn read_in(text: &str, directory: &Path, surroundings: &Surroundings) -> Result<
         });
     }
     let file = Fields::of(&root, "", PROJECT)?;
-    let project = Project::read(&file, directory, dotenv, surroundings, &mut warnings)?;
+    let project = Project::read(&file, (directory, logs), dotenv, surroundings, &mut warnings)?;
     project.parts(&file, warnings)
 }
 
@@ -242,6 +242,8 @@ impl Warnings {
 /// What all processes have in common.
 struct Project<'a> {
     directory: &'a Path,
+    /// Where logs are, where nothing else is said.
+    logs: &'a Path,
     /// The environment of pm.
     environment: &'a BTreeMap<String, String>,
     name: Option<String>,
@@ -263,7 +265,7 @@ struct Rotation {
 impl<'a> Project<'a> {
     fn read(
         file: &Fields<'a>,
-        directory: &'a Path,
+        (directory, logs): (&'a Path, &'a Path),
         dotenv: Vec<(String, String)>,
         surroundings: &'a Surroundings,
         warnings: &mut Warnings,
@@ -307,6 +309,7 @@ impl<'a> Project<'a> {
         let usual = LogFile::new("");
         let mut project = Project {
             directory,
+            logs,
             environment: &surroundings.environment,
             name: file.text("name")?.map(String::from),
             shell,

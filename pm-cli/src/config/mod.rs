@@ -48,8 +48,6 @@ pub struct Project {
     pub file: PathBuf,
     /// The directory of the file. What is relative in it is relative to this.
     pub directory: PathBuf,
-    /// Where the services are logged.
-    pub logs: PathBuf,
     /// The services, as they stand in the file.
     pub services: Vec<Service>,
     /// Those that are not started unless they are named.
@@ -150,10 +148,7 @@ impl Project {
     /// # Errors
     /// [`ConfigError`], with the line and what is wrong there.
     pub fn read_for(file: Option<&Path>, purpose: Purpose) -> Result<Self, ConfigError> {
-        let named = match file {
-            Some(file) => file.to_owned(),
-            None => FILES.iter().map(PathBuf::from).find(|path| path.exists()).ok_or(ConfigError::NoFile)?,
-        };
+        let named = find(file)?;
         let unreadable = |source| ConfigError::Unreadable { path: named.clone(), source };
         // Through symbolic links the directory of the project would be another one than people see.
         let path = std::path::absolute(&named).map_err(unreadable)?;
@@ -163,18 +158,19 @@ impl Project {
         }
         let text = fs::read_to_string(&path).map_err(unreadable)?;
         let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
+        let logs = place_of(&path, "logs");
         let is_procfile = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("Procfile"));
         let is_compose = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
         let read = match (is_procfile, is_compose) {
-            (true, _) => procfile::read(&text, &directory),
+            (true, _) => procfile::read(&text, &directory, &logs),
             (false, true) if file.is_none() => {
-                no_override(&directory).and_then(|()| compose::read(&text, &directory, purpose))
+                no_override(&directory).and_then(|()| compose::read(&text, &directory, &logs, purpose))
             }
-            (false, true) => compose::read(&text, &directory, purpose),
-            (false, false) => native::read(&text, &directory),
+            (false, true) => compose::read(&text, &directory, &logs, purpose),
+            (false, false) => native::read(&text, &directory, &logs),
         };
         let shown = named.display().to_string();
-        let Parts { name, logs, services, disabled, ends, watched, warnings } =
+        let Parts { name, services, disabled, ends, watched, warnings } =
             read.map_err(|wrong| ConfigError::Bad { path: named, place: Place::of(&text, wrong) })?;
         let line = |at: usize| text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1;
         let warning = |Wrong { at, problem }| match at {
@@ -185,8 +181,7 @@ impl Project {
         let name = name.unwrap_or_else(|| {
             directory.file_name().map_or_else(|| "project".into(), |name| name.to_string_lossy().into_owned())
         });
-        let logs = directory.join(logs.unwrap_or_else(|| ".pm/logs".into()));
-        Ok(Project { name, file: path, directory, logs, services, disabled, ends, watched, warnings })
+        Ok(Project { name, file: path, directory, services, disabled, ends, watched, warnings })
     }
 
     /// The names of the services that are started where none is named.
@@ -196,13 +191,49 @@ impl Project {
     }
 }
 
+/// The file of a project: the one that is named, or the first of [`FILES`] in the directory that is named, or in the working directory.
+///
+/// # Errors
+/// There is none.
+pub fn find(named: Option<&Path>) -> Result<PathBuf, ConfigError> {
+    let directory = match named {
+        Some(file) if !file.is_dir() => return Ok(file.to_owned()),
+        Some(directory) => directory,
+        None => Path::new(""),
+    };
+    FILES.iter().map(|name| directory.join(name)).find(|path| path.exists()).ok_or(ConfigError::NoFile)
+}
+
+/// Where pm keeps something of the project of this file, in `.pm` beside it: of a file with a name of its own under that name, so that several in one directory do not meet.
+pub fn place_of(file: &Path, what: &str) -> PathBuf {
+    let name = file.file_name().unwrap_or_default();
+    let directory = file.parent().unwrap_or(Path::new("/")).join(".pm");
+    match FILES.iter().any(|usual| name == *usual) {
+        true => directory.join(what),
+        false => directory.join(format!("{}.{what}", name.to_string_lossy())),
+    }
+}
+
+/// Makes `.pm` beside the file of a project. Nothing in it is for git(1), whose users do not have to say so.
+///
+/// # Errors
+/// What the kernel says.
+pub fn make_place(file: &Path) -> std::io::Result<()> {
+    let place = file.parent().unwrap_or(Path::new("/")).join(".pm");
+    fs::create_dir_all(&place)?;
+    let ignored = place.join(".gitignore");
+    match fs::OpenOptions::new().write(true).create_new(true).open(ignored) {
+        Ok(mut file) => std::io::Write::write_all(&mut file, b"*\n"),
+        // What stands there stays.
+        Err(_) => Ok(()),
+    }
+}
+
 /// What a format gives.
 #[derive(Debug, Default)]
 pub struct Parts {
     /// What the project is called.
     pub name: Option<String>,
-    /// Where the services are logged, relative to the file.
-    pub logs: Option<PathBuf>,
     /// The services.
     pub services: Vec<Service>,
     /// Those that are not started unless they are named.

@@ -30,7 +30,7 @@ pub fn schema() -> serde_json::Value {
 ///
 /// # Errors
 /// What is wrong, and where.
-pub fn read(text: &str, directory: &Path) -> Result<Parts, Wrong> {
+pub fn read(text: &str, directory: &Path, logs: &Path) -> Result<Parts, Wrong> {
     let file: File = toml::from_str(text)
         .map_err(|error| Wrong { at: error.span(), problem: error.message().trim_end().replace('\n', "; ") })?;
     let whole = |problem| Wrong { at: None, problem };
@@ -42,8 +42,7 @@ pub fn read(text: &str, directory: &Path) -> Result<Parts, Wrong> {
     let own = expanded(&file.env, &known).map_err(whole)?;
     let variables = Variables::new(from_files.iter().chain(&own).cloned());
     let common: Vec<(String, String)> = from_files.into_iter().chain(own).collect();
-    let logs = file.log.dir.clone();
-    let log_directory = directory.join(logs.clone().unwrap_or_else(|| ".pm/logs".into()));
+    let log_directory = directory.join(file.log.dir.as_deref().unwrap_or(logs));
 
     let mut entries: Vec<(&String, &Spanned<Entry>)> = file.service.iter().collect();
     // As they stand in the file.
@@ -86,7 +85,7 @@ pub fn read(text: &str, directory: &Path) -> Result<Parts, Wrong> {
         return Err(whole("no service stands in it: write [service.NAME] and its command".into()));
     }
     check(&services, place)?;
-    Ok(Parts { name: file.name, logs, services, disabled, watched, warnings, ..Parts::default() })
+    Ok(Parts { name: file.name, services, disabled, watched, warnings, ..Parts::default() })
 }
 
 /// The line on which a table begins, or all of an inline one.

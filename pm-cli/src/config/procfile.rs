@@ -11,7 +11,7 @@ use super::{Parts, Wrong, variables};
 ///
 /// # Errors
 /// What is wrong, and where.
-pub fn read(text: &str, directory: &Path) -> Result<Parts, Wrong> {
+pub fn read(text: &str, directory: &Path, logs: &Path) -> Result<Parts, Wrong> {
     let dotenv = directory.join(".env");
     let variables = if dotenv.exists() {
         variables::read(&dotenv).map_err(|problem| Wrong { at: None, problem })?
@@ -39,7 +39,7 @@ pub fn read(text: &str, directory: &Path) -> Result<Parts, Wrong> {
         if services.iter().any(|known| known.name() == name.trim()) {
             return Err(wrong(format!("{:?} is named twice", name.trim())));
         }
-        let log = pm::service::LogFile::new(directory.join(".pm/logs").join(format!("{}.log", name.trim())));
+        let log = pm::service::LogFile::new(logs.join(format!("{}.log", name.trim())));
         let service = Service::new(name.trim(), spec).log(log).build().map_err(|error| wrong(error.to_string()))?;
         services.push(service);
     }
@@ -55,7 +55,12 @@ mod tests {
 
     #[test]
     fn a_line_is_a_service() {
-        let parts = read("# the shop\nweb: node web.js -p 3000\n\nworker:  ./work\n", Path::new("/nowhere")).unwrap();
+        let parts = read(
+            "# the shop\nweb: node web.js -p 3000\n\nworker:  ./work\n",
+            Path::new("/nowhere"),
+            Path::new("/nowhere/.pm/logs"),
+        )
+        .unwrap();
         let lines: Vec<String> =
             parts.services.iter().map(|one| format!("{} {}", one.name(), one.spec().command_line())).collect();
         assert_eq!(lines, ["web sh -c 'node web.js -p 3000'", "worker sh -c ./work"]);
@@ -63,7 +68,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_has_its_place() {
-        let wrong = |text| read(text, Path::new("/nowhere")).unwrap_err();
+        let wrong = |text| read(text, Path::new("/nowhere"), Path::new("/nowhere/.pm/logs")).unwrap_err();
         assert_eq!(wrong("web: a\nno colon\n").at, Some(7..15));
         assert!(wrong("web: a\nweb: b\n").problem.contains("named twice"));
         assert!(wrong("a b: c\n").problem.contains("cannot be the name"));

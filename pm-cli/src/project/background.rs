@@ -1,6 +1,6 @@
 //! `pm up -d`: starts a project in the background, and comes back when it is up.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode, Stdio};
 use super::client;
 use super::up::Plan;
 use super::wire::{Answer, Question};
+use crate::config;
 use crate::error::{CliError, code};
 
 /// What a project in the background says when it is reached at its socket.
@@ -21,12 +22,12 @@ const UP: &str = "up";
 /// What keeps it from being up.
 pub fn start(plan: &Plan) -> Result<(), CliError> {
     let project = &plan.project;
-    let log = project.directory.join(".pm").join("background.log");
+    let log = config::place_of(&project.file, "background.log");
     let refused =
         |source| CliError::Log { path: log.clone(), problem: "cannot be written".into(), source: Some(source) };
-    fs::create_dir_all(project.directory.join(".pm")).map_err(refused)?;
-    // What the last one said is of no use to this one.
-    let written = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&log).map_err(refused)?;
+    config::make_place(&project.file).map_err(refused)?;
+    // Nothing goes of what another one says that is up: who has its place begins anew.
+    let written = OpenOptions::new().create(true).append(true).mode(0o600).open(&log).map_err(refused)?;
     let mut command = Command::new("/proc/self/exe");
     // People find it by the name that they know.
     command.arg0(std::env::args_os().next().unwrap_or_else(|| "pm".into()));
@@ -71,6 +72,12 @@ pub fn wait(file: &Path, names: Vec<String>, limit: std::time::Duration) -> Resu
 pub fn leave_session() {
     // It fails only for the leader of a group, who has none to leave.
     let _ = rustix::process::setsid();
+}
+
+/// What the last one said is of no use to this one, which has the place of the project now.
+pub fn begin_log() {
+    // It is not the file where somebody has said so, and then stays as it is.
+    let _ = rustix::fs::ftruncate(std::io::stderr(), 0);
 }
 
 /// Says that the project is reached, and that nothing else will be said.

@@ -160,7 +160,7 @@ pub fn reload(file: Option<&Path>, json: bool) -> Result<ExitCode, CliError> {
     let text = if json {
         serde_json::to_string(&reloaded).unwrap_or_default()
     } else {
-        reloaded.warnings.iter().for_each(say);
+        reloaded.warnings.iter().for_each(|warning| say(format_args!("warning: {warning}")));
         reloaded.to_string()
     };
     Ok(print(&(text + "\n")))

@@ -55,7 +55,8 @@ pub fn run(command: Command) -> Result<ExitCode, CliError> {
             let project = Project::read(args.file.as_deref()).map_err(CliError::Config)?;
             warn(&project);
             let names: Vec<&str> = project.services.iter().map(|one| one.name()).collect();
-            Ok(client::print(&format!("{}: {} services: {}\n", project.name, names.len(), names.join(", "))))
+            let noun = if names.len() == 1 { "service" } else { "services" };
+            Ok(client::print(&format!("{}: {} {noun}: {}\n", project.name, names.len(), names.join(", "))))
         }
         Command::Schema => {
             let schema = serde_json::to_string_pretty(&config::native::schema()).unwrap_or_default();
@@ -103,7 +104,7 @@ fn run_up(args: UpArgs) -> Result<ExitCode, CliError> {
 /// Says what stands in the file and does nothing.
 fn warn(project: &Project) {
     for warning in &project.warnings {
-        say(warning);
+        say(format_args!("warning: {warning}"));
     }
 }
 

@@ -12,16 +12,15 @@ use pm::core::driver::socket_path::{SocketPath, bind_private};
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
-use crate::config::{ConfigError, FILES};
+use crate::config::{self, ConfigError};
 use crate::error::CliError;
 
-/// The file of the project, absolute: the one that is named, or the first of [`FILES`] that is in the working directory.
+/// The file of the project, absolute: the one that is named, or the first that [`config::find`] finds.
 ///
 /// # Errors
 /// There is none.
 pub fn file(named: Option<&Path>) -> Result<PathBuf, CliError> {
-    let found = named.map(Path::to_owned).or_else(|| FILES.iter().map(PathBuf::from).find(|path| path.exists()));
-    let named = found.ok_or(CliError::Config(ConfigError::NoFile))?;
+    let named = config::find(named).map_err(CliError::Config)?;
     // Both ways to one directory lead to one project. A file that is linked into several is several projects: their directories differ.
     let found = || -> io::Result<PathBuf> {
         fs::metadata(&named)?;
@@ -120,6 +119,8 @@ pub struct Held {
 /// [`CliError::AlreadyUp`] where the project is up.
 pub fn take(file: &Path) -> Result<(UnixListener, Held), CliError> {
     let path = usual_socket(file)?;
+    // Where it cannot be written there is no lock.
+    let _ = config::make_place(file);
     let lock = lock(&lock_path(file), &path)?;
     let (listener, socket) = bind_private(&path).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => CliError::AlreadyUp,
@@ -131,7 +132,6 @@ pub fn take(file: &Path) -> Result<(UnixListener, Held), CliError> {
 /// Locks the file beside a project, and notes in it where the project is reached. The file stays: to remove it would let two have it.
 fn lock(path: &Path, socket: &Path) -> Result<Option<File>, CliError> {
     let open = || -> io::Result<File> {
-        fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
         let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
         OpenOptions::new()
             .read(true)

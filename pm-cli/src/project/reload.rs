@@ -48,8 +48,16 @@ impl Facts {
             logs: services().filter_map(|one| Some((one.name().to_string(), one.log()?.clone()))).collect(),
             ends: project.ends.clone(),
             watched: project.watched.clone(),
-            width: services().map(|one| one.name().len()).max().unwrap_or(0),
+            width: services().map(width_of).max().unwrap_or(0),
         }
+    }
+}
+
+/// The length of the longest label of a service.
+fn width_of(service: &pm::service::Service) -> usize {
+    match service.replicas() {
+        0 | 1 => service.name().len(),
+        most => service.name().len() + format!("#{most}").len(),
     }
 }
 
@@ -192,7 +200,7 @@ pub async fn on_request(serving: Arc<Serving>, mut requests: mpsc::Receiver<()>)
         let (reloaded, turn) = reload(&serving).await;
         match reloaded {
             Ok(reloaded) => {
-                reloaded.warnings.iter().for_each(say);
+                reloaded.warnings.iter().for_each(|warning| say(format_args!("warning: {warning}")));
                 say(format_args!("reloaded: {reloaded}"));
             }
             Err(NotReloaded::Bad(problem) | NotReloaded::Failed(problem)) => {

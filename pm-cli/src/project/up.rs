@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pm::Signal;
 use pm::core::driver::signal::Heard;
@@ -28,6 +28,15 @@ const MOST_WAITING: usize = 64;
 
 /// How long the answer to `pm down`, or to `pm reload`, may take to be written at the end.
 const LAST_ANSWER: Duration = Duration::from_secs(1);
+
+/// Signals that come within this time of the first one are the same wish.
+const ONE_WISH: Duration = Duration::from_millis(200);
+
+/// So many of those that are waited for are named.
+const MOST_NAMED: usize = 10;
+
+/// A stop that takes longer is spoken of.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// So many lines are shown of a service that failed.
 const LAST_LINES: usize = 20;
@@ -104,7 +113,14 @@ enum End {
 pub fn run(plan: Plan) -> Result<ExitCode, CliError> {
     let wanted = plan.wanted()?;
     let file = meeting::file(Some(&plan.project.file))?;
-    let (listener, held) = meeting::take(&file)?;
+    let (listener, held) = match meeting::take(&file) {
+        // Who has started this one says so.
+        Err(error @ CliError::AlreadyUp) if plan.is_in_background => return Ok(error.exit_code().into()),
+        taken => taken?,
+    };
+    if plan.is_in_background {
+        super::background::begin_log();
+    }
     let kept = meeting::kept(&file);
     if plan.is_kept {
         abort_on_panic();
@@ -316,6 +332,20 @@ async fn without_ended(orchestrator: &Orchestrator, mut wanted: Vec<String>) -> 
     wanted
 }
 
+/// Says for whom a stop waits, and how it would be quicker.
+async fn say_who_is_awaited(orchestrator: &Orchestrator) {
+    let services = orchestrator.list().await;
+    let awaited: Vec<&str> = services
+        .iter()
+        .filter(|info| info.state == State::Stopping)
+        .map(|info| &*info.label)
+        .take(MOST_NAMED)
+        .collect();
+    if !awaited.is_empty() {
+        say(format_args!("waiting for {} to end; another Ctrl-C kills what has not", awaited.join(", ")));
+    }
+}
+
 /// 0 where all that has ended did so well.
 fn code_of_all(services: &[Info]) -> u8 {
     if services.iter().any(|info| wire::is_bad_end(info.state)) { code::FAILED } else { 0 }
@@ -403,8 +433,15 @@ impl Watch {
         let mut stopped = stop(down.as_ref().and_then(|down| down.limit));
         let mut downs: Vec<Down> = down.into_iter().collect();
         let mut is_killing = false;
+        let began = Instant::now();
+        let mut patience = Box::pin(tokio::time::sleep(SILENCE));
+        let mut is_told = false;
         loop {
             tokio::select! {
+                () = &mut patience, if !is_told => {
+                    is_told = true;
+                    say_who_is_awaited(&self.orchestrator).await;
+                }
                 stopped = &mut stopped => return (stopped.unwrap_or_default(), downs),
                 Some(down) = self.asked_down.recv() => {
                     // The first answer knows what had to be killed, for both.
@@ -415,6 +452,8 @@ impl Watch {
                 }
                 // The keeper kills what is left when this program has gone.
                 code = self.signals.next() => match is_killing {
+                    // timeout(1) and shells send it to the process and to its group: one wish that arrives twice.
+                    _ if began.elapsed() < ONE_WISH => {}
                     true => std::process::exit(code.into()),
                     false => {
                         say("killing what has not stopped");

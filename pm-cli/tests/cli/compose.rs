@@ -67,7 +67,11 @@ processes:
     );
     assert_eq!(of(&done, "worker-0"), ["number 0 of worker"]);
     assert_eq!(of(&done, "worker-1"), ["number 1 of worker"]);
-    assert!(done.err.starts_with("pm: process-compose.yaml:2: log_level: nothing comes of it: "), "{}", done.err);
+    assert!(
+        done.err.starts_with("pm: warning: process-compose.yaml:2: log_level: nothing comes of it: "),
+        "{}",
+        done.err
+    );
     assert!(!dir.join("never").exists());
 }
 
@@ -97,11 +101,11 @@ fn a_file_is_checked_without_running_anything() {
         "is_tui_disabled: true\nenv_cmds: {A: touch ran}\nprocesses:\n  a:\n    command: a\n    is_foreground: yes\n";
     let dir = project(file);
     let done = pm(&dir, "check", &[]).expect(0);
-    assert!(done.text().ends_with(": 1 services: a\n"), "{}", done.text());
+    assert!(done.text().ends_with(": 1 service: a\n"), "{}", done.text());
     assert_eq!(
         done.err,
-        "pm: process-compose.yaml:1: is_tui_disabled: nothing comes of it: pm has no such screen\n\
-        pm: process-compose.yaml:6: is_foreground: it is started only when it is named, and not in the foreground: is_tty gives it a terminal, and pm attach connects to that\n"
+        "pm: warning: process-compose.yaml:1: is_tui_disabled: nothing comes of it: pm has no such screen\n\
+        pm: warning: process-compose.yaml:6: is_foreground: it is started only when it is named, and not in the foreground: is_tty gives it a terminal, and pm attach connects to that\n"
     );
     assert!(!dir.join("ran").exists());
     dir.script("process-compose.override.yaml", file);

@@ -221,6 +221,7 @@ fn only_what_is_to_be_kept_is() {
             let mark = running.kill();
             assert_eq!(left_behind(&mark, Duration::from_secs(1)), [""; 0]);
         } else {
+            running.says("waiting for deaf to end", 1);
             running.signal(Signal::TERM);
             running.end().expect(143);
         }

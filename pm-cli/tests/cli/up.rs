@@ -235,9 +235,12 @@ fn signals_end_it_politely_then_at_once() {
     );
     let running = up(&deaf, &[]);
     running.signal(Signal::TERM);
-    assert!(!running.ends_within(Duration::from_millis(100)));
+    // Twice at once is one wish.
+    running.signal(Signal::TERM);
+    assert!(!running.ends_within(Duration::from_millis(1500)));
     running.signal(Signal::TERM);
     let done = running.end().expect(143);
+    assert!(done.err.contains("pm: waiting for a to end; another Ctrl-C kills what has not\n"), "{}", done.err);
     assert!(done.err.contains("pm: killing what has not stopped\n"), "{}", done.err);
     assert!(done.err.contains("pm: a: killed: it did not stop in time"), "{}", done.err);
 }
@@ -438,7 +441,7 @@ fn the_shop_with_a_real_database() {
         here(&dir, "up", &["--exit-code-from", "client"]).env("SHOP_REDIS_PORT", port()).env("SHOP_API_PORT", port());
     let done = shop.run("").expect(0);
     for line in
-        ["migrate | the goods are there", "client  | 2 tea: 9.00, by worker", "client  | 10 tea: 45.00, by worker"]
+        ["migrate  | the goods are there", "client   | 2 tea: 9.00, by worker", "client   | 10 tea: 45.00, by worker"]
     {
         assert!(done.text().contains(line), "{line:?} is not in {}", done.text());
     }
@@ -512,4 +515,36 @@ fn another_environment_finds_the_same_project() {
     there("down").expect(0);
     running.end().expect(0);
     there("ps").refused(5, &[]);
+}
+
+/// One that comes too late, or another project in the same directory, touches nothing of one that is up.
+#[test]
+fn what_pm_writes_of_a_project_is_of_that_alone() {
+    let dir = project("[service.a]\nshell = \"echo first; exec sleep 1000\"\nhealth = { line = \"first\" }\n");
+    dir.script("other.toml", "[service.a]\nshell = \"echo second; exec sleep 1000\"\nhealth = { line = \"second\" }\n");
+    pm_in_background(&dir, &["-d", "--wait"]);
+    pm_in_background(&dir, &["-d", "--wait", "-f", "other.toml"]);
+    let said = || std::fs::read_to_string(dir.join(".pm/background.log")).unwrap();
+    let before = said();
+    assert!(before.contains("pm: a: healthy"), "{before}");
+    pm(&dir, "up", &["-d"]).refused(4, &["pm reload"]);
+    assert_eq!(said(), before);
+    // A directory stands for the file in it.
+    let logs = |args: &[&str]| pm(&dir, "logs", args).expect(0).text();
+    assert_eq!([logs(&["--file", "."]), logs(&["--file", "other.toml"])], ["a | first\n", "a | second\n"]);
+    assert_eq!(std::fs::read_to_string(dir.join(".pm/.gitignore")).unwrap(), "*\n");
+    pm(&dir, "down", &["-f", "."]).expect(0);
+    pm(&dir, "down", &["-f", "other.toml"]).expect(0);
+}
+
+/// A command that is to stop a service and fails says so.
+#[test]
+fn a_stop_command_that_fails_is_told() {
+    let dir = project(
+        "[service.a]\nshell = \"exec sleep 1000\"\nstop = { command = [\"sh\", \"-c\", \"echo cannot >&2; exit 3\"], limit = \"200ms\" }\n",
+    );
+    let running = up(&dir, &[]);
+    pm(&dir, "down", &[]).expect(0);
+    let done = running.end().expect(0);
+    assert!(done.err.contains("sh: exit code 3 (cannot)"), "{}", done.err);
 }

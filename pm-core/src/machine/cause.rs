@@ -33,6 +33,8 @@ pub enum ExitCause {
     NotReady {
         /// The time that it had.
         limit: Duration,
+        /// What its probe said last, or what it has not said.
+        said: String,
     },
     /// It was a service, and was not well any more.
     Unhealthy {
@@ -95,7 +97,7 @@ impl fmt::Display for ExitCause {
                 )
             }
             ExitCause::StartTimeout { limit } => write!(f, "killed: it did not say READY within {limit:?}"),
-            ExitCause::NotReady { limit } => write!(f, "not ready within {limit:?}"),
+            ExitCause::NotReady { limit, said } => write!(f, "not ready within {limit:?}: {said}"),
             ExitCause::Unhealthy { reason } => write!(f, "not well any more: {reason}"),
             ExitCause::LinkLost { reason } => write!(f, "killed: its link was lost ({reason})"),
             ExitCause::Protocol { violation } => write!(f, "killed: it broke the protocol ({violation})"),

@@ -405,7 +405,8 @@ impl Life {
     pub fn handle_timeout(&mut self, now: Time) {
         let is_due = |at: &mut Option<Time>| at.take_if(|at| *at <= now).is_some();
         if is_due(&mut self.start_by) {
-            self.fail(now, ExitCause::NotReady { limit: self.rules.start_limit }, false);
+            let said = self.why_not_ready();
+            self.fail(now, ExitCause::NotReady { limit: self.rules.start_limit, said }, false);
         }
         if is_due(&mut self.runs_at) && !self.runs {
             self.runs = true;
@@ -450,6 +451,17 @@ impl Life {
 
     fn say(&mut self, event: Event) {
         self.effects.push_back(Effect::Event(event));
+    }
+
+    fn why_not_ready(&self) -> String {
+        let last = self.readiness.as_ref().and_then(Schedule::last);
+        match (self.rules.readiness, last) {
+            (Readiness::Asked(_), Some(Err(said))) => said.clone(),
+            (Readiness::Asked(_), _) => "its probe has not answered".into(),
+            (Readiness::Told { by_line: true }, _) => "it has not printed the line that says so".into(),
+            (Readiness::Told { by_line: false }, _) => "it has not said READY=1".into(),
+            (Readiness::Spawned, _) => "its process was not made".into(),
+        }
     }
 
     fn is_watched(&self) -> bool {

@@ -468,7 +468,7 @@ impl Process<'_> {
         let own = rotation(self.fields, warnings)?;
         let Some(path) = self.path_of(self.fields, "log_location", warnings)? else {
             let Rotation { max_bytes, keep } = own.unwrap_or(self.project.rotation);
-            let path = self.project.directory.join(".pm/logs").join(format!("{}.log", self.name));
+            let path = self.project.logs.join(format!("{}.log", self.name));
             return Ok(LogFile { max_bytes, keep, ..LogFile::new(path) });
         };
         // Such a log grows for ever where nothing else is said.

@@ -18,7 +18,7 @@ fn surroundings() -> Surroundings {
 
 #[track_caller]
 fn parts(text: &str) -> Parts {
-    match read_in(text, Path::new("/shop"), &surroundings()) {
+    match read_in(text, Path::new("/shop"), Path::new("/shop/.pm/logs"), &surroundings()) {
         Ok(parts) => parts,
         Err(wrong) => panic!("{}", Place::of(text, wrong)),
     }
@@ -27,7 +27,7 @@ fn parts(text: &str) -> Parts {
 /// The error as people see it behind the name of the file.
 #[track_caller]
 fn wrong(text: &str) -> String {
-    let wrong = read_in(text, Path::new("/shop"), &surroundings()).unwrap_err();
+    let wrong = read_in(text, Path::new("/shop"), Path::new("/shop/.pm/logs"), &surroundings()).unwrap_err();
     Place::of(text, wrong).to_string()
 }
 
@@ -295,7 +295,7 @@ fn variables_come_from_many_places_and_the_nearest_counts() {
     fs::write(directory.join("sub/a.env"), "ALL=file\nFILE=file\n").unwrap();
     let text = "environment: [ALL=global, GLOBAL=global]\nprocesses:\n  a:\n    command: run ${PORT} ${DOT}\n    working_dir: sub\n    \
         env_file: [a.env]\n    environment: [ALL=own]\n  b:\n    command: b\n    is_dotenv_disabled: true\n";
-    let parts = read_in(text, &directory, &surroundings()).unwrap();
+    let parts = read_in(text, &directory, &directory, &surroundings()).unwrap();
     fs::remove_dir_all(&directory).unwrap();
     // In the texts of the file .env is the stronger one, and in the environment it is the weaker one: as it is there.
     assert_eq!(parts.services[0].spec().command_line(), "bash -c 'run 1 dot'");
@@ -329,7 +329,7 @@ fn commands_that_give_variables_are_run_for_a_start_alone() {
         processes:\n  a:\n    command: a\n";
     let read = |purpose| {
         let surroundings = Surroundings { purpose, shell: "sh".into(), ..surroundings() };
-        read_in(text, &std::env::temp_dir(), &surroundings).unwrap()
+        read_in(text, &std::env::temp_dir(), &std::env::temp_dir(), &surroundings).unwrap()
     };
     let variables = |parts: &Parts| variables_of(&parts.services[0])[2..].to_vec();
     let began = Instant::now();
@@ -541,7 +541,7 @@ fn processes_that_do_not_fit_together_are_wrong() {
 /// A file that is half written, or from which something was lost, is refused or read, and its place can be shown.
 #[test]
 fn no_text_is_too_odd() {
-    let show = |text: &str| match read_in(text, Path::new("/shop"), &surroundings()) {
+    let show = |text: &str| match read_in(text, Path::new("/shop"), Path::new("/shop/.pm/logs"), &surroundings()) {
         Ok(parts) => parts.warnings.into_iter().for_each(|wrong| drop(Place::of(text, wrong).to_string())),
         Err(wrong) => drop(Place::of(text, wrong).to_string()),
     };

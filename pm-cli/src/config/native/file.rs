@@ -33,11 +33,12 @@ pub struct File {
 
 /// A service.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table of its own, as in [service.web] and then command = [\"./web\"]")]
 pub struct Entry {
     /// What it is called for people.
     pub title: Option<String>,
     /// The program and its arguments. No shell sees them.
+    #[serde(default, deserialize_with = "words")]
     pub command: Option<Vec<String>>,
     /// A line for `sh -c`, in place of `command`.
     pub shell: Option<String>,
@@ -268,7 +269,7 @@ pub struct WatchTable {
 
 /// A probe: one of `http`, `tcp`, `command`, `line` and `notify`.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table, as in health = { http = \"http://127.0.0.1:3000/\" }")]
 pub struct Health {
     /// A URL that is answered with status 200.
     pub http: Option<String>,
@@ -284,6 +285,7 @@ pub struct Health {
     /// Another host than 127.0.0.1, of `tcp`.
     pub host: Option<String>,
     /// A command that ends with exit code 0.
+    #[serde(default, deserialize_with = "words")]
     pub command: Option<Vec<String>>,
     /// Another exit code than 0, of `command`.
     pub exit_code: Option<i32>,
@@ -399,11 +401,12 @@ pub struct RestartTable {
 
 /// How a service is stopped.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table, as in stop = { signal = \"INT\", limit = \"10s\" }")]
 pub struct Stop {
     /// The signal that asks it to end: TERM by default.
     pub signal: Option<String>,
     /// A command that asks it to end, in place of the signal, with the number of its process in PM_PID.
+    #[serde(default, deserialize_with = "words")]
     pub command: Option<Vec<String>>,
     /// From there to the kill: 10s by default.
     pub limit: Option<Time>,
@@ -449,7 +452,7 @@ pub enum LogEntry {
 
 /// Commands that follow from what happens to a service. They have PM_SERVICE, PM_EVENT, PM_PID and PM_CAUSE in their environment.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table, as in hooks = { crash = [\"./tell\", \"me\"] }")]
 pub struct Hooks {
     /// A process of it was made.
     pub start: Option<Vec<String>>,
@@ -459,4 +462,27 @@ pub struct Hooks {
     pub restart: Option<Vec<String>>,
     /// It has crashed.
     pub crash: Option<Vec<String>>,
+}
+
+/// A program and its arguments.
+fn words<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    struct Words;
+
+    impl<'de> serde::de::Visitor<'de> for Words {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a list, as in command = [\"sleep\", \"1\"]; a line for a shell is shell = \"sleep 1\"")
+        }
+
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut words = Vec::new();
+            while let Some(word) = seq.next_element()? {
+                words.push(word);
+            }
+            Ok(words)
+        }
+    }
+
+    deserializer.deserialize_seq(Words).map(Some)
 }

@@ -6,12 +6,12 @@ use super::*;
 
 /// The error of a text, as people see it.
 fn refused(text: &str) -> String {
-    let wrong = read(text, Path::new("/nowhere")).unwrap_err();
+    let wrong = read(text, Path::new("/nowhere"), Path::new("/nowhere/.pm/logs")).unwrap_err();
     crate::config::place::Place::of(text, wrong).to_string()
 }
 
 fn only(text: &str) -> Service {
-    let mut parts = read(text, Path::new("/project")).unwrap();
+    let mut parts = read(text, Path::new("/project"), Path::new("/project/.pm/logs")).unwrap();
     assert_eq!(parts.services.len(), 1);
     parts.services.remove(0)
 }
@@ -65,6 +65,7 @@ fn needs_have_the_condition_that_fits() {
     let parts = read(
         "[service.web]\ncommand = [\"a\"]\nneeds = [\"db\", \"cache\"]\n[service.db]\ncommand = [\"a\"]\nhealth = { tcp = 1 }\n[service.cache]\ncommand = [\"a\"]\n",
         Path::new("/"),
+        Path::new("/.pm/logs"),
     )
     .unwrap();
     let names: Vec<&str> = parts.services.iter().map(Service::name).collect();
@@ -78,7 +79,7 @@ fn needs_have_the_condition_that_fits() {
 #[test]
 fn where_it_listens_and_what_it_watches() {
     let text = "[service.a]\ncommand = [\"x\"]\ndir = \"sub\"\nlisten = [\"[::1]:80\", \"unix:run/s\", \"/s\"]\nwatch = [\"src\", \"/etc\"]\nhealth = { tcp = 80 }\n";
-    let parts = read(text, Path::new("/project")).unwrap();
+    let parts = read(text, Path::new("/project"), Path::new("/project/.pm/logs")).unwrap();
     let listeners: Vec<String> = parts.services[0].spec().listeners().iter().map(|(_, on)| on.to_string()).collect();
     assert_eq!(listeners, ["[::1]:80", "/project/sub/run/s", "/s"]);
     assert_eq!(parts.watched["a"].paths(), [PathBuf::from("/etc"), PathBuf::from("/project/sub/src")]);
@@ -100,8 +101,16 @@ fn what_is_wrong_is_shown_with_its_line() {
         ("service = {}", " no service stands in it: write [service.NAME] and its command"),
         ("[service.a]\ncomand = [\"x\"]", "2:1: unknown field `comand`, expected one of `title`, `command`, "),
         (
+            "[service.a]\ncommand = [\"x\"]\nhealth = \"http://x\"",
+            "3:10: invalid type: string \"http://x\", expected a table, as in health = { http = \"http://127.0.0.1:3000/\" }",
+        ),
+        (
+            "[service]\na = \"sleep 1\"",
+            "2:5: invalid type: string \"sleep 1\", expected a table of its own, as in [service.web] and then command = [\"./web\"]",
+        ),
+        (
             "[service.a]\ncommand = \"x y\"",
-            "2:11: invalid type: string \"x y\", expected a sequence\n  2 | command = \"x y\"\n",
+            "2:11: invalid type: string \"x y\", expected a list, as in command = [\"sleep\", \"1\"]; a line for a shell is shell = \"sleep 1\"\n  2 | command = \"x y\"\n",
         ),
         (
             "[service.a]\ntitle = \"x\"",

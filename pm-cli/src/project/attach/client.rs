@@ -137,7 +137,11 @@ async fn run(asked: Asked, wanted: &Wanted, is_terminal: bool, takes_input: bool
     let talk = Talk { write, answered, resized, is_terminal, takes_input, close: wanted.close, source };
     let left = tokio::select! {
         biased;
-        came = &mut signals.came => Ok(Left::Code(came.unwrap_or(code::TERMINATED))),
+        came = &mut signals.came => match came.unwrap_or(code::TERMINATED) {
+            // By the key, where the terminal is not the service's.
+            code::INTERRUPTED if source != Source::Keys && io::stdin().is_terminal() => Ok(Left::ByUser),
+            code => Ok(Left::Code(code)),
+        },
         () = leaves.notified() => Ok(Left::ByUser),
         left = screen.show(read, answers) => left,
         left = talk.talk(typed) => left,
@@ -227,7 +231,7 @@ impl Talk {
                     }
                 }
                 chunk = typed.chunks.recv(), if !is_waiting && !is_over => match chunk {
-                    Some(_) if !self.takes_input => return Ok(Left::Refused("it takes none".into())),
+                    Some(_) if !self.takes_input => return Ok(Left::Refused("it takes none: give it `stdin = \"pipe\"` or `tty = true`".into())),
                     Some(bytes) => {
                         is_waiting = true;
                         self.send(&Frame::Input(bytes)).await?;

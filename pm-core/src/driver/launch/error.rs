@@ -227,8 +227,16 @@ impl LaunchError {
     }
 }
 
+/// The longest PATH that is shown, in bytes.
+const LONGEST_SHOWN: usize = 60;
+
 fn searched(path: &Option<OsString>) -> String {
-    path.as_ref().map(|path| format!(" in PATH {path:?}")).unwrap_or_default()
+    match path {
+        // A long one says nothing that people do not know, and hides what they should see.
+        Some(path) if path.len() <= LONGEST_SHOWN => format!(" in PATH {path:?}"),
+        Some(_) => " in PATH".into(),
+        None => String::new(),
+    }
 }
 
 fn limit_text(command: &Command, index: u32) -> String {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
+use super::command as service_command;
 use super::input::{End, Inlet};
 use super::keep::{Keep, Left, Note, Stream};
 use super::listening::{self, Listening, NotStarted};
@@ -16,16 +17,13 @@ use super::output::{OutputThread, Sink, Source};
 use super::port::{self, Living};
 use super::terminal::{Terminal, USUAL_TERM};
 use crate::driver::command;
-use crate::driver::exec::{self, OutputStream};
+use crate::driver::exec::OutputStream;
 use crate::driver::launch::{self, Child, Command, Exit, LaunchError};
 use crate::face::service::{Definition, Stdin, StopBy};
 use crate::machine::exit::Signal;
 use crate::machine::id::Incarnation;
 use crate::machine::life;
 use crate::machine::service::{PortHolder, PortTaken, ServiceId};
-
-/// A stop command may print so much to each of its streams.
-const MOST_PRINTED: usize = 1 << 20;
 
 /// What the task of an incarnation is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +53,7 @@ pub(super) enum News {
     Ended(ServiceId, Exit),
     /// It will not outlive this program, for its keeper has no room for what that takes.
     NotKept(ServiceId),
-    /// The command that asks it to end could not be started.
+    /// The command that asks it to end could not be started, or has failed.
     StopFailed(ServiceId, String),
     /// What it says that it is doing.
     Status(ServiceId, String),
@@ -317,14 +315,16 @@ impl Process {
                             let spec = spec.with_variables(vec![("PM_PID".into(), child.pid().to_string().into())]);
                             let (id, news, failed) = (self.id, self.news.clone(), stop_failed.clone());
                             farewell = Some(AbortOnDrop::of(&tokio::spawn(async move {
-                                match exec::start(&spec, None, MOST_PRINTED).await {
-                                    Ok(mut running) => drop(running.ended().await),
+                                // A code is only told: it may have been asked all the same, and has its stop limit.
+                                let error = match service_command::run(&spec).await {
+                                    Ok(ended) if ended.status.code() == Some(0) => return,
+                                    Ok(ended) => service_command::failure(&spec, ended.status, &ended.stderr),
                                     Err(error) => {
-                                        let error = crate::driver::worker::chain(&error);
-                                        let _ = news.send(News::StopFailed(id, error)).await;
                                         failed.notify_one();
+                                        error
                                     }
-                                }
+                                };
+                                let _ = news.send(News::StopFailed(id, error)).await;
                             })));
                         }
                         if let StopBy::Signal(signal) = self.definition.stop_by {

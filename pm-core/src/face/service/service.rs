@@ -40,7 +40,7 @@ pub enum Stdin {
 pub enum StopBy {
     /// By a signal to its process group: SIGTERM by default.
     Signal(Signal),
-    /// By a command, which has the number of its process in `PM_PID`. Its exit code does not matter; the service has its stop limit all the same.
+    /// By a command, which has the number of its process in `PM_PID`. One that fails is an event, and the service has its stop limit all the same; where it cannot be started, the service is sent SIGTERM.
     Command(Box<Spec>),
 }
 

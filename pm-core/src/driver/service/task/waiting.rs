@@ -138,7 +138,7 @@ impl Task {
         }
         let failed = ids.iter().find_map(|id| self.machine.life(*id).filter(|life| life.cause().is_some()));
         match failed.and_then(|life| life.cause()) {
-            Some(ExitCause::NotReady { limit }) => {
+            Some(ExitCause::NotReady { limit, .. }) => {
                 let last = failed.and_then(|life| life.schedule(Check::Readiness)?.last()?.as_ref().err().cloned());
                 let port = ids.iter().find_map(|id| self.members.get(id)?.port.clone());
                 StartError::Timeout { service, limit: *limit, said: last, port, output }
