@@ -240,13 +240,11 @@ fn children_of_pm(scratch: &Path) -> Vec<u32> {
 }
 
 fn cpu(pid: u32) -> Duration {
-    // Nanoseconds on a CPU, of the first thread; the others are beside it.
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let of = |path: PathBuf| {
-        let text = std::fs::read_to_string(path.join("schedstat")).unwrap_or_default();
-        text.split_whitespace().next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0)
-    };
-    Duration::from_nanos(tasks.map(|task| of(task.path())).sum())
+    // With that of threads that have ended, in the ticks of the kernel: utime and stime, the 12th and 13th field behind the name.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace().skip(11).take(2);
+    let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_secs(ticks) / rustix::param::clock_ticks_per_second() as u32
 }
 
 fn resident(pid: u32) -> f64 {

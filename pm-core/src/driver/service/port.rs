@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::face::service::Target;
 use crate::machine::service::PortHolder;
@@ -79,6 +82,25 @@ pub(super) fn asked_by(target: &Target) -> Option<u16> {
 fn is_this_machine(address: &IpAddr) -> bool {
     let address = address.to_canonical();
     address.is_loopback() || address.is_unspecified()
+}
+
+/// Whether somebody may hold a port of this machine: asked of the kernel in a few microseconds, while to look for who it is takes milliseconds.
+pub(super) fn may_be_taken(port: u16) -> bool {
+    let is_free = |family, address: SocketAddr| {
+        let flags = SocketFlags::CLOEXEC;
+        let Ok(socket) = rustix::net::socket_with(family, SocketType::STREAM, flags, None) else {
+            // There is no such family here; or no descriptor is left, and nobody can be looked for either.
+            return true;
+        };
+        // Connections that have ended do not count, only who listens. It is bound for no longer than this takes, and never listens itself.
+        let _ = sockopt::set_socket_reuseaddr(&socket, true);
+        if family == AddressFamily::INET6 {
+            let _ = sockopt::set_ipv6_v6only(&socket, true);
+        }
+        !matches!(rustix::net::bind(&socket, &address), Err(Errno::ADDRINUSE | Errno::ACCESS))
+    };
+    let v4 = is_free(AddressFamily::INET, (Ipv4Addr::UNSPECIFIED, port).into());
+    !v4 || !is_free(AddressFamily::INET6, (Ipv6Addr::UNSPECIFIED, port).into())
 }
 
 /// Who would answer at a port of this machine, where that is nobody whom this program has started.
@@ -206,6 +228,23 @@ mod tests {
         let listener = TcpListener::bind(address).unwrap();
         let port = listener.local_addr().unwrap().port();
         (listener, port)
+    }
+
+    #[test]
+    fn a_port_is_free_or_somebody_listens() {
+        for address in ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"] {
+            // Not every machine has the second family.
+            let Ok(listener) = TcpListener::bind(address) else { continue };
+            let port = listener.local_addr().unwrap().port();
+            assert!(may_be_taken(port), "{address}");
+            drop(listener);
+            // A child that another test is making has it until it executes its program.
+            let by = Instant::now() + Duration::from_secs(20);
+            while may_be_taken(port) {
+                assert!(Instant::now() < by, "{address}");
+                std::thread::yield_now();
+            }
+        }
     }
 
     #[test]

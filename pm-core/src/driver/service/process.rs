@@ -214,7 +214,7 @@ impl Process {
         let targets = [&definition.health, &definition.liveness];
         let Some(port) = targets.into_iter().flatten().find_map(port::asked_by) else { return };
         // What this program itself holds for it.
-        if listening::is_on(&definition.spec, port) {
+        if listening::is_on(&definition.spec, port) || !port::may_be_taken(port) {
             return;
         }
         let living = self.living.clone();
