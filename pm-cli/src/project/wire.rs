@@ -356,7 +356,7 @@ pub fn text(event: &Event) -> String {
         }
         Event::Crashed { cause, lived, restart, restarts, max } => {
             let lived = match cause {
-                pm::ExitCause::NotStarted { .. } => String::new(),
+                pm::ExitCause::NotStarted { .. } | pm::ExitCause::NotReady { .. } => String::new(),
                 _ => format!(" after {}", rounded(*lived)),
             };
             let next = match (restart, max) {

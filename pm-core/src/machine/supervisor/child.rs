@@ -83,7 +83,8 @@ impl Child {
     pub(super) fn how_it_ended(&self) -> String {
         let cause = self.life.cause().map_or_else(|| "ended".into(), ExitCause::to_string);
         match self.life.cause() {
-            Some(ExitCause::NotStarted { .. }) | None => cause,
+            // These have no time of their own, or say it.
+            Some(ExitCause::NotStarted { .. } | ExitCause::NotReady { .. }) | None => cause,
             Some(_) => format!("{cause} after {}", rounded(self.life.lived(Time::ZERO))),
         }
     }

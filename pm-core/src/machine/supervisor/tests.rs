@@ -376,7 +376,7 @@ fn a_service_that_is_never_healthy_fails_at_its_start_limit_and_is_asked_politel
     assert_eq!(world.why("db"), "not ready yet: refused");
     world.run(at(61_000));
     assert_eq!([world.state("db"), world.state("api")], [State::Failed, State::Skipped]);
-    assert_eq!(world.why("db"), "not ready within 60s after 60 s");
+    assert_eq!(world.why("db"), "not ready within 60s: refused");
     assert!(
         world.trace.iter().any(|line| line.contains("Terminate"))
             && !world.trace.iter().any(|line| line.contains("Kill("))
