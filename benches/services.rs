@@ -2,6 +2,9 @@
 //!
 //! `cargo bench -p pm-benches --bench services [-- SECONDS]`, where the seconds are those in which idle services are watched. The targets stand beside the figures.
 
+#[path = "services_rivals/process.rs"]
+mod process;
+
 use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -144,11 +147,11 @@ fn samples(processes: u32, rounds: u32) {
     let mut shell = Command::new("setsid");
     let mut root = shell.args(["sh", "-c", &script]).stdout(Stdio::piped()).spawn().expect("a shell");
     std::io::Read::read_exact(root.stdout.as_mut().expect("a pipe"), &mut [0]).expect("a line");
-    let (before, began) = (cpu(std::process::id()), Instant::now());
+    let (before, began) = (own_cpu(), Instant::now());
     for _ in 0..rounds {
         assert_eq!(pm::service::usage_of(root.id()).map(|usage| usage.processes), Some(processes));
     }
-    let (took, used) = (began.elapsed() / rounds, (cpu(std::process::id()) - before) / rounds);
+    let (took, used) = (began.elapsed() / rounds, (own_cpu() - before) / rounds);
     println!("a sample of a tree of {processes}: {took:.1?}, {used:.1?} of processor time");
     let group = Pid::from_child(&root);
     rustix::process::kill_process_group(group, rustix::process::Signal::KILL).expect("it is there");
@@ -208,11 +211,11 @@ fn project(scratch: &Path, count: usize, watched: Duration) {
     let (up, _) = pm(&["up", "--wait"]);
     println!("{count} services of a project: up after {up:.0?}");
     let managers = children_of_pm(scratch);
-    let before: Duration = managers.iter().map(|pid| cpu(*pid)).sum();
+    let before: Duration = managers.iter().map(|pid| process::cpu(*pid)).sum();
     let began = Instant::now();
     std::thread::sleep(watched);
-    let used: Duration = managers.iter().map(|pid| cpu(*pid)).sum::<Duration>() - before;
-    let memory: f64 = managers.iter().map(|pid| resident(*pid)).sum();
+    let used: Duration = managers.iter().map(|pid| process::cpu(*pid)).sum::<Duration>() - before;
+    let memory: f64 = managers.iter().map(|pid| process::memory(*pid).0).sum();
     let part = 100.0 * used.as_secs_f64() / began.elapsed().as_secs_f64();
     println!(
         "pm and its keeper meanwhile: {memory:.1} MB (target: 25), {part:.2} % of a CPU over {watched:.0?} (target: 0.2)"
@@ -226,31 +229,17 @@ fn project(scratch: &Path, count: usize, watched: Duration) {
 
 /// The process of the project, and its keeper.
 fn children_of_pm(scratch: &Path) -> Vec<u32> {
-    let wanted = format!("XDG_RUNTIME_DIR={}", scratch.display());
-    let entries =
-        std::fs::read_dir("/proc").expect("/proc").filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let wanted = scratch.display().to_string();
     let is_ours = |pid: &u32| {
-        let has = |file: &str, part: &str| {
-            let bytes = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-            bytes.split(|byte| *byte == 0).any(|word| word == part.as_bytes())
-        };
-        has("environ", &wanted) && !has("cmdline", LISTEN)
+        process::variable(*pid, "XDG_RUNTIME_DIR").as_ref() == Some(&wanted) && !process::has_argument(*pid, LISTEN)
     };
-    entries.filter(is_ours).collect()
+    process::all().into_iter().filter(is_ours).collect()
 }
 
-fn cpu(pid: u32) -> Duration {
-    // With that of threads that have ended, in the ticks of the kernel: utime and stime, the 12th and 13th field behind the name.
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace().skip(11).take(2);
-    let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
-    Duration::from_secs(ticks) / rustix::param::clock_ticks_per_second() as u32
-}
-
-fn resident(pid: u32) -> f64 {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-    let pages: f64 = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0.0);
-    pages * rustix::param::page_size() as f64 / 1e6
+/// How long this thread has been on a processor.
+fn own_cpu() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    Duration::from_nanos(text.split_whitespace().next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0))
 }
 
 /// A directory that is removed at the end.

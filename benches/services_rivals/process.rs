@@ -35,12 +35,11 @@ pub(crate) fn memory(pid: u32) -> (f64, f64) {
     (field("Rss:"), field("Pss:"))
 }
 
-/// How long its threads have been on a processor.
+/// How long its threads have been on a processor, with those that have ended, in the ticks of the kernel.
 pub(crate) fn cpu(pid: u32) -> Duration {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let nanos = tasks.filter_map(|task| {
-        let text = read_to_string(task.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse::<u64>().ok()
-    });
-    Duration::from_nanos(nanos.sum())
+    // The name may contain anything. Of what is behind it, utime and stime are the 12th and the 13th field.
+    let stat = read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace().skip(11).take(2);
+    let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_secs(ticks) / rustix::param::clock_ticks_per_second() as u32
 }

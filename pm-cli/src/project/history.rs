@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
+use pm::core::machine::service::label;
 use pm::service::{LogEntry, LogFile};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::inotify;
@@ -129,7 +130,7 @@ fn sources(project: &Project, names: &[String]) -> Result<Vec<Source>, CliError>
             if replica > service.replicas().max(1) && !log.path.exists() {
                 break;
             }
-            let label = if replica == 1 { service.name().into() } else { format!("{}#{replica}", service.name()) };
+            let label = label(service.name(), replica);
             sources.push(Source { label, log, file: None, partial: Vec::new(), pieces: BTreeMap::new() });
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use pm::core::machine::service::label;
 use pm::service::{LogFile, Replaced};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedMutexGuard, mpsc};
@@ -55,10 +56,7 @@ impl Facts {
 
 /// The length of the longest label of a service.
 fn width_of(service: &pm::service::Service) -> usize {
-    match service.replicas() {
-        0 | 1 => service.name().len(),
-        most => service.name().len() + format!("#{most}").len(),
-    }
+    label(service.name(), service.replicas().max(1)).len()
 }
 
 /// What `pm up` was told beside the file.

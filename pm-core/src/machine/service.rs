@@ -17,6 +17,11 @@ use super::restart::Restart;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceId(pub u32);
 
+/// What a process of a service is called: the name of the service, with the number of the replica where it is not the first.
+pub fn label(name: &str, replica: u32) -> String {
+    if replica == 1 { name.into() } else { format!("{name}#{replica}") }
+}
+
 /// What another service must have come to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Condition {

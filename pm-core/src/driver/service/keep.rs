@@ -24,6 +24,7 @@ use crate::driver::launch::meeting::{Kept, MeetingPoint};
 use crate::driver::launch::{Child, Exit};
 use crate::face::service::{Definition, LeftBehind, StopBy, Stopped};
 use crate::machine::exit::Signal;
+use crate::machine::service::label;
 use crate::sys::keeper::keeping::Capture;
 use crate::sys::keeper_wire::Holding;
 use crate::sys::last_words;
@@ -161,7 +162,7 @@ impl Note {
     }
 
     pub(super) fn label(&self) -> String {
-        if self.replica == 1 { self.name.clone() } else { format!("{}#{}", self.name, self.replica) }
+        label(&self.name, self.replica)
     }
 
     fn encode(&self) -> Vec<u8> {

@@ -97,7 +97,8 @@ type Standard = (Vec<Source>, Option<End>, Option<Arc<OwnedFd>>);
 struct Running {
     child: Child,
     streams: Streams,
-    note: Note,
+    /// Where it is kept for the next orchestrator, what that has to know of it.
+    note: Option<Note>,
     /// Told where it cannot be kept.
     not_kept: Option<oneshot::Receiver<()>>,
 }
@@ -185,10 +186,12 @@ impl Process {
                 }
             }
         }
-        let mut note = Note::new(&self.definition, self.replica);
         let child = launch::launch(spec.guard(), command).await?;
-        let keep = self.keep.as_ref().filter(|keep| keep.keeps(&self.definition));
-        let not_kept = keep.and_then(|keep| keep.keep(&child, &mut note, &streams.held()));
+        let (mut note, mut not_kept) = (None, None);
+        if let Some(keep) = self.keep() {
+            let note = note.insert(Note::new(&self.definition, self.replica));
+            not_kept = keep.keep(&child, note, &streams.held());
+        }
         // Before anything that it says can be heard.
         self.tell(News::Life(self.id, life::Input::Spawned(self.incarnation, child.pid()))).await;
         Ok(Running { child, streams, note, not_kept })
@@ -199,13 +202,18 @@ impl Process {
         let Left { child, mut note, held, .. } = left;
         let failed = |source| LaunchError::here(&Command::new(&*note.name, ""), "taking over its streams", source);
         let streams = Streams::of_kept(held).map_err(failed)?;
-        if self.keep.as_ref().is_some_and(|keep| keep.keeps(&self.definition)) {
-            // It goes on under other rules, perhaps, and has another log.
-            note.renew(&self.definition, &child);
-        } else {
+        if self.keep().is_none() {
             child.unkeep();
+            return Ok(Running { child, streams, note: None, not_kept: None });
         }
-        Ok(Running { child, streams, note, not_kept: None })
+        // It goes on under other rules, perhaps, and has another log.
+        note.renew(&self.definition, &child);
+        Ok(Running { child, streams, note: Some(note), not_kept: None })
+    }
+
+    /// Where it is kept, if it is.
+    fn keep(&self) -> Option<&Keep> {
+        self.keep.as_deref().filter(|keep| keep.keeps(&self.definition))
     }
 
     /// Says who else holds the port that its probe asks, where somebody does.
@@ -335,7 +343,11 @@ impl Process {
                         }
                     }
                     Some(Order::Signal(signal)) => drop(child.signal(signal)),
-                    Some(Order::NoteReady) => note.is_ready(&child),
+                    Some(Order::NoteReady) => {
+                        if let Some(note) = &mut note {
+                            note.is_ready(&child);
+                        }
+                    }
                     Some(Order::Unkeep) => child.unkeep(),
                     Some(Order::Leave) => {
                         child.leave();
@@ -379,7 +391,9 @@ impl Process {
         }
         self.tell(News::Ended(self.id, exit)).await;
         self.tell(News::Life(self.id, life::Input::Exited(self.incarnation, status))).await;
-        child.forget();
+        if note.is_some() {
+            child.forget();
+        }
     }
 
     async fn heard(&self, message: Message) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::super::cause::ExitCause;
 use super::super::life::Life;
-use super::super::service::{Condition, State, Verdict};
+use super::super::service::{Condition, State, Verdict, label};
 use super::super::time::Time;
 use crate::units::rounded;
 
@@ -75,11 +75,6 @@ impl Child {
         }
     }
 
-    /// The name, with the number of the replica where there are others.
-    fn label(&self) -> String {
-        if self.replica == 1 { self.name.to_string() } else { format!("{}#{}", self.name, self.replica) }
-    }
-
     pub(super) fn how_it_ended(&self) -> String {
         let cause = self.life.cause().map_or_else(|| "ended".into(), ExitCause::to_string);
         match self.life.cause() {
@@ -90,7 +85,7 @@ impl Child {
     }
 
     pub(super) fn verdict(&self, condition: Condition) -> Verdict {
-        let label = self.label();
+        let label = label(&self.name, self.replica);
         let state = self.state();
         let is_restarting = self.then != Then::Nothing && self.then != Then::Remove
             || matches!(self.request, Some(Request::Stop { then: Then::Start { .. }, .. }));

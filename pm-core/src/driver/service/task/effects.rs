@@ -19,7 +19,7 @@ use crate::driver::{clock, usage};
 use crate::face::service::Happening;
 use crate::machine::id::Incarnation;
 use crate::machine::life::{self, Check, Life};
-use crate::machine::service::{Event, Readiness, ServiceId};
+use crate::machine::service::{Event, Readiness, ServiceId, label};
 use crate::machine::supervisor::Effect;
 
 /// Orders to one process that wait for its task: it is being made, and takes none.
@@ -36,7 +36,6 @@ impl Task {
                     self.members.remove(&id);
                     self.forget_definitions();
                 }
-                Effect::Life(id, life::Effect::Event(event)) => self.happened(id, event),
                 Effect::Life(id, effect) => self.carry_out_for(id, effect),
             }
         }
@@ -45,7 +44,7 @@ impl Task {
     pub(super) fn added(&mut self, id: ServiceId) {
         let Some((name, replica)) = self.machine.name_of(id) else { return };
         let Some(definition) = self.definitions.get(name).cloned() else { return };
-        let label: Arc<str> = if replica == 1 { name.into() } else { format!("{name}#{replica}").into() };
+        let label: Arc<str> = label(name, replica).into();
         let (news, asides) = (self.news.downgrade(), self.asides.clone());
         let said = move |said| match said {
             Said::Ready(incarnation) => {
@@ -109,12 +108,12 @@ impl Task {
     }
 
     pub(super) fn carry_out_for(&mut self, id: ServiceId, effect: life::Effect) {
-        if let life::Effect::Spawn(_) = effect {
-            self.open_log(id);
-        }
         let Some(member) = self.members.get_mut(&id) else { return };
         match effect {
-            life::Effect::Spawn(incarnation) => self.live(id, incarnation, None),
+            life::Effect::Spawn(incarnation) => {
+                self.open_log(id);
+                self.live(id, incarnation, None);
+            }
             life::Effect::Ask(incarnation, check) => {
                 let definition = member.definition.clone();
                 let timing = match (check, definition.rules.readiness) {
